@@ -1,0 +1,36 @@
+"""What mmref raises. Every message says which argument (or file and record), what was expected, what came."""
+
+from __future__ import annotations
+
+
+class MmrefError(Exception):
+    """Base of all errors that are somebody's input, file or installation, never a bug in mmref.
+
+    The command line prints its message on one line and exits with status 2."""
+
+
+class ShapeError(MmrefError, ValueError):
+    """An array of the wrong rank, shape or dtype."""
+
+
+class ValueProblem(MmrefError, ValueError):
+    """An argument outside its domain: an unknown model name, NaN in the input, a negative size."""
+
+
+class CheckpointError(MmrefError):
+    """A weights file that cannot be trusted or read."""
+
+
+class ParameterMismatch(CheckpointError, KeyError):
+    """Weights that do not fit the model: missing, unexpected or wrongly shaped parameters."""
+
+    def __str__(self) -> str:  # KeyError would print the repr, with every newline escaped
+        return str(self.args[0]) if self.args else ""
+
+
+class PictureError(MmrefError):
+    """A picture file that cannot be decoded safely."""
+
+
+class MissingBackend(MmrefError, ImportError):
+    """An optional package or device that is not there; the message says what to install."""
