@@ -1,0 +1,222 @@
+"""Stateless standard operations on NCHW arrays, in plain NumPy.
+
+Letters, here and everywhere in mmref: B batch, C channels, H x W pixels, k kernel side.
+
+Shapes are *written* NCHW, as in the paper and in PyTorch, but *stored* channels-last: the value of one pixel's
+channels lies in one run of memory, so a pointwise convolution is one matrix product and a depthwise tap is one
+multiplication of contiguous rows. `channels_last` is the free change of view between the two; arrays stored
+otherwise are copied once and then stay channels-last through the whole network.
+
+Every function keeps the dtype of its input (float32 or float64) and never writes to its arguments.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mmref.errors import MissingBackend, ShapeError
+
+
+def check_backend(backend: str, known: tuple[str, ...] = ("numpy", "numba", "cuda")) -> str:
+    """`backend` itself, or an error that lists the known ones."""
+    if backend not in known:
+        raise MissingBackend(f"backend must be one of {', '.join(known)}, got {backend!r}")
+    return backend
+
+
+def check_rank(name: str, array: np.ndarray, axes: str) -> None:
+    """Raise ShapeError unless `array` has one axis for every word of `axes` ("batch channels height width")."""
+    if np.ndim(array) != len(axes.split()):
+        raise ShapeError(f"{name} must be rank {len(axes.split())} ({', '.join(axes.split())}), "
+                         f"got shape {np.shape(array)}")
+
+
+def channels_last(x: np.ndarray) -> np.ndarray:
+    """(B, C, H, W) -> (B, H, W, C), contiguous; a view if `x` is stored channels-last already."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def channels_first(x: np.ndarray) -> np.ndarray:
+    """(B, H, W, C) -> (B, C, H, W), always a view."""
+    return x.transpose(0, 3, 1, 2)
+
+
+def pad_pixels(x: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    """(B, H, W, C) -> (B, top + H + bottom, left + W + right, C) with zeros around."""
+    if not (top or bottom or left or right):
+        return x
+    batch, height, width, channels = x.shape
+    out = np.zeros((batch, top + height + bottom, left + width + right, channels), x.dtype)
+    out[:, top:top + height, left:left + width] = x
+    return out
+
+
+def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: int = 1):
+    """2-D cross-correlation, `torch.nn.functional.conv2d` with square stride and padding.
+
+    x (B, C_in, H, W); weight (C_out, C_in / groups, k_h, k_w); bias (C_out,) or None.
+    Returns (B, C_out, (H + 2*padding - k_h) // stride + 1, likewise for W), of x's dtype.
+    Raises ShapeError where ranks, channels or groups disagree or the kernel is larger than the padded picture.
+    """
+    check_rank("x", x, "batch channels height width")
+    check_rank("weight", weight, "out_channels in_channels/groups k_h k_w")
+    c_in, (c_out, c_group, k_h, k_w) = x.shape[1], weight.shape
+    if c_in != c_group * groups or c_out % groups:
+        raise ShapeError(f"weight must be (out_channels, {c_in} // {groups}, k_h, k_w) with out_channels a multiple "
+                         f"of groups={groups}, got shape {weight.shape}")
+    if groups == c_in == c_out:
+        return depthwise_conv2d(x, weight, bias, stride=stride, padding=padding)
+    windows = _windows(x, k_h, k_w, stride, padding)                        # (B, H', W', k_h, k_w, C_in)
+    out_shape = windows.shape[:3]
+    columns = windows.reshape(-1, k_h * k_w, groups, c_group).transpose(2, 0, 1, 3)
+    columns = columns.reshape(groups, -1, k_h * k_w * c_group)              # (groups, B*H'*W', k_h*k_w*C_in/groups)
+    matrix = weight.reshape(groups, c_out // groups, c_group, k_h * k_w).transpose(0, 3, 2, 1)
+    y = columns @ matrix.reshape(groups, k_h * k_w * c_group, -1)           # (groups, B*H'*W', C_out/groups)
+    y = y.transpose(1, 0, 2).reshape(*out_shape, c_out)
+    if bias is not None:
+        y += bias
+    return channels_first(y)
+
+
+def _windows(x, k_h, k_w, stride, padding):
+    """View (B, H', W', k_h, k_w, C) of the k_h x k_w neighbourhoods that a convolution visits."""
+    x = pad_pixels(channels_last(x), padding, padding, padding, padding)
+    _check_kernel_fits(x, k_h, k_w)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (k_h, k_w), axis=(1, 2))
+    return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+
+
+def _check_kernel_fits(padded, k_h, k_w):
+    if padded.shape[1] < k_h or padded.shape[2] < k_w:
+        raise ShapeError(f"kernel {k_h}x{k_w} is larger than the padded picture {padded.shape[1]}x{padded.shape[2]}")
+
+
+def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, backend: str = "numpy"):
+    """Every channel correlated with its own k_h x k_w filter (groups = channels).
+
+    x (B, C, H, W); weight (C, 1, k_h, k_w); bias (C,) or None. Returns (B, C, H', W') of x's dtype.
+    `backend="numba"` and `"cuda"` run the compiled kernels of mmref.kernels (float32 only).
+    Raises ShapeError where shapes disagree, MissingBackend where the backend is not installed.
+    """
+    check_rank("x", x, "batch channels height width")
+    if np.ndim(weight) != 4 or weight.shape[:2] != (x.shape[1], 1):
+        raise ShapeError(f"weight must be ({x.shape[1]}, 1, k_h, k_w), got shape {np.shape(weight)}")
+    if check_backend(backend) != "numpy":
+        from mmref.kernels import load_op
+        return load_op("depthwise_conv2d", backend)(x, weight, bias, stride=stride, padding=padding)
+    k_h, k_w = weight.shape[2:]
+    x = pad_pixels(channels_last(x), padding, padding, padding, padding)
+    _check_kernel_fits(x, k_h, k_w)
+    taps = np.ascontiguousarray(weight[:, 0].transpose(1, 2, 0))            # (k_h, k_w, C)
+    height, width = ((size - k) // stride + 1 for size, k in zip(x.shape[1:3], (k_h, k_w), strict=True))
+    y = np.empty((len(x), height, width, x.shape[3]), x.dtype)
+    product = np.empty(y.shape[1:], x.dtype)
+    for image, out in zip(x, y, strict=True):  # one image at a time: it and its sums stay in the cache
+        out[...] = 0 if bias is None else bias
+        for i in range(k_h):
+            rows = slice(i, i + stride * (height - 1) + 1, stride)
+            for j in range(k_w):
+                columns = slice(j, j + stride * (width - 1) + 1, stride)
+                np.multiply(image[rows, columns], taps[i, j], out=product)
+                out += product
+    return channels_first(y)
+
+
+def depthwise_conv_transpose2d(x, weight, *, groups: int, stride: int = 1, padding: int = 0):
+    """Transposed depthwise convolution: every value spreads its filter over the result, which adds them up.
+
+    x (B, M*groups, H, W), weight (M*groups, 1, k_h, k_w): channels M*g to M*g + M - 1 add up to channel g of the
+    result, as in `torch.nn.functional.conv_transpose2d(x, weight, groups=groups)`; M = 4 for a wavelet synthesis.
+    Returns (B, groups, (H-1)*stride - 2*padding + k_h, likewise for W), of x's dtype. Raises ShapeError.
+    """
+    check_rank("x", x, "batch channels height width")
+    if x.shape[1] % groups or np.ndim(weight) != 4 or weight.shape[:2] != (x.shape[1], 1):
+        raise ShapeError(f"x must have a multiple of {groups} channels and weight be (channels, 1, k_h, k_w), "
+                         f"got {x.shape} and {np.shape(weight)}")
+    (k_h, k_w), per_group = weight.shape[2:], x.shape[1] // groups
+    x = channels_last(x)
+    batch, height, width, _ = x.shape
+    full = np.zeros((batch, (height - 1) * stride + k_h, (width - 1) * stride + k_w, groups), x.dtype)
+    for m in range(per_group):
+        values, taps = np.ascontiguousarray(x[..., m::per_group]), weight[m::per_group, 0]
+        for i in range(k_h):
+            for j in range(k_w):
+                rows = slice(i, i + stride * (height - 1) + 1, stride)
+                columns = slice(j, j + stride * (width - 1) + 1, stride)
+                full[:, rows, columns] += values * taps[:, i, j]
+    return channels_first(full[:, padding:full.shape[1] - padding, padding:full.shape[2] - padding])
+
+
+def per_channel(values: np.ndarray) -> np.ndarray:
+    """(C,) -> (1, C, 1, 1), to be combined with an NCHW array."""
+    return values.reshape(1, -1, 1, 1)
+
+
+def batch_norm(x, weight, bias, running_mean, running_var, eps: float = 1e-5):
+    """Inference batch norm: (x - mean) / sqrt(var + eps) * weight + bias, per channel.
+
+    x (B, C, H, W) or (B, C); the four parameters (C,). Returns the shape and dtype of x.
+    """
+    if np.ndim(x) not in (2, 4) or x.shape[1] != len(weight):
+        raise ShapeError(f"x must be (batch, {len(weight)}) or (batch, {len(weight)}, height, width), "
+                         f"got shape {np.shape(x)}")
+    scale = weight / np.sqrt(running_var + eps)
+    shift = bias - running_mean * scale
+    if x.ndim == 4:
+        scale, shift = per_channel(scale), per_channel(shift)
+    y = x * scale
+    y += shift
+    return y
+
+
+def layer_norm_channels(x, weight, bias, eps: float = 1e-5):
+    """Layer norm over the channels of every pixel. x (B, C, H, W); weight, bias (C,)."""
+    check_rank("x", x, "batch channels height width")
+    pixels = channels_last(x)                                               # (B, H, W, C)
+    centred = pixels - pixels.mean(-1, keepdims=True)
+    variance = np.mean(centred * centred, -1, keepdims=True)
+    centred /= np.sqrt(variance + eps)
+    centred *= weight
+    centred += bias
+    return channels_first(centred)
+
+
+def linear(x, weight, bias=None):
+    """x (B, C_in) times weight (C_out, C_in) transposed, plus bias (C_out,)."""
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def relu(x):
+    """max(x, 0), elementwise. NaN stays NaN."""
+    return np.maximum(x, 0)
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)), elementwise; exp(-x) may overflow to infinity, whose reciprocal is the right 0."""
+    with np.errstate(over="ignore"):
+        y = np.exp(-x)
+    y += 1
+    return np.divide(1, y, out=y)
+
+
+def silu(x):
+    """x * sigmoid(x), elementwise (swish with beta 1)."""
+    y = sigmoid(x)
+    y *= x
+    return y
+
+
+def softplus(x):
+    """log(1 + exp(x)), elementwise; x itself above 20, where the two agree to the last bit of float32."""
+    y = np.minimum(x, 20)
+    np.exp(y, out=y)
+    np.log1p(y, out=y)
+    np.copyto(y, x, where=x > 20)
+    return y
+
+
+def global_average_pool(x):
+    """Mean over the pixels: (B, C, H, W) -> (B, C)."""
+    check_rank("x", x, "batch channels height width")
+    return channels_last(x).mean((1, 2), dtype=x.dtype)

@@ -1,0 +1,250 @@
+"""The base of all layers, and the small ones.
+
+A layer is a callable with a name (its dotted path in a checkpoint), parameters and child layers. Attributes carry
+the checkpoints' own names, so that `model.blocks1.children["0"].dw0.m.c.weight` is the parameter
+`blocks1.0.dw0.m.c.weight`: `c` is a convolution, `bn` a batch norm, `m` what a residual wraps, `l` the linear layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import copy
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from mmref import functional as F
+
+_recorder: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("recorder", default=None)
+
+
+@contextlib.contextmanager
+def recording(record: Callable[[str, np.ndarray, Layer], None]):
+    """Within the block, `record(name, output, layer)` is called for every layer that runs (in this context only).
+
+    Names are the layers' dotted paths; SS2D adds the inside of its scan (`....global_atten:delta` and so on).
+    The output must not be written to.
+    """
+    token = _recorder.set(record)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
+class Layer:
+    """Base class: `declare` parameters and assign child layers in `__init__`, compute in `forward`."""
+
+    name = ""
+
+    def __init__(self):
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def declare(self, **shapes: tuple[int, ...]) -> None:
+        """Say which parameters this layer has; each becomes an attribute, None until loaded."""
+        self.shapes.update(shapes)
+        for name in shapes:
+            setattr(self, name, None)
+
+    def forward(self, x):
+        raise NotImplementedError
+
+    def __call__(self, x):
+        y = self.forward(x)
+        self.record(y)
+        return y
+
+    def record(self, y, inside: str = "") -> None:
+        """Show `y` to the recorder, if one listens, under this layer's name."""
+        record = _recorder.get()
+        if record is not None:
+            record(f"{self.name}:{inside}" if inside else self.name, y, self)
+
+    @property
+    def children(self) -> dict[str, Layer]:
+        """Child layers by attribute name, in the order of the call."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Layer)}
+
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+        """(dotted path, layer) of this layer and everything below it, parents first."""
+        yield prefix, self
+        for name, child in self.children.items():
+            yield from child.walk(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Layer, str]]:
+        """(dotted name, layer that holds it, attribute) of every parameter, statistics and filter banks included."""
+        for path, layer in self.walk():
+            for attribute in layer.shapes:
+                yield (f"{path}.{attribute}" if path else attribute), layer, attribute
+
+    def name_layers(self) -> None:
+        for path, layer in self.walk():
+            layer.name = path
+
+    def fold_batchnorm(self) -> Layer:
+        """A copy in which every batch norm is folded into its neighbour; parameters not loaded yet stay so."""
+        folded = copy.copy(self)
+        for name, child in self.children.items():
+            setattr(folded, name, child.fold_batchnorm())
+        return folded
+
+    def initial(self, parameter: str, rng: np.random.Generator) -> np.ndarray:
+        """A starting value for an untrained network, float64: here normal(0, 1/fan_in), zeros for a bias."""
+        shape = self.shapes[parameter]
+        if parameter == "bias":
+            return np.zeros(shape)
+        return rng.standard_normal(shape) * max(1, np.prod(shape[1:])) ** -0.5
+
+    def learned(self, parameter: str) -> bool:
+        """Whether training changes the parameter (running statistics and wavelet filters are not learned)."""
+        return True
+
+    def macs(self, y) -> int:
+        """Multiply-adds this layer itself, children not counted, spent on one sample with output `y`."""
+        return 0
+
+
+class Sequential(Layer):
+    """Layers one after another, named "0", "1", ... or by the keys given."""
+
+    def __init__(self, *layers: Layer, **named: Layer):
+        super().__init__()
+        for name, layer in {**{str(i): layer for i, layer in enumerate(layers)}, **named}.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        for layer in self.children.values():
+            x = layer(x)
+        return x
+
+
+class ReLU(Layer):
+    def forward(self, x):
+        return F.relu(x)
+
+
+class Sigmoid(Layer):
+    def forward(self, x):
+        return F.sigmoid(x)
+
+
+class Conv2d(Layer):
+    """Convolution k x k, "same" padding k//2 for odd k. `weight` (c_out, c_in/groups, k, k), `bias` (c_out,)."""
+
+    def __init__(self, c_in, c_out, kernel=1, stride=1, groups=1, bias=False):
+        super().__init__()
+        self.stride, self.groups, self.kernel = stride, groups, kernel
+        self.declare(weight=(c_out, c_in // groups, kernel, kernel))
+        self.bias = None
+        if bias:
+            self.declare(bias=(c_out,))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.kernel // 2, groups=self.groups)
+
+    def macs(self, y):
+        return int(np.prod(self.shapes["weight"])) * y.shape[2] * y.shape[3]
+
+    def folded_with(self, bn: BatchNorm) -> Conv2d:
+        """This convolution (without bias) followed by `bn`, as one convolution with bias."""
+        folded = copy.copy(self)
+        folded.shapes = {"weight": self.shapes["weight"], "bias": bn.shapes["bias"]}
+        if self.weight is not None:
+            scale, shift = bn.scale_and_shift()
+            folded.weight = (self.weight * scale[:, None, None, None]).astype(self.weight.dtype)
+            folded.bias = shift.astype(self.weight.dtype)
+        return folded
+
+
+class BatchNorm(Layer):
+    """Inference batch norm over channels or features; eps 1e-5."""
+
+    eps = 1e-5
+
+    def __init__(self, dim):
+        super().__init__()
+        self.declare(weight=(dim,), bias=(dim,), running_mean=(dim,), running_var=(dim,))
+
+    def forward(self, x):
+        return F.batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps)
+
+    def scale_and_shift(self):
+        """float64 (dim,) pair with bn(x) = scale * x + shift."""
+        scale = self.weight / np.sqrt(self.running_var.astype(np.float64) + self.eps)
+        return scale, self.bias - self.running_mean * scale
+
+    def initial(self, parameter, rng):
+        return np.full(self.shapes[parameter], float(parameter in ("weight", "running_var")))
+
+    def learned(self, parameter):
+        return not parameter.startswith("running")
+
+
+class ConvBN(Layer):
+    """Convolution without bias (`c`), then batch norm (`bn`); upstream `Conv2d_BN`."""
+
+    def __init__(self, c_in, c_out, kernel=1, stride=1, groups=1):
+        super().__init__()
+        self.c = Conv2d(c_in, c_out, kernel, stride, groups)
+        self.bn = BatchNorm(c_out)
+
+    def forward(self, x):
+        return self.bn(self.c(x))
+
+    def fold_batchnorm(self):
+        return self.c.folded_with(self.bn)
+
+
+class LayerNorm(Layer):
+    """Layer norm over the channels of every pixel; eps 1e-5."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.declare(weight=(dim,), bias=(dim,))
+
+    def forward(self, x):
+        return F.layer_norm_channels(x, self.weight, self.bias)
+
+    def initial(self, parameter, rng):
+        return np.full(self.shapes[parameter], float(parameter == "weight"))
+
+
+class Scale(Layer):
+    """One learned factor a channel, `weight` (1, C, 1, 1)."""
+
+    def __init__(self, dim, start=1.0):
+        super().__init__()
+        self.start = start
+        self.declare(weight=(1, dim, 1, 1))
+
+    def forward(self, x):
+        return x * self.weight
+
+    def initial(self, parameter, rng):
+        return np.full(self.shapes[parameter], self.start)
+
+
+class Linear(Layer):
+    """`weight` (c_out, c_in), `bias` (c_out,)."""
+
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.declare(weight=(c_out, c_in), bias=(c_out,))
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+    def macs(self, y):
+        return int(np.prod(self.shapes["weight"]))
+
+
+class Residual(Layer):
+    """x + m(x)."""
+
+    def __init__(self, m: Layer):
+        super().__init__()
+        self.m = m
+
+    def forward(self, x):
+        return x + self.m(x)

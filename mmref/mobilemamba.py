@@ -1,0 +1,265 @@
+"""MobileMamba, from the picture to the logits (paper section 3.1 and figure 3; upstream `MobileMamba`).
+
+    picture (B, 3, H, W)
+    patch_embed   stem, stride 16                       (B, C1, H/16, W/16)
+    blocks1       blocks                                (B, C1, H/16, W/16)
+    blocks2       downsampling trio, blocks             (B, C2, H/32, W/32)
+    blocks3       downsampling trio, blocks             (B, C3, H/64, W/64)
+    head          mean over the pixels, BN, linear      (B, classes)
+
+Every division rounds up: a 1x1 picture is a valid input. Read on in mrffi.py, then ss2d.py and wavelet.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+
+from mmref import functional as F
+from mmref.errors import ShapeError, ValueProblem
+from mmref.layer import BatchNorm, Conv2d, ConvBN, Layer, Linear, ReLU, Residual, Sequential, Sigmoid
+from mmref.mrffi import MRFFI, nearest_multiple
+from mmref.variants import Variant
+
+
+class FFN(Layer):
+    """Pointwise C -> 2C, ReLU, pointwise 2C -> C, each with BN."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.pw1 = ConvBN(dim, 2 * dim)
+        self.pw2 = ConvBN(2 * dim, dim)
+
+    def forward(self, x):
+        return self.pw2(F.relu(self.pw1(x)))
+
+
+def residual_depthwise(dim):
+    """x + BN(depthwise 3x3 of x)."""
+    return Residual(ConvBN(dim, dim, 3, groups=dim))
+
+
+class Mixer(Layer):
+    """Holds the token mixer under the name the checkpoints use, `attn`."""
+
+    def __init__(self, attn):
+        super().__init__()
+        self.attn = attn
+
+    def forward(self, x):
+        return self.attn(x)
+
+
+class Block(Layer):
+    """The repeated unit: local, channel, token, local, channel mixing; then the block's input once more."""
+
+    def __init__(self, dim, **mrffi):
+        super().__init__()
+        self.dw0 = residual_depthwise(dim)
+        self.ffn0 = Residual(FFN(dim))
+        self.mixer = Residual(Mixer(MRFFI(dim, **mrffi)))
+        self.dw1 = residual_depthwise(dim)
+        self.ffn1 = Residual(FFN(dim))
+
+    def forward(self, x):
+        return x + self.ffn1(self.dw1(self.mixer(self.ffn0(self.dw0(x)))))
+
+
+class SqueezeExcite(Layer):
+    """Scale every channel by a gate in (0, 1) computed from all channels' means (Hu et al. 2018)."""
+
+    def __init__(self, dim, reduced):
+        super().__init__()
+        self.fc1 = Conv2d(dim, reduced, bias=True)
+        self.fc2 = Conv2d(reduced, dim, bias=True)
+        self.gate = Sigmoid()
+
+    def forward(self, x):
+        means = F.global_average_pool(x)[:, :, None, None]                  # (B, C, 1, 1)
+        return x * self.gate(self.fc2(F.relu(self.fc1(means))))
+
+
+class PatchMerging(Layer):
+    """Downsampling by 2: expand to 4 C_in, depthwise stride 2, squeeze-and-excitation, reduce to C_out."""
+
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        hidden = 4 * c_in
+        self.conv1 = ConvBN(c_in, hidden)
+        self.conv2 = ConvBN(hidden, hidden, 3, 2, groups=hidden)
+        self.se = SqueezeExcite(hidden, nearest_multiple(c_in, 8))
+        self.conv3 = ConvBN(hidden, c_out)
+
+    def forward(self, x):
+        return self.conv3(self.se(F.relu(self.conv2(F.relu(self.conv1(x))))))
+
+
+class Stem(Sequential):
+    """`patch_embed`: four 3x3 convolutions of stride 2 to C/8, C/4, C/2, C, ReLU between them."""
+
+    def __init__(self, in_chans, dim):
+        widths = (in_chans, dim // 8, dim // 4, dim // 2, dim)
+        convolutions = [ConvBN(c_in, c_out, 3, 2) for c_in, c_out in zip(widths, widths[1:], strict=False)]
+        super().__init__(*[layer for conv in convolutions for layer in (conv, ReLU())][:-1])
+
+
+class Head(Layer):
+    """BN over the pooled features, then the classifier."""
+
+    def __init__(self, dim, num_classes):
+        super().__init__()
+        self.bn = BatchNorm(dim)
+        self.l = Linear(dim, num_classes)  # noqa: E741 - the checkpoints' name
+
+    def forward(self, x):
+        return self.l(self.bn(x))
+
+    def fold_batchnorm(self):
+        folded = copy.copy(self.l)
+        if self.l.weight is not None:
+            scale, shift = self.bn.scale_and_shift()
+            folded.weight = (self.l.weight * scale).astype(self.l.weight.dtype)
+            folded.bias = (self.l.bias + self.l.weight @ shift).astype(self.l.weight.dtype)
+        return folded
+
+
+def downsampling_trio(c_in, c_out):
+    """What stages 2 and 3 begin with, at indices 0, 1, 2."""
+    return (Sequential(residual_depthwise(c_in), Residual(FFN(c_in))), PatchMerging(c_in, c_out),
+            Sequential(residual_depthwise(c_out), Residual(FFN(c_out))))
+
+
+class MobileMamba(Layer):
+    """The network. Build it with `mmref.create_model`; `model(x)` gives the logits.
+
+    `config` is its Variant, `transform` how a picture becomes its input, `class_names` its labels (may be None).
+    """
+
+    strides = (16, 16, 32, 64)
+
+    def __init__(self, config: Variant):
+        super().__init__()
+        self.config, self.transform, self.class_names = config, None, None
+        widths = config.widths
+        self.patch_embed = Stem(config.in_chans, widths[0])
+        for i, (dim, depth) in enumerate(zip(widths, config.depths, strict=True)):
+            blocks = (Block(dim, global_ratio=config.global_ratio[i], local_ratio=config.local_ratio[i],
+                            kernel=config.kernels[i], d_state=config.d_state, ssm_ratio=config.ssm_ratio,
+                            order=config.scan_order, wavelet=config.wavelet, levels=config.wavelet_levels)
+                      for _ in range(depth))
+            trio = downsampling_trio(widths[i - 1], dim) if i else ()
+            setattr(self, f"blocks{i + 1}", Sequential(*trio, *blocks))
+        self.head = Head(widths[-1], config.num_classes) if config.num_classes else Sequential()
+        self.name_layers()
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(self, x):
+        """Logits (B, num_classes) of pictures x (B, 3, H, W), any H and W from 1, any B from 0.
+
+        x must have the model's dtype (float32 unless asked otherwise) and be finite; it is not modified.
+        A sample's logits do not depend on the rest of its batch (float32: to 1e-6 of the largest, where the matrix
+        product adds up in another order). Raises ShapeError and ValueProblem.
+        """
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x):
+        """The last feature map, (B, C3, H/64, W/64)."""
+        for stage in self.stages():
+            x = stage(x)
+        return x
+
+    def forward_head(self, x, pre_logits: bool = False):
+        """Logits of a last feature map; with `pre_logits` its pooled features (B, C3)."""
+        pooled = F.global_average_pool(x)
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
+        """Feature maps of the stem (0) and the three stages (1, 2, 3), strides 16, 16, 32, 64.
+
+        `indices`: which (negative ones count from the end), an int n for the last n, None for all four.
+        Returns (last feature map, list of the maps asked for), or the list alone.
+        """
+        wanted = take_indices(indices, 4)
+        maps = []
+        for stage in self.stages():
+            x = stage(x)
+            maps.append(x)
+        chosen = [maps[i] for i in wanted]
+        return chosen if intermediates_only else (x, chosen)
+
+    def stages(self):
+        """Stem, checking its input first, and the three stages."""
+        def stem(x):
+            check_input(x, self.config.in_chans, self.dtype)
+            return self.patch_embed(x)
+        return stem, self.blocks1, self.blocks2, self.blocks3
+
+    # --------------------------------------------------------------- parameters
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32, or float64 after `astype`."""
+        _, layer, attribute = next(self.named_parameters())
+        return getattr(layer, attribute).dtype
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Parameters by checkpoint name: learned ones, running statistics and wavelet filters. Not copies."""
+        return {name: getattr(layer, attribute) for name, layer, attribute in self.named_parameters()}
+
+    def astype(self, dtype) -> MobileMamba:
+        """A copy of the model that computes in `dtype`, float32 or float64."""
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise ValueProblem(f"dtype must be float32 or float64, got {dtype!r}")
+        clone = copy.deepcopy(self)
+        for _, layer, attribute in clone.named_parameters():
+            setattr(layer, attribute, np.asarray(getattr(layer, attribute), dtype))
+        return clone
+
+    def fold_batchnorm(self) -> MobileMamba:
+        """The same function with every batch norm folded into a convolution or linear layer; self is unchanged.
+
+        The result has the parameter names of upstream's folded checkpoints. Folding a folded model gives a copy.
+        """
+        folded = super().fold_batchnorm()
+        folded = copy.deepcopy(folded)  # names are kept on the layers, and layers without BN are still shared
+        folded.name_layers()
+        return folded
+
+    @property
+    def folded(self) -> bool:
+        """Whether batch norms are folded."""
+        return not any(isinstance(layer, BatchNorm) for _, layer in self.walk())
+
+    def parameter_count(self) -> int:
+        """Learned parameters, as papers count them."""
+        return sum(math.prod(layer.shapes[name]) for _, layer, name in self.named_parameters() if layer.learned(name))
+
+
+def check_input(x, channels, dtype):
+    """The door of the network: rank, channels, dtype, at least one pixel, finite values."""
+    if not isinstance(x, np.ndarray):
+        raise ShapeError(f"x must be a NumPy array (batch, {channels}, height, width), got {type(x).__name__}")
+    if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
+        raise ShapeError(f"x must have shape (batch, {channels}, height, width) with height and width >= 1, "
+                         f"got {x.shape}")
+    if x.dtype != dtype:
+        raise ShapeError(f"x must be {dtype}, the model's dtype, got {x.dtype} (model.astype changes the model's)")
+    if not np.isfinite(x).all():
+        raise ValueProblem("x must be finite, got NaN or infinity")
+
+
+def take_indices(indices, count):
+    """Normalise timm-style `indices` to a list of positions 0..count-1."""
+    if indices is None:
+        return list(range(count))
+    if isinstance(indices, int):
+        if not 0 < indices <= count:
+            raise ValueProblem(f"indices must be 1 to {count} where it counts maps, got {indices}")
+        return list(range(count - indices, count))
+    chosen = [i + count if i < 0 else i for i in indices]
+    if not all(0 <= i < count for i in chosen):
+        raise ValueProblem(f"indices must lie in {-count}..{count - 1}, got {list(indices)}")
+    return chosen

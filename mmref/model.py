@@ -1,0 +1,120 @@
+"""`list_models` and `create_model`: names, weights and backends, in timm's habits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mmref.errors import MissingBackend, ParameterMismatch, ValueProblem
+from mmref.functional import check_backend
+from mmref.mobilemamba import MobileMamba
+from mmref.parameters import head_classes, load_parameters, random_parameters
+from mmref.variants import VARIANTS, resolve
+
+__all__ = ["create_model", "list_models"]
+
+
+def list_models(filter: str = "*") -> list[str]:  # noqa: A002 - timm's name for it
+    """Names of the models, those that match a shell-style pattern."""
+    from fnmatch import fnmatch
+    return [name for name in VARIANTS if fnmatch(name, filter)]
+
+
+def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bool = False,
+                 num_classes: int | None = None, backend: str = "numpy", dtype=np.float32, seed: int = 0,
+                 threads: int | None = None, **changes):
+    """Build a network.
+
+    name         a name of `list_models()`, upstream's spelling (`MobileMamba_T2`), or with an s at the end for the
+                 dagger weights (`mobilemamba_t2s`)
+    weights      a .safetensors or .pth file, or a state dict {name: array}; None for untrained parameters drawn
+                 from `seed`
+    pretrained   use the weights in the box (mobilemamba_nano) or the published file in the user's cache
+    num_classes  checked against the weights; None takes theirs, or the variant's own; 0 leaves the head out
+                 (the result is then the pooled features)
+    backend      "numpy" (the reference), "numba" (compiled, any CPU), "cuda" (NVIDIA GPUs)
+    dtype        float32, or float64 (numpy backend only)
+    threads      for backend="numba": how many, None for all cores
+    changes      fields of `mmref.variants.Variant` to replace, e.g. scan_order="cross", for untrained networks
+
+    Returns the model: callable, (B, 3, H, W) -> (B, num_classes). Raises ValueProblem (unknown name, impossible
+    change), CheckpointError and ParameterMismatch (weights), MissingBackend.
+    """
+    check_backend(backend)
+    config, dagger = resolve(name)
+    try:
+        config = replace(config, **changes)
+    except TypeError as error:
+        raise ValueProblem(f"changes must be fields of Variant, got {', '.join(changes)}") from error
+    if weights is not None and pretrained:
+        raise ValueProblem("weights and pretrained=True exclude each other: got both")
+    if pretrained:
+        weights = pretrained_weights(config.name + "s" * dagger)
+    if weights is None:
+        if num_classes is not None:
+            config = replace(config, num_classes=num_classes)
+        model = random_parameters(config, seed, dtype)
+        metadata = {}
+    else:
+        model, metadata = _load(config, weights, num_classes, dtype)
+    _describe(model, metadata)
+    if backend == "numpy":
+        return model
+    if np.dtype(dtype) != np.float32:
+        raise ValueProblem(f"dtype must be float32 for backend {backend!r}, got {np.dtype(dtype)}")
+    return _compile(model, backend, threads)
+
+
+def _load(config, weights, num_classes, dtype):
+    source, metadata = "weights", {}
+    if isinstance(weights, (str, Path)):
+        from mmref.weights import read_checkpoint
+        checkpoint = read_checkpoint(weights)
+        source, metadata, weights = str(checkpoint.path), checkpoint.metadata, checkpoint.tensors
+    offered = head_classes(weights)
+    if num_classes is None or offered is None:
+        num_classes = offered or 0
+    if num_classes == 0:
+        weights = {name: array for name, array in weights.items() if not name.startswith("head.")}
+    elif num_classes != offered:
+        raise ParameterMismatch(f"{source}: num_classes must be {offered}, which its head answers, or 0 for no head, "
+                                f"got {num_classes}")
+    return load_parameters(replace(config, num_classes=num_classes), weights, dtype, source), metadata
+
+
+def pretrained_weights(name: str) -> Path:
+    """The file with the trained weights of a model: in the box for mobilemamba_nano, else in the user's cache.
+
+    Raises CheckpointError that says which file to get, from where, and how to convert it."""
+    if name == "mobilemamba_nano":
+        from importlib.resources import files
+        return Path(str(files("mmref.weights") / "mobilemamba_nano.safetensors"))
+    from mmref.weights import pretrained_path
+    return pretrained_path(name)
+
+
+def _describe(model: MobileMamba, metadata) -> None:
+    """Give the model its picture transform and class names: the weights' own, else ImageNet's habits."""
+    import json
+
+    from mmref.picture import Transform
+    model.transform = (Transform.from_dict(json.loads(metadata["transform"])) if "transform" in metadata
+                       else Transform(size=model.config.img_size))
+    if "class_names" in metadata:
+        model.class_names = tuple(json.loads(metadata["class_names"]))
+    elif model.config.num_classes == 1000:
+        from mmref.labels import class_names
+        model.class_names = tuple(class_names(1000))
+
+
+def _compile(model, backend, threads):
+    try:
+        if backend == "numba":
+            from mmref.engine import CompiledModel
+            return CompiledModel(model, threads=threads)
+        from mmref.engine.cuda import CudaModel
+        return CudaModel(model)
+    except ImportError as error:
+        raise MissingBackend(f"backend {backend!r} cannot be used here: {error}") from error

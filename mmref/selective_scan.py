@@ -1,0 +1,53 @@
+"""The selective scan: a linear recurrence whose coefficients depend on the input.
+
+A state-space model h'(t) = A h(t) + B u(t), y = C h + D u becomes, for steps of size delta,
+
+    h[l] = exp(delta[l] * A) * h[l-1] + delta[l] * B[l] * u[l],     y[l] = C[l] . h[l] + D * u[l].
+
+A is discretised exactly (zero-order hold); B by the simpler delta*B, as Mamba does (Gu and Dao 2023, section 3.2
+and algorithm 2; upstream `selective_scan_fn`). delta, B and C are computed from u: that is what "selective" means.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mmref.errors import ShapeError
+from mmref.functional import check_backend
+
+
+def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):
+    """Run the recurrence over every sequence.
+
+    Letters: batch, K directions, D channels, N states a channel, L steps.
+    u, delta (batch, K, D, L); A (K, D, N), negative for a stable system; B, C (batch, K, N, L); D (K, D).
+    delta is the step size itself: softplus and bias have been applied. One dtype for all, float32 or float64.
+    `backend="numba"` and `"cuda"` run the compiled kernels of mmref.kernels (float32 only).
+    Returns y (batch, K, D, L). Raises ShapeError where shapes disagree.
+    """
+    _check_shapes(u, delta, A, B, C, D)
+    if check_backend(backend) != "numpy":
+        from mmref.kernels import load_op
+        return load_op("selective_scan", backend)(u, delta, A, B, C, D)
+    y = u * D[:, :, None]
+    delta_u = delta * u
+    for n in range(A.shape[-1]):  # the states of a channel never meet, so each is a scan of its own
+        decay = np.exp(delta * A[:, :, n, None])                            # (batch, K, D, L)
+        h = delta_u * B[:, :, n, None, :]                                   # delta * B * u; becomes h in place
+        for step in range(1, u.shape[-1]):
+            decay[..., step] *= h[..., step - 1]
+            h[..., step] += decay[..., step]
+        h *= C[:, :, n, None, :]
+        y += h
+    return y
+
+
+def _check_shapes(u, delta, A, B, C, D):
+    if u.ndim != 4:
+        raise ShapeError(f"u must be rank 4 (batch, K, D, L), got shape {u.shape}")
+    batch, K, dim, length = u.shape
+    N = A.shape[-1] if A.ndim else 0
+    for name, array, expected in (("delta", delta, u.shape), ("A", A, (K, dim, N)), ("B", B, (batch, K, N, length)),
+                                  ("C", C, (batch, K, N, length)), ("D", D, (K, dim))):
+        if array.shape != expected:
+            raise ShapeError(f"{name} must have shape {expected} to go with u {u.shape}, got {array.shape}")
