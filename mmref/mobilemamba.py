@@ -111,7 +111,7 @@ class Head(Layer):
     def __init__(self, dim, num_classes):
         super().__init__()
         self.bn = BatchNorm(dim)
-        self.l = Linear(dim, num_classes)  # noqa: E741 - the checkpoints' name
+        self.l = Linear(dim, num_classes)
 
     def forward(self, x):
         return self.l(self.bn(x))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmref import functional as F
+from mmref.errors import ValueProblem
 from mmref.layer import BatchNorm, Conv2d, ConvBN, Layer, ReLU, Scale, Sequential
 from mmref.ss2d import SS2D
 from mmref.wavelet import analysis, filter_bank, synthesis
@@ -25,6 +26,8 @@ def nearest_multiple(value: int, step: int) -> int:
 def split_channels(dim: int, global_ratio: float, local_ratio: float) -> tuple[int, int, int]:
     """How many of `dim` channels are global, local and identity (the last may be 0)."""
     glob = nearest_multiple(int(global_ratio * dim), 16)
+    if glob > dim:
+        raise ValueProblem(f"global_ratio must leave {dim} channels enough after rounding to 16, got {global_ratio}")
     local = min(int(local_ratio * dim), dim - glob)
     return glob, local, dim - glob - local
 

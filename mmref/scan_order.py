@@ -30,9 +30,9 @@ def cross_scan(x: np.ndarray, order: str = "bidirectional") -> np.ndarray:
     batch, dim, height, width = x.shape
     K = directions(order)
     sequences = np.empty((batch, K, height * width, dim), x.dtype)           # channels last, as everywhere
-    sequences[:, 0] = x.transpose(0, 2, 3, 1).reshape(batch, -1, dim)
+    sequences[:, 0] = x.transpose(0, 2, 3, 1).reshape(batch, height * width, dim)
     if order == "cross":
-        sequences[:, 1] = x.transpose(0, 3, 2, 1).reshape(batch, -1, dim)
+        sequences[:, 1] = x.transpose(0, 3, 2, 1).reshape(batch, height * width, dim)
     if K > 1:
         sequences[:, K // 2:] = sequences[:, :K // 2, ::-1]
     return sequences.swapaxes(2, 3)

@@ -54,7 +54,7 @@ def analysis(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
                 corner = pixels[:, i:i + 2 * rows - 1:2, j:j + 2 * columns - 1:2]
                 bands[s] += corner * bank[s::4, 0, i, j]
     interleaved = np.moveaxis(bands, 0, -1)                                  # (B, H/2, W/2, C, 4)
-    return channels_first(interleaved.reshape(len(x), rows, columns, -1))
+    return channels_first(interleaved.reshape(len(x), rows, columns, 4 * x.shape[1]))
 
 
 def synthesis(bands: np.ndarray, bank: np.ndarray, height: int, width: int) -> np.ndarray:

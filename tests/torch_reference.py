@@ -20,8 +20,7 @@ WIDTHS = {"t2": (144, 272, 368), "t4": (176, 368, 448), "s6": (192, 384, 448), "
           "b2": (200, 376, 448), "b4": (200, 376, 448), "nano": (64, 128, 160)}
 DEPTHS = {"b1": (2, 3, 2), "b2": (2, 3, 2), "b4": (2, 3, 2)}
 TRAIN_SIZES = {"t2": 192, "t4": 192, "s6": 224, "b1": 256, "b2": 384, "b4": 512, "nano": 128}
-HAAR = 0.5 * torch.tensor([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]],
-                          dtype=torch.float32)
+HAAR = torch.tensor([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]]) / 2
 
 
 class ConvBN(nn.Sequential):
@@ -230,6 +229,14 @@ class Block(nn.Module):
 
 # ---------------------------------------------------------------------------------- network
 
+def stem(dim):
+    chain = (3, dim // 8, dim // 4, dim // 2, dim)
+    layers = []
+    for c_in, c_out in zip(chain, chain[1:], strict=False):
+        layers += [ConvBN(c_in, c_out, 3, 2), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
 class Head(nn.Module):
     def __init__(self, dim, num_classes):
         super().__init__()
@@ -243,13 +250,8 @@ class MobileMamba(nn.Module):
     def __init__(self, widths=(144, 272, 368), depths=(1, 2, 2), kernels=(7, 5, 3), num_classes=1000,
                  global_ratio=(0.8, 0.7, 0.6), local_ratio=(0.2, 0.2, 0.3), **ssm):
         super().__init__()
-        c = widths[0]
-        chain = (3, c // 8, c // 4, c // 2, c)
-        stem = []
-        for c_in, c_out in zip(chain, chain[1:]):
-            stem += [ConvBN(c_in, c_out, 3, 2), nn.ReLU()]
-        self.patch_embed = nn.Sequential(*stem[:-1])
-        for i, (dim, depth) in enumerate(zip(widths, depths)):
+        self.patch_embed = stem(widths[0])
+        for i, (dim, depth) in enumerate(zip(widths, depths, strict=True)):
             stage = [] if i == 0 else [self._trio_end(widths[i - 1]), PatchMerging(widths[i - 1], dim),
                                        self._trio_end(dim)]
             stage += [Block(dim, global_ratio=global_ratio[i], local_ratio=local_ratio[i],

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import torch_reference  # noqa: E402
+import torch_reference
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -113,7 +113,7 @@ def make_optimizers(model, lr, weight_decay):
 
     Muon takes 2-D parameters only, so it gets 2-D views of the 1x1 weights; `views` keeps the pairs."""
     matrices, others = [], []
-    for name, p in model.named_parameters():
+    for p in model.parameters():
         if p.requires_grad:
             is_matrix = p.ndim == 4 and p.shape[2:] == (1, 1) and min(p.shape[:2]) > 1
             (matrices if is_matrix else others).append(p)
@@ -166,7 +166,7 @@ def train(args):
             step += 1
             decay = min(args.ema, (1 + step) / (10 + step))
             with torch.no_grad():
-                for a, b in zip(ema.state_dict().values(), model.state_dict().values()):
+                for a, b in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
                     a.lerp_(b, 1 - decay) if a.is_floating_point() else a.copy_(b)
             losses.append(float(loss.detach()))
         epoch += 1

@@ -1,0 +1,132 @@
+"""Each standard operation against PyTorch, over drawn shapes, in float32 and float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from assertions import assert_close
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from strategies import batches, channels, dtypes, normal, seeds, sides
+
+from mmref import functional as F
+from mmref.errors import ShapeError
+
+
+def t(array):
+    return None if array is None else torch.from_numpy(np.ascontiguousarray(array))
+
+
+@given(seeds, dtypes, batches, channels, channels, sides, sides, st.sampled_from([1, 2, 3, 5]), st.integers(1, 3),
+       st.integers(0, 3), st.booleans())
+@example(0, np.float32, 1, 3, 5, 7, 4, 3, 2, 1, True)
+def test_conv2d(seed, dtype, batch, c_in, c_out, height, width, kernel, stride, padding, with_bias):
+    """Catches swapped height and width, a flipped kernel, a wrong stride origin, a forgotten bias."""
+    assume(min(height, width) + 2 * padding >= kernel)
+    x, w = normal(seed, batch, c_in, height, width, dtype=dtype), normal(seed, c_out, c_in, kernel, kernel, dtype=dtype)
+    bias = normal(seed, c_out, dtype=dtype) if with_bias else None
+    expected = torch.nn.functional.conv2d(t(x), t(w), t(bias), stride, padding).numpy()
+    assert_close(F.conv2d(x, w, bias, stride=stride, padding=padding), expected)
+
+
+@given(seeds, dtypes, batches, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), sides, sides,
+       st.integers(1, 2))
+def test_grouped_conv2d(seed, dtype, batch, groups, in_each, out_each, height, width, stride):
+    """Catches channels of one group reaching another, and the order of a group's outputs."""
+    x = normal(seed, batch, groups * in_each, height, width, dtype=dtype)
+    w = normal(seed, groups * out_each, in_each, 3, 3, dtype=dtype)
+    expected = torch.nn.functional.conv2d(t(x), t(w), None, stride, 1, 1, groups).numpy()
+    assert_close(F.conv2d(x, w, stride=stride, padding=1, groups=groups), expected)
+
+
+@given(seeds, dtypes, batches, channels, sides, sides, st.sampled_from([1, 3, 5, 7]), st.integers(1, 2), st.booleans())
+@example(1, np.float32, 2, 17, 1, 1, 7, 2, True)
+def test_depthwise_conv2d(seed, dtype, batch, dim, height, width, kernel, stride, with_bias):
+    """Catches a transposed kernel, padding on one side only, and sums that leak from image to image."""
+    x, w = normal(seed, batch, dim, height, width, dtype=dtype), normal(seed, dim, 1, kernel, kernel, dtype=dtype)
+    bias = normal(seed, dim, dtype=dtype) if with_bias else None
+    expected = torch.nn.functional.conv2d(t(x), t(w), t(bias), stride, kernel // 2, 1, dim).numpy()
+    assert_close(F.depthwise_conv2d(x, w, bias, stride=stride, padding=kernel // 2), expected)
+
+
+@given(seeds, dtypes, batches, st.integers(1, 5), st.integers(1, 4), sides, sides, st.sampled_from([2, 4]),
+       st.integers(0, 1))
+def test_depthwise_conv_transpose2d(seed, dtype, batch, groups, per_group, height, width, kernel, padding):
+    """Catches inputs added to the wrong output channel, a flipped filter, a crop on one side only."""
+    assume(2 * (min(height, width) - 1) + kernel > 2 * padding)
+    x = normal(seed, batch, groups * per_group, height, width, dtype=dtype)
+    w = normal(seed, groups * per_group, 1, kernel, kernel, dtype=dtype)
+    expected = torch.nn.functional.conv_transpose2d(t(x), t(w), stride=2, padding=padding, groups=groups).numpy()
+    assert_close(F.depthwise_conv_transpose2d(x, w, groups=groups, stride=2, padding=padding), expected)
+
+
+@given(seeds, dtypes, batches, channels, sides, sides)
+def test_norms_and_pooling(seed, dtype, batch, dim, height, width):
+    """Catches a wrong axis, a wrong eps (float64 sees 1e-6 for 1e-5), variance with n-1."""
+    x = normal(seed, batch, dim, height, width, dtype=dtype, scale=0.01)  # small: eps matters
+    w, b, mean = (normal(seed + i, dim, dtype=dtype) for i in range(3))
+    var = np.abs(normal(seed + 3, dim, dtype=dtype, scale=1e-4))
+    expected = torch.nn.functional.batch_norm(t(x), t(mean), t(var), t(w), t(b)).numpy()
+    assert_close(F.batch_norm(x, w, b, mean, var), expected)
+    if height * width:
+        assert_close(F.batch_norm(np.ascontiguousarray(x[:, :, 0, 0]), w, b, mean, var), expected[:, :, 0, 0])
+    expected = torch.nn.functional.layer_norm(t(x.transpose(0, 2, 3, 1)), (dim,), t(w), t(b)).numpy()
+    assert_close(F.layer_norm_channels(x, w, b), expected.transpose(0, 3, 1, 2), 3e-5 if dtype == np.float32 else 1e-11)
+    assert_close(F.global_average_pool(x), t(x).mean((2, 3)).numpy(), 1e-5 if dtype == np.float32 else 1e-11)
+
+
+@given(seeds, dtypes, st.sampled_from([0.1, 1.0, 30.0, 200.0]))
+def test_activations(seed, dtype, scale):
+    """Catches overflow at large arguments, a softplus threshold that jumps, SiLU without its product."""
+    x = normal(seed, 3, 50, dtype=dtype, scale=scale)
+    for ours, theirs in ((F.relu, torch.relu), (F.sigmoid, torch.sigmoid), (F.silu, torch.nn.functional.silu)):
+        assert_close(ours(x), theirs(t(x)).numpy())
+    exact = np.logaddexp(0, x.astype(np.float64))
+    # above 20 softplus is x itself: off by exp(-20) = 2e-9, invisible in float32
+    assert_close(F.softplus(x), exact.astype(dtype), 3e-7 if dtype == np.float32 else 2.1e-9)
+    assert_close(F.softplus(x), torch.nn.functional.softplus(t(x)).numpy())
+
+
+def test_activations_at_the_edges():
+    """Catches NaN from inf/inf and warnings at the ends of the range."""
+    x = np.array([-np.inf, -1000, -104, -0.0, 0.0, 88, 1000, np.inf], np.float32)
+    with np.errstate(invalid="ignore"):  # -inf * 0
+        assert np.isnan(F.silu(x)[0])
+    np.testing.assert_array_equal(F.sigmoid(x)[[0, 1, -2, -1]], np.float32([0, 0, 1, 1]))
+    np.testing.assert_array_equal(F.softplus(x)[[0, 1, -2, -1]], np.float32([0, 0, 1000, np.inf]))
+    assert np.isnan(F.relu(np.float32([np.nan]))).all()
+
+
+@given(seeds, dtypes, batches, channels, channels)
+def test_linear(seed, dtype, batch, c_in, c_out):
+    """Catches a transposed weight."""
+    x, w, b = normal(seed, batch, c_in, dtype=dtype), normal(seed, c_out, c_in, dtype=dtype), normal(seed, c_out, dtype=dtype)
+    assert_close(F.linear(x, w, b), torch.nn.functional.linear(t(x), t(w), t(b)).numpy())
+
+
+@given(seeds, batches, channels, sides, sides)
+def test_inputs_are_never_modified(seed, batch, dim, height, width):
+    """Catches an in-place shortcut that writes to an argument."""
+    x = normal(seed, batch, dim, height, width)
+    x = F.channels_first(F.channels_last(x))  # the layout for which nothing is copied
+    w, v = normal(seed, dim, 1, 3, 3), np.abs(normal(seed, dim))
+    x.flags.writeable = False
+    F.depthwise_conv2d(x, w, v, padding=1)
+    F.batch_norm(x, v, v, v, v)
+    F.layer_norm_channels(x, v, v)
+    for operation in (F.relu, F.sigmoid, F.silu, F.softplus, F.global_average_pool):
+        operation(x)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: F.conv2d(np.zeros((3, 4, 4), np.float32), np.zeros((2, 3, 1, 1), np.float32)), r"x must be rank 4.*\(3, 4, 4\)"),
+    (lambda: F.conv2d(np.zeros((1, 3, 4, 4)), np.zeros((2, 4, 1, 1))), r"weight must be .*got shape \(2, 4, 1, 1\)"),
+    (lambda: F.conv2d(np.zeros((1, 3, 2, 2)), np.zeros((2, 3, 3, 3))), "kernel 3x3 is larger than the padded picture 2x2"),
+    (lambda: F.depthwise_conv2d(np.zeros((1, 3, 4, 4)), np.zeros((4, 3))), r"weight must be \(3, 1, k_h, k_w\).*\(4, 3\)"),
+    (lambda: F.batch_norm(np.zeros((1, 3, 4)), *[np.zeros(3)] * 4), r"x must be .*got shape \(1, 3, 4\)"),
+])
+def test_errors_say_what_was_expected_and_what_came(call, message):
+    """Catches shapes that NumPy would broadcast into nonsense."""
+    with pytest.raises(ShapeError, match=message):
+        call()
