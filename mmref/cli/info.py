@@ -1,0 +1,68 @@
+"""`mmref info MODEL`: layers, shapes, parameters, multiply-adds; with --plan the compiled engine's plan."""
+
+from __future__ import annotations
+
+from mmref.cli.common import add_model_arguments, model_from, print_json, table
+
+
+def add_arguments(parser):
+    add_model_arguments(parser, positional=True)
+    parser.add_argument("--img-size", type=int, help="side of the picture (default: the training size)")
+    parser.add_argument("--depth", type=int, default=2, help="how many dots deep to go (default: %(default)s)")
+    parser.add_argument("--plan", action="store_true", help="the operations of the compiled engine instead")
+    parser.add_argument("--batch-size", type=int, default=1, help="for --plan (default: %(default)s)")
+    parser.add_argument("--time", action="store_true", help="with --plan: time every operation")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args) -> int:
+    if args.plan:
+        return _plan(args)
+    from mmref.summary import summarize
+    model = model_from(args, untrained=True)
+    rows = summarize(model, args.img_size)
+    if args.json:
+        print_json({"model": model.config.name, "num_classes": model.config.num_classes, "backends": backends(),
+                    "layers": [vars(row) for row in rows]})
+        return 0
+    shown = [row for row in rows if row.name and row.name.count(".") < args.depth]
+    print(table([(row.name, row.kind, "x".join(map(str, row.shape)), f"{row.parameters:,}", f"{row.macs / 1e6:,.2f}")
+                 for row in shown], ("layer", "kind", "output", "parameters", "MMAC"), left=2))
+    total = rows[0]
+    side = args.img_size or model.config.img_size
+    print(f"\n{model.config.name}, {side}x{side}: {total.parameters:,} learned parameters, "
+          f"{total.macs / 1e6:,.1f} million multiply-adds (convolutions, projections, head)")
+    for name, state in backends().items():
+        print(f"backend {name}: {state}")
+    return 0
+
+
+def _plan(args) -> int:
+    from mmref.engine import CompiledModel, plan_table
+    args.backend = "numba"
+    model: CompiledModel = model_from(args, untrained=True)
+    side = args.img_size or model.config.img_size
+    plan = model.plan((args.batch_size, model.config.in_chans, side, side))
+    print(plan_table(plan, model.time_operations(plan) if args.time else None))
+    return 0
+
+
+def backends() -> dict[str, str]:
+    """What each backend finds on this machine, in words; asks, compiles nothing."""
+    from importlib.metadata import PackageNotFoundError, version
+    found = {"numpy": f"ready (NumPy {version('numpy')})"}
+    try:
+        found["numba"] = f"ready (Numba {version('numba')})"
+    except PackageNotFoundError:
+        found["numba"] = "missing: pip install numba"
+    found["cuda"] = _cuda_state()
+    return found
+
+
+def _cuda_state() -> str:
+    from ctypes import CDLL
+    try:
+        CDLL("libcuda.so.1")
+    except OSError:
+        return 'no NVIDIA driver found; needs one, and pip install "mmref[cuda]"'
+    return "NVIDIA driver found, but this version of mmref has no CUDA backend yet"

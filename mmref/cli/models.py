@@ -1,0 +1,33 @@
+"""`mmref models`: the networks, their sizes and published accuracy."""
+
+from __future__ import annotations
+
+from mmref.cli.common import print_json, table
+
+
+def add_arguments(parser):
+    parser.add_argument("pattern", nargs="?", default="*", help="names to list, as in a shell: '*_b*'")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args) -> int:
+    from mmref.mobilemamba import MobileMamba
+    from mmref.model import list_models
+    from mmref.variants import ACCURACY, VARIANTS
+    rows = []
+    for name in list_models(args.pattern):
+        config = VARIANTS[name]
+        accuracy = ACCURACY.get(name, {})
+        rows.append({"model": name, "img_size": config.img_size, "param_count": MobileMamba(config).parameter_count(),
+                     "num_classes": config.num_classes, **accuracy})
+    if args.json:
+        print_json(rows)
+        return 0
+    def accuracy_cell(row, key):
+        return f"{row[key]:.2f}" if key in row else "-"
+    print(table([(r["model"], r["img_size"], f"{r['param_count'] / 1e6:.2f} M", r["num_classes"],
+                  accuracy_cell(r, "top1"), accuracy_cell(r, "top1_dagger")) for r in rows],
+                ("model", "pixels", "parameters", "classes", "top-1", "top-1 dagger")))
+    print("\ntop-1: percent of ImageNet's validation pictures, as published (mobilemamba_nano: CIFAR-10's test set,\n"
+          "measured with `mmref eval`). dagger: longer trained weights, add an s to the name: mobilemamba_t2s.")
+    return 0

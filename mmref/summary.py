@@ -1,0 +1,43 @@
+"""The table of a network's layers: output shapes, parameters and multiply-adds, from one forward run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmref.layer import recording
+from mmref.mobilemamba import MobileMamba
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer; `parameters` (learned) and `macs` (one picture) include everything inside it."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+def summarize(model: MobileMamba, height: int | None = None, width: int | None = None) -> list[Row]:
+    """Every layer in network order, the whole network first, for one picture (default: the training size).
+
+    Multiply-adds are those of convolutions, linear layers and SS2D's projections, as papers count them without the
+    elementwise work of scan, norms and wavelet filters.
+    """
+    height, width = height or model.config.img_size, width or height or model.config.img_size
+    shapes = {}
+    with recording(lambda name, y, layer: shapes.setdefault(name, y.shape)):
+        model(np.zeros((1, model.config.in_chans, height, width), model.dtype))
+    rows = []
+    for path, layer in model.walk():
+        if path in shapes:
+            inside = [inner for inner in layer.walk(path) if inner[0] in shapes]
+            rows.append(Row(path, type(layer).__name__, shapes[path][1:],
+                            sum(math.prod(inner.shapes[name]) for _, inner in layer.walk() for name in inner.shapes
+                                if inner.learned(name)),
+                            sum(inner.macs(np.broadcast_to(np.float32(0), shapes[name])) for name, inner in inside)))
+    return rows
