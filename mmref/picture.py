@@ -118,6 +118,7 @@ def open_picture(picture, exif: bool = False) -> tuple[Image.Image, list[str]]:
     name = picture_name(picture)
     try:
         if isinstance(picture, Image.Image):
+            picture.load()
             return _to_rgb(picture, exif)
         data = _read(picture)
         if not data:
