@@ -1,0 +1,203 @@
+"""From picture files to answers, anywhere: a class that travels to other processes and machines by pickle.
+
+    predict = mmref.Predictor("mobilemamba_nano", topk=3)
+    for answer in predict(["cat.jpg", "broken.jpg"]):
+        print(answer.picture, answer.error or answer.labels)
+
+Only the settings travel. The weights are read once in every process that predicts, at its first batch, and shared by
+all copies of the predictor there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from mmref.errors import CheckpointError, PictureError, ValueProblem
+from mmref.picture import Transform, open_picture, picture_name, to_array
+
+__all__ = ["Prediction", "Predictor"]
+
+_KEPT = 4                                # models kept in a process
+_loaded: OrderedDict = OrderedDict()     # settings -> _Loaded, the last used at the end
+_loading = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture, best class first; or, with `error`, why there is none."""
+
+    picture: str
+    classes: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    model: object
+    transform: Transform
+    labels: tuple[str, ...]
+    busy: threading.Lock  # one batch at a time: the model's own threads already fill the cores
+
+
+class Predictor:
+    """Classifies pictures in batches; calling it gives one `Prediction` a picture, in order.
+
+    model       a name of `mmref.list_models()`, or a ready model (callable, with `config` and `transform`), which is
+                then pickled along
+    weights     .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
+    backend     "numpy", "numba" or "cuda"
+    topk        how many classes an answer lists (at most all)
+    batch_size  pictures a run of the network
+    img_size    side of the network's input; None for the weights' own
+    workers     threads that decode the next pictures while the network is busy; 0 decodes in the caller's thread
+    exif        turn pictures as their EXIF orientation asks
+    threads     for backend="numba"
+    transform   instead of the weights' own
+
+    A picture's answer does not depend on the other pictures of its batch. How many they are may change the last digits
+    of a probability (about 1e-6 of the largest logit), because a matrix product of another height may sum in another
+    order; with batch_size=1 answers are equal to the last bit whatever they are asked with.
+
+    Raises ValueProblem for settings without sense, at once; errors of the weights come with the first batch, or `load`.
+    """
+
+    def __init__(self, model="mobilemamba_nano", weights=None, backend: str = "numpy", topk: int = 5,
+                 batch_size: int = 32, img_size: int | None = None, *, workers: int = 0, exif: bool = False,
+                 threads: int | None = None, transform: Transform | None = None):
+        for name, value, least in (("topk", topk, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueProblem(f"{name} must be an integer >= {least}, got {value!r}")
+        self.model, self.backend, self.topk, self.batch_size = model, backend, topk, batch_size
+        self.weights = os.fspath(weights) if isinstance(weights, os.PathLike) else weights
+        self.img_size, self.workers, self.exif, self.threads = img_size, workers, exif, threads
+        self.transform = transform
+        self.expected_sha256 = None
+        self._token = uuid.uuid4().hex  # tells apart what cannot be compared: models and state dicts
+
+    # -- loading ----------------------------------------------------------------------------------------
+
+    def load(self) -> _Loaded:
+        """Read the weights, unless this process has them already. Called by the first batch."""
+        by_name = isinstance(self.model, str) and (self.weights is None or isinstance(self.weights, str))
+        key = (self.model, self.weights, self.backend, self.threads, self.expected_sha256) if by_name else self._token
+        with _loading:  # a second thread waits instead of loading a second copy
+            if key not in _loaded:
+                _loaded[key] = self._load()
+                while len(_loaded) > _KEPT:
+                    _loaded.popitem(last=False)
+            _loaded.move_to_end(key)
+            loaded = _loaded[key]
+        transform = self.transform or loaded.transform
+        if self.img_size is not None:
+            transform = replace(transform, size=self.img_size)
+        return replace(loaded, transform=transform)
+
+    def _load(self):
+        from mmref.labels import class_names
+        model = self.model
+        if isinstance(model, str):
+            from mmref.model import create_model
+            if self.expected_sha256 and (found := self.sha256()) != self.expected_sha256:
+                raise CheckpointError(f"{self.weights_path()}: sha256 must be {self.expected_sha256}, got {found}: "
+                                      f"the processes of one evaluation see different weights")
+            model = create_model(model, self.weights, pretrained=self.weights is None, backend=self.backend,
+                                 threads=self.threads)
+        if model.config.num_classes < 1:
+            raise ValueProblem(f"model must have a head with classes, got {model.config.name} with "
+                               f"num_classes={model.config.num_classes}")
+        return _Loaded(model, model.transform, class_names(model), threading.Lock())
+
+    def weights_path(self) -> Path | None:
+        """The file the weights come from; None for a state dict or a ready model."""
+        if not isinstance(self.model, str) or not (self.weights is None or isinstance(self.weights, str)):
+            return None
+        if self.weights is not None:
+            return Path(self.weights)
+        from mmref.model import pretrained_weights
+        from mmref.variants import resolve
+        config, dagger = resolve(self.model)
+        return Path(pretrained_weights(config.name + "s" * dagger))
+
+    def sha256(self) -> str | None:
+        """Of the weights file. With `expected_sha256` set, every process checks it before it predicts."""
+        path = self.weights_path()
+        if path is None:
+            return None
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    # -- predicting -------------------------------------------------------------------------------------
+
+    def __call__(self, pictures: Iterable) -> list[Prediction]:
+        """pictures: paths, bytes, binary files or PIL images. A bad one becomes a Prediction with its `error`."""
+        return list(self.stream(pictures))
+
+    def stream(self, pictures: Iterable) -> Iterator[Prediction]:
+        """As a call, but one answer after another from pictures that may be without end."""
+        pictures = iter(pictures)
+        for batch in self.map_batches(iter(lambda: list(islice(pictures, self.batch_size)), [])):
+            yield from batch
+
+    def map_batches(self, batches: Iterable[list]) -> Iterator[list[Prediction]]:
+        """One list of answers a batch; the next two batches are decoded meanwhile if there are `workers`."""
+        loaded = self.load()
+        prepare = partial(_prepare, transform=loaded.transform, exif=self.exif)
+        if not self.workers:
+            for batch in batches:
+                yield self._predict(loaded, [prepare(picture) for picture in batch])
+            return
+        batches = iter(batches)
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="mmref-decode")
+        try:
+            ahead = deque()
+            while True:
+                for batch in islice(batches, 3 - len(ahead)):
+                    ahead.append([pool.submit(prepare, picture) for picture in batch])
+                if not ahead:
+                    return
+                yield self._predict(loaded, [future.result() for future in ahead.popleft()])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _predict(self, loaded, prepared):
+        good = [x for _, x, _, error in prepared if error is None]
+        logits = np.empty((0, 1), np.float32)
+        if good:
+            with loaded.busy:
+                logits = np.asarray(loaded.model(np.stack(good)))                        # (B, classes)
+        rows = iter(logits)
+        return [Prediction(name, notes=notes, error=error) if error is not None
+                else self._answer(name, notes, next(rows), loaded.labels) for name, _, notes, error in prepared]
+
+    def _answer(self, name, notes, logits, labels):
+        if not np.isfinite(logits).all():
+            return Prediction(name, notes=notes, error=f"{name}: the network answered NaN or infinity")
+        best = np.argsort(-logits, kind="stable")[:self.topk]  # of equal logits the first class, everywhere
+        weights = np.exp(logits.astype(np.float64) - float(logits.max()))
+        probabilities = weights[best] / weights.sum()
+        return Prediction(name, tuple(map(int, best)), tuple(labels[i] for i in best),
+                          tuple(map(float, probabilities)), notes)
+
+
+def _prepare(picture, transform, exif):
+    name = picture_name(picture)
+    try:
+        image, notes = open_picture(picture, exif)
+        return name, to_array(image, transform), tuple(notes), None
+    except PictureError as error:
+        return name, None, (), str(error)
