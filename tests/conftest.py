@@ -15,6 +15,7 @@ settings.register_profile("local", deadline=None, suppress_health_check=[HealthC
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+OWN_GOLDEN = Path(__file__).parent / "golden"
 SHARED_GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 
 
@@ -24,3 +25,9 @@ def shared_golden() -> Path:
     if not SHARED_GOLDEN.is_dir():
         pytest.skip(f"published golden figures not at {SHARED_GOLDEN}")
     return SHARED_GOLDEN
+
+
+@pytest.fixture(scope="session")
+def own_golden() -> Path:
+    """The few of those figures that stand in the repository, for whoever has nothing else."""
+    return OWN_GOLDEN

@@ -34,6 +34,16 @@ def test_logits_and_every_tap(shared_golden, name, dtype, folded):
     assert relative_error(logits, figures["logits"]) <= logit_limit
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", ["t2_1x7x5", "t2_3x64x64"])
+def test_figures_in_the_repository(own_golden, name, dtype):
+    """The same for who has this repository alone: logits and taps of T2 on a tiny and a small picture."""
+    figures, config, state, x = golden_files.load(own_golden, name)
+    logits, taps = golden_files.run(config, state, x, dtype, folded=False)
+    assert max(golden_files.tap_error(figures, str(tap), taps[str(tap)]) for tap in figures["taps"]) <= LIMITS[dtype][1]
+    assert relative_error(logits, figures["logits"]) <= LIMITS[dtype][0]
+
+
 @pytest.mark.parametrize("variant", ["t2", "t4", "s6", "b1", "b2", "b4", "t2_fused"])
 def test_parameter_names_and_shapes(shared_golden, variant):
     """Catches a parameter under another name or shape than the published checkpoints have."""

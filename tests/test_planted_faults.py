@@ -65,9 +65,9 @@ FAULTS = [swapped_sub_bands, wrong_direction_reversed, backward_result_not_turne
 
 
 @pytest.mark.parametrize("plant", FAULTS, ids=lambda fault: fault.__name__)
-def test_fault_is_seen(shared_golden, monkeypatch, plant):
+def test_fault_is_seen(own_golden, monkeypatch, plant):
     """Catches a golden comparison too loose, or too far from the fault, to see it."""
-    figures, config, state, x = golden_files.load(shared_golden, "t2_3x64x64")
+    figures, config, state, x = golden_files.load(own_golden, "t2_3x64x64")
     plant(monkeypatch)
     logits, _ = golden_files.run(config, state, x, np.float64, folded=False)
     assert not relative_error(logits, figures["logits"]) < 1e-8  # the right network: 1e-15
