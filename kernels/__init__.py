@@ -19,4 +19,5 @@ def load_op(name: str, backend: str):
     try:
         return getattr(import_module(module), name)
     except ImportError as error:
-        raise MissingBackend(f"backend {backend!r} cannot run {name}: {error}; it needs: {_INSTALL[backend]}") from error
+        message = f"backend {backend!r} cannot run {name}: {error}; it needs: {_INSTALL[backend]}"
+        raise MissingBackend(message) from error

@@ -12,7 +12,7 @@ def sample_picture(name: str):
     two people climbing stairs, "camera" a man with a camera. Raises ValueProblem for another name."""
     if name not in SAMPLES:
         raise ValueProblem(f"sample must be one of {', '.join(SAMPLES)}, got {name!r}")
+    import numpy as np
     import pywt.data
     from PIL import Image
-    import numpy as np
     return Image.fromarray(getattr(pywt.data, name)().astype(np.uint8))

@@ -101,7 +101,8 @@ def test_activations_at_the_edges():
 @given(seeds, dtypes, batches, channels, channels)
 def test_linear(seed, dtype, batch, c_in, c_out):
     """Catches a transposed weight."""
-    x, w, b = normal(seed, batch, c_in, dtype=dtype), normal(seed, c_out, c_in, dtype=dtype), normal(seed, c_out, dtype=dtype)
+    x, w = normal(seed, batch, c_in, dtype=dtype), normal(seed, c_out, c_in, dtype=dtype)
+    b = normal(seed, c_out, dtype=dtype)
     assert_close(F.linear(x, w, b), torch.nn.functional.linear(t(x), t(w), t(b)).numpy())
 
 
@@ -120,10 +121,10 @@ def test_inputs_are_never_modified(seed, batch, dim, height, width):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: F.conv2d(np.zeros((3, 4, 4), np.float32), np.zeros((2, 3, 1, 1), np.float32)), r"x must be rank 4.*\(3, 4, 4\)"),
+    (lambda: F.conv2d(np.zeros((3, 4, 4)), np.zeros((2, 3, 1, 1))), r"x must be rank 4.*\(3, 4, 4\)"),
     (lambda: F.conv2d(np.zeros((1, 3, 4, 4)), np.zeros((2, 4, 1, 1))), r"weight must be .*got shape \(2, 4, 1, 1\)"),
-    (lambda: F.conv2d(np.zeros((1, 3, 2, 2)), np.zeros((2, 3, 3, 3))), "kernel 3x3 is larger than the padded picture 2x2"),
-    (lambda: F.depthwise_conv2d(np.zeros((1, 3, 4, 4)), np.zeros((4, 3))), r"weight must be \(3, 1, k_h, k_w\).*\(4, 3\)"),
+    (lambda: F.conv2d(np.zeros((1, 3, 2, 2)), np.zeros((2, 3, 3, 3))), "kernel 3x3 is larger .* 2x2"),
+    (lambda: F.depthwise_conv2d(np.zeros((1, 3, 4, 4)), np.zeros((4, 3))), r"weight must be \(3, 1, .*\(4, 3\)"),
     (lambda: F.batch_norm(np.zeros((1, 3, 4)), *[np.zeros(3)] * 4), r"x must be .*got shape \(1, 3, 4\)"),
 ])
 def test_errors_say_what_was_expected_and_what_came(call, message):

@@ -58,8 +58,8 @@ def test_ss2d(seed, dtype, batch, dim, height, width, order, d_state):
 @settings(max_examples=30)
 def test_wavelet_mamba(seed, dtype, batch, dim, height, width, kernel):
     """Catches base_scale on the wrong branch and a wavelet scale of another sub-band."""
-    compare(WaveletMamba(dim, kernel), torch_reference.WaveletMamba(dim, kernel), seed, dtype, batch, dim, height, width,
-            1e-5)
+    compare(WaveletMamba(dim, kernel), torch_reference.WaveletMamba(dim, kernel), seed, dtype, batch, dim, height,
+            width, 1e-5)
 
 
 @given(seeds, dtypes, batches, st.sampled_from([20, 32, 45]), sides, sides, st.sampled_from([3, 5]),

@@ -1,7 +1,8 @@
 """The command `mmref`: one module a command, each loaded only when it is called for.
 
-A command module has two functions, add_arguments(parser) and run(args) -> exit status. Errors of use and input (MmrefError, a file that cannot be opened) become one line on stderr and status 2;
-Ctrl-C gives 130; a closed pipe ends quietly.
+A command module has two functions, add_arguments(parser) and run(args) -> exit status. Errors of use and input
+(MmrefError, a file that cannot be opened) become one line on stderr and status 2; Ctrl-C gives 130; a closed pipe
+ends quietly.
 """
 
 from __future__ import annotations
