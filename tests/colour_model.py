@@ -28,9 +28,6 @@ class ColourModel:
         palette = np.array(list(COLOURS.values()), np.float32) / 255
         return -np.square(x.mean((2, 3))[:, None] - palette).sum(-1)
 
-    def count_parameters(self):
-        return 18
-
 
 def paint(path, colour, size=(12, 9)):
     """A picture of one colour, as a file."""

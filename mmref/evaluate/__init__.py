@@ -1,1 +1,18 @@
+"""Accuracy over a folder of pictures: on one process, several, or a Dask cluster, with the same figures.
 
+    from mmref.evaluate import evaluate, read_folder
+    result = evaluate(predictor, read_folder("imagenet/val", predictor.load().labels))
+    print(result.summary()["top1"])
+
+folder   which pictures there are and what is right         tally    what was answered, and the figures
+journal  the file that makes a run resumable                run      who computes which batch; cluster: with Dask
+
+The unit of work is a batch of the sorted list of pictures, cut in the same places whoever computes it. Its answers
+are written down once, at their pictures' places; the figures are counted from there at the end.
+"""
+
+from mmref.evaluate.folder import PictureSet, read_folder
+from mmref.evaluate.run import evaluate
+from mmref.evaluate.tally import Tally, write_results
+
+__all__ = ["PictureSet", "Tally", "evaluate", "read_folder", "write_results"]

@@ -1,0 +1,135 @@
+"""`mmref eval DIR`: accuracy over a folder of pictures. Flags are timm's validate.py's where it has one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+
+from mmref.cli.common import print_json, table
+
+
+def add_arguments(parser):
+    parser.add_argument("data", metavar="DIR", help="a folder with one folder a class, or pictures and a label file")
+    parser.add_argument("--model", "-m", default="mobilemamba_nano", help="a name that `mmref models` lists "
+                        "(default: %(default)s, whose weights are in the box)")
+    parser.add_argument("--weights", "--checkpoint", metavar="FILE",
+                        help=".safetensors or .pth file (default: the model's own)")
+    parser.add_argument("--backend", default="numpy", choices=("numpy", "numba", "cuda"),
+                        help="numpy is the reference, numba compiles for this CPU (default: %(default)s)")
+    parser.add_argument("--batch-size", "-b", type=int, default=32, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--img-size", type=int, metavar="N", help="side of the input (default: the weights')")
+    parser.add_argument("--crop-pct", type=float, metavar="X", help="crop side / resized side (default: the weights')")
+    parser.add_argument("--exif", action="store_true", help="turn pictures as their EXIF orientation asks")
+    parser.add_argument("--topk", type=int, default=5, metavar="K",
+                        help="right among the first K, beside top-1 (default: %(default)s)")
+    parser.add_argument("--limit", "--num-samples", type=int, metavar="N", help="only N pictures, evenly spread")
+    parser.add_argument("--split", metavar="NAME", help="use DIR/NAME")
+    parser.add_argument("--labels", metavar="FILE", help="label file of a flat folder: lines `picture class`, or a "
+                        "class for each sorted picture")
+    parser.add_argument("--class-map", metavar="FILE", help="which folder or label is which output: names in output "
+                        "order, or JSON {name: output}")
+    parser.add_argument("--workers", "-j", type=int, default=2, metavar="N",
+                        help="threads that decode ahead, with one process (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N",
+                        help="copies of the model on this machine (default: %(default)s)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="spread over a Dask cluster: tcp://host:8786, a "
+                        "scheduler file, or local:N (needs mmref[dask])")
+    parser.add_argument("--resume", metavar="FILE", help="journal: go on where it ends, or begin it")
+    parser.add_argument("--results-file", metavar="FILE", help="figures as CSV or JSON with timm's column names")
+    parser.add_argument("--results-format", choices=("csv", "json"), help="(default: by the file's name)")
+    parser.add_argument("--worst", type=int, default=5, metavar="N", help="classes to list (default: %(default)s)")
+    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=None,
+                        help="rate and time left (default: on a terminal)")
+    parser.add_argument("--json", action="store_true", help="all figures to standard output, for programs")
+
+
+def run(args) -> int:
+    """0: every picture was answered. 1: some could not be read. 2 (main): no figures."""
+    from pathlib import Path
+
+    from mmref.evaluate import evaluate, read_folder, write_results
+    from mmref.predictor import Predictor
+    predictor = Predictor(args.model, args.weights, args.backend, args.topk, args.batch_size, args.img_size,
+                          workers=args.workers, exif=args.exif)
+    if args.crop_pct is not None:
+        predictor.transform = replace(predictor.load().transform, crop_ratio=args.crop_pct)
+    loaded = predictor.load()
+    pictures = read_folder(Path(args.data, args.split or ""), loaded.labels, args.labels, args.class_map)
+    if args.limit is not None:
+        pictures = pictures.limit(args.limit)
+    for note in pictures.notes:
+        print(f"mmref: {len(pictures)} pictures, {note}", file=sys.stderr)
+    with _Progress(len(pictures), args.progress) as progress:
+        tally = evaluate(predictor, pictures, processes=args.processes, scheduler=args.scheduler, resume=args.resume,
+                         progress=progress)
+    results = figures(args.model, loaded, pictures, tally)
+    if args.results_file:
+        write_results(args.results_file, results, args.results_format)
+    if args.json:
+        print_json(results)
+    else:
+        _print(results, tally, args.worst)
+    for bad in results["bad"][:20]:
+        print(f"mmref: bad picture: {bad['error']}", file=sys.stderr)
+    if len(results["bad"]) > 20:
+        print(f"mmref: and {len(results['bad']) - 20} more bad pictures (all of them with --json)", file=sys.stderr)
+    return 1 if results["bad"] else 0
+
+
+def figures(name, loaded, pictures, tally) -> dict:
+    """Everything there is to report: timm's columns first. Holds no times, so equal runs give equal files."""
+    answered, first, among = tally.counts()
+    transform = loaded.transform
+    return {"model": name, **tally.summary(), "param_count": round(_learned(loaded.model) / 1e6, 2),
+            "img_size": transform.size, "crop_pct": 1.0 if transform.shrink_to else transform.crop_ratio,
+            "interpolation": "bicubic", "pictures": len(pictures), "answered": answered, "correct_top1": first,
+            f"correct_top{tally.topk}": among, "shrink_to": transform.shrink_to, "list_sha256": pictures.digest(),
+            "classes": tally.per_class(),
+            "bad": [{"picture": pictures.paths[i], "error": tally.errors[i]} for i in sorted(tally.errors)]}
+
+
+def _learned(model) -> int:
+    from mmref.mobilemamba import MobileMamba
+    return MobileMamba(model.config).parameter_count()  # compiled models keep no count of their own
+
+
+def _print(results, tally, worst):
+    answered, first, among = tally.counts()
+    print(f"{results['model']} at {results['img_size']}: {answered} pictures")
+    print(f"top-1  {results['top1']:.2f} %  ({first})")
+    if tally.topk > 1:
+        print(f"top-{tally.topk}  {results[f'top{tally.topk}']:.2f} %  ({among})")
+    if results["bad"]:
+        print(f"bad    {len(results['bad'])} pictures, not counted")
+    rows = [(c["name"], f"{c['top1']:.1f} %", f"{c['correct']}/{c['pictures']}",
+             ", ".join(f"{t['name']} {t['pictures']}" for t in c["taken_for"])) for c in tally.worst(worst)]
+    if rows and worst:
+        print()
+        print(table([(name, taken, share, count) for name, share, count, taken in rows],
+                    ("worst classes", "mostly taken for", "top-1", "right"), left=2))
+
+
+class _Progress:
+    """tqdm over pictures. What an earlier run had done counts as done, not as speed."""
+
+    def __init__(self, total, wanted):
+        from tqdm import tqdm
+        self._bar = tqdm(total=total, unit="img", disable=None if wanted is None else not wanted, file=sys.stderr)
+        self._started = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def __call__(self, tally, new):
+        if not self._started:
+            self._started = True
+            self._bar.reset()
+            self._bar.initial = self._bar.n = new
+            self._bar.refresh()
+            return
+        self._bar.set_postfix_str(f"top-1 {tally.running_top1:.2f} %", refresh=False)
+        self._bar.update(new)

@@ -1,0 +1,73 @@
+"""Batches on a Dask cluster (the extra `dask`). Dask starts a lost worker's batches again on another one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from mmref.errors import MissingBackend, MmrefError
+from mmref.evaluate.run import batch_paths, run_batch
+
+__all__ = ["on_cluster"]
+
+_AHEAD = 3  # batches sent per thread of the cluster: enough to keep it busy, few enough for a million pictures
+CONNECT_SECONDS = 30
+
+
+def on_cluster(predictor, pictures, starts, scheduler: str) -> Iterator[dict]:
+    """Yield the record of every batch, in the order of completion.
+
+    scheduler  "tcp://host:8786", a scheduler file (*.json), or "local:N" for N processes on this machine
+    Raises MissingBackend without Dask, MmrefError where no worker answers or batches keep killing their workers."""
+    try:
+        from distributed import Client, LocalCluster, as_completed
+        from distributed.scheduler import KilledWorker
+    except ImportError as error:
+        raise MissingBackend(f"scheduler needs Dask: pip install 'mmref[dask]' ({error})") from error
+    root, size, token = os.path.abspath(pictures.root), predictor.batch_size, uuid.uuid4().hex
+    with ExitStack() as stack:
+        if scheduler.startswith("local:"):
+            scheduler = stack.enter_context(LocalCluster(_count(scheduler), threads_per_worker=1, processes=True,
+                                                         dashboard_address=":0", silence_logs=logging.CRITICAL))
+        client = stack.enter_context(_connect(Client, scheduler))
+
+        def submit(start):
+            # a key of its own for every batch and run: Dask must not take the answer of an earlier evaluation
+            return client.submit(run_batch, predictor, root, batch_paths(pictures, start, size), start,
+                                 key=f"mmref-eval-{token}-{start}", pure=False)
+
+        coming = iter(starts)
+        running = as_completed(loop=client.loop)
+        try:
+            while True:
+                room = _AHEAD * max(1, sum(client.nthreads().values())) - running.count()
+                for _ in range(room):
+                    if (start := next(coming, None)) is None:
+                        break
+                    running.add(submit(start))
+                if running.is_empty():
+                    return
+                for future in running.next_batch(block=True):
+                    yield future.result()
+        except KilledWorker as error:
+            raise MmrefError("cluster workers keep dying on the same batch (out of memory?); try a smaller "
+                             "--batch-size") from error
+
+
+def _connect(client, scheduler):
+    try:
+        if isinstance(scheduler, str) and scheduler.endswith(".json"):
+            return client(scheduler_file=scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        return client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:  # TimeoutError is an OSError
+        raise MmrefError(f"scheduler {scheduler}: cannot connect: {' '.join(str(error).split())[:200]}") from error
+
+
+def _count(scheduler):
+    number = scheduler.removeprefix("local:")
+    if not number.isdecimal() or not 1 <= int(number) <= 1024:
+        raise MmrefError(f"scheduler must be local:N with N in 1..1024, got {scheduler!r}")
+    return int(number)

@@ -1,0 +1,184 @@
+"""Who computes which batch: this process, several, or a cluster; one loop writes the answers down."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+
+from mmref.errors import MmrefError, ValueProblem
+from mmref.evaluate.folder import PictureSet
+from mmref.evaluate.journal import Journal
+from mmref.evaluate.tally import Tally
+from mmref.predictor import Predictor
+
+__all__ = ["evaluate", "run_batch"]
+
+_THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, scheduler: str | None = None,
+             resume=None, progress: Callable[[Tally, int], None] | None = None) -> Tally:
+    """Ask `predictor` about every picture; returns the answers.
+
+    processes  1 computes here (with predictor.workers threads that decode ahead); more starts that many
+    scheduler  address of a Dask scheduler, or "local:N" for a cluster of N processes on this machine; instead of
+               processes
+    resume     journal file: written from the start, read where it exists already
+    progress   called as progress(tally, pictures that are new) after every batch
+
+    Every batch is cut from the list in the same place, so the figures do not depend on any of these, nor on kills and
+    resumes. A process or cluster worker that dies costs its running batches, which are computed again.
+    Raises MmrefError for what makes the evaluation as a whole impossible; bad pictures are in `Tally.errors`.
+    """
+    if processes < 1:
+        raise ValueProblem(f"processes must be at least 1, got {processes}")
+    if scheduler is not None and processes > 1:
+        raise ValueProblem("processes and scheduler exclude each other: got both")
+    loaded = predictor.load()
+    tally = Tally(pictures.targets, loaded.labels, predictor.topk)
+    predictor.expected_sha256 = predictor.sha256()
+    with ExitStack() as stack:
+        journal = None
+        if resume is not None:
+            journal = stack.enter_context(Journal(resume, _subject(predictor, loaded, pictures)))
+            for record in journal.records:
+                tally.add(record)
+        if progress is not None:
+            progress(tally, int(tally.done.sum()))
+        size = predictor.batch_size
+        starts = [start for start in range(0, len(pictures), size) if not tally.done[start:start + size].all()]
+        if scheduler is not None:
+            from mmref.evaluate.cluster import on_cluster
+            records = on_cluster(predictor, pictures, starts, scheduler)
+        elif processes > 1:
+            records = _in_processes(predictor, pictures, starts, processes)
+        else:
+            records = _here(predictor, pictures, starts)
+        for record in stack.enter_context(_closing(records)):
+            if journal is not None:
+                journal.append(record)
+            new = tally.add(record)
+            if progress is not None:
+                progress(tally, new)
+    if not tally.done.all():
+        raise MmrefError(f"{int((~tally.done).sum())} pictures were never answered")  # no executor may lose a batch
+    return tally
+
+
+def run_batch(predictor: Predictor, root: str, paths: list[str], start: int) -> dict:
+    """One unit of work, in whatever process: the answers for the pictures `paths` below `root`, as a record.
+
+    Raises MmrefError where the process cannot see `root`, lest a missing mount pass for bad pictures."""
+    _check_root(root)
+    return _record(start, predictor([os.path.join(root, path) for path in paths]))
+
+
+def _check_root(root):
+    if not os.path.isdir(root):
+        import socket
+        raise MmrefError(f"{root}: no such folder in process {os.getpid()} on {socket.gethostname()}; every worker "
+                         f"must see the pictures under the same path")
+
+
+def _record(start, answers):
+    return {"start": start, "top": [answer.error or list(answer.classes) for answer in answers]}
+
+
+def batch_paths(pictures: PictureSet, start: int, size: int) -> list[str]:
+    return list(pictures.paths[start:start + size])
+
+
+def _subject(predictor, loaded, pictures):
+    """All that the figures depend on, as plain values."""
+    from mmref import __version__
+    model = predictor.model if isinstance(predictor.model, str) else loaded.model.config.name
+    transform = {f"transform {key}": list(value) if isinstance(value, tuple) else value
+                 for key, value in asdict(loaded.transform).items()}
+    return {"journal": "mmref eval 1", "mmref": __version__, "model": model, "weights sha256": predictor.sha256(),
+            "backend": predictor.backend, "batch size": predictor.batch_size, "topk": predictor.topk,
+            "exif": predictor.exif, **transform, "pictures": len(pictures), "list sha256": pictures.digest()}
+
+
+@contextmanager
+def _closing(generator):
+    try:
+        yield generator
+    finally:
+        generator.close()  # ends pools and clusters now, not when the garbage collector comes by
+
+
+def _here(predictor, pictures, starts) -> Iterator[dict]:
+    root = os.fspath(pictures.root)
+    batches = ([os.path.join(root, path) for path in batch_paths(pictures, start, predictor.batch_size)]
+               for start in starts)
+    for start, answers in zip(starts, predictor.map_batches(batches), strict=True):
+        yield _record(start, answers)
+
+
+# -- processes -----------------------------------------------------------------------------------------------
+
+def _in_processes(predictor, pictures, starts, processes) -> Iterator[dict]:
+    """Spawned, not forked: OpenMP and Numba's threads do not survive a fork. A pool that breaks because a process died
+    is replaced, as long as each pool gets something done."""
+    left = dict.fromkeys(starts)
+    while left:
+        before = len(left)
+        try:
+            for record in _one_pool(predictor, pictures, list(left), processes):
+                del left[record["start"]]
+                yield record
+        except BrokenProcessPool as error:
+            if len(left) == before:
+                raise MmrefError("worker processes keep dying (out of memory?) before they finish a batch; "
+                                 "try a smaller --batch-size or fewer --processes") from error
+
+
+def _one_pool(predictor, pictures, starts, processes):
+    root, size = os.path.abspath(pictures.root), predictor.batch_size
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    context = multiprocessing.get_context("spawn")
+    with _environment(threads), ProcessPoolExecutor(processes, context, _start_worker) as pool:
+        coming, running = iter(starts), set()
+        try:
+            while True:
+                while len(running) < 2 * processes and (start := next(coming, None)) is not None:
+                    paths = batch_paths(pictures, start, size)
+                    running.add(pool.submit(run_batch, predictor, root, paths, start))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _environment(threads):
+    """Settings that the libraries in new processes read once, at import: share the cores, do not fight for them."""
+    before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
+    os.environ.update({name: str(threads) for name in _THREAD_SETTINGS if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+def _start_worker():
+    import signal
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the pool
+    parent = multiprocessing.parent_process()
+
+    def follow():  # a pool's processes wait for work for ever, even after a kill -9 of the parent
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
