@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 
@@ -49,7 +50,10 @@ def run(args) -> int:
     from pathlib import Path
 
     from mmref.evaluate import evaluate, read_folder, write_results
+    from mmref.evaluate.folder import FolderError
     from mmref.predictor import Predictor
+    if args.results_file and not os.access(os.path.dirname(os.path.abspath(args.results_file)), os.W_OK):
+        raise FolderError(f"{args.results_file}: cannot be written there")  # now, not after hours
     predictor = Predictor(args.model, args.weights, args.backend, args.topk, args.batch_size, args.img_size,
                           workers=args.workers, exif=args.exif)
     if args.crop_pct is not None:
