@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 
 # name of the command and its module: help line, which stands here so that `mmref --help` loads no command
 COMMANDS = {
@@ -65,6 +66,8 @@ def _parser(argv):
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     wanted = argv[0] if argv else None
     for name, help_line in COMMANDS.items():
+        if find_spec(f"mmref.cli.{name}") is None:
+            continue
         command = commands.add_parser(name, help=help_line, description=f"mmref {name}: {help_line}.")
         if name == wanted:
             module = import_module(f"mmref.cli.{name}")

@@ -1,0 +1,136 @@
+"""The command line: what a person and a program get, and that nothing ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmref.cli import COMMANDS, main
+from mmref.samples import sample_picture
+
+
+def run(capsys, *argv):
+    """(exit status, stdout, stderr) of a command run in this process."""
+    try:
+        status = main([str(a) for a in argv])
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def one_line_error(status, err):
+    assert status == 2
+    assert err.startswith("mmref: error: ") and err.count("\n") == 1 and "Traceback" not in err, err
+    return err
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder: a photograph, another in a folder below, a broken file, and something that is no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "below").mkdir()
+    sample_picture("aero").convert("RGB").save(folder / "aero.jpg")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 4), np.uint8)
+    Image.fromarray(noise).save(folder / "below" / "noise.png")
+    (folder / "broken.jpg").write_bytes((folder / "aero.jpg").read_bytes()[:500])
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_the_main_job(capsys):
+    """Catches a package that installs and answers nothing, or nonsense: the aeroplane must be an airplane."""
+    status, out, err = run(capsys, "classify", "--sample", "aero")
+    assert status == 0 and err == ""
+    first = out.splitlines()[1]
+    assert first.endswith("airplane") and "%" in first
+
+
+def test_json_and_topk(capsys, pictures):
+    """Catches output that a program cannot read, and probabilities that do not belong to their labels."""
+    status, out, _ = run(capsys, "classify", pictures / "aero.jpg", "--json", "--topk", 10)
+    answer = json.loads(out)[0]
+    probabilities = [p["probability"] for p in answer["predictions"]]
+    assert status == 0 and answer["error"] is None and answer["predictions"][0]["label"] == "airplane"
+    assert len(probabilities) == 10 and abs(sum(probabilities) - 1) < 1e-9
+    assert probabilities == sorted(probabilities)[::-1]
+
+
+def test_folders_and_a_bad_picture(capsys, pictures):
+    """Catches a bad picture that stops the others, is passed over in silence, or leaves the exit status at 0."""
+    status, out, err = run(capsys, "classify", pictures)
+    assert status == 2 and len(out.splitlines()) == 2
+    assert "aero.jpg: airplane" in out and "noise.png: " in out
+    assert len([line for line in err.splitlines() if "error" in line and "broken.jpg" in line]) == 1
+    assert "note" in err and "notes.txt" not in out + err
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["classify"], "at least one file or folder"),
+    (["classify", "/nonexistent.jpg"], "nonexistent"),
+    (["classify", "--sample", "moon"], "aero, ascent, camera, got 'moon'"),
+    (["classify", "--sample", "aero", "--model", "resnet"], "got 'resnet'"),
+    (["classify", "--sample", "aero", "--weights", "/nonexistent.pth"], "/nonexistent.pth"),
+    (["classify", "--sample", "aero", "--num-classes", "7"], "must be 10"),
+    (["classify", "--sample", "aero", "--topk", "0"], "topk"),
+    (["classify", "--sample", "aero", "--model", "mobilemamba_t2", "--weights", "NANO"], "They fit mobilemamba_nano"),
+    (["info", "mobilemamba_x"], "mobilemamba_x"),
+])
+def test_errors_are_one_line(capsys, monkeypatch, tmp_path, argv, message):
+    """Catches tracebacks, errors of several lines and exit status 0."""
+    from mmref.model import pretrained_weights
+    monkeypatch.setenv("MMREF_HOME", str(tmp_path))
+    argv = [str(pretrained_weights("mobilemamba_nano")) if a == "NANO" else a for a in argv]
+    status, out, err = run(capsys, *argv)
+    assert message in one_line_error(status, err) and out == ""
+
+
+@pytest.mark.parametrize("argv", [[], ["nonsense"], ["classify", "--nonsense"], ["info"]])
+def test_wrong_usage(capsys, argv):
+    """Catches a usage error that is not status 2."""
+    status, _, err = run(capsys, *argv)
+    assert status == 2 and "usage: mmref" in err
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if find_spec(f"mmref.cli.{name}")])
+def test_every_command_has_help(capsys, command):
+    """Catches a command whose module does not import or whose arguments clash."""
+    status, out, _ = run(capsys, command, "--help")
+    assert status == 0 and f"usage: mmref {command}" in out
+
+
+def test_models_and_info(capsys):
+    """Catches parameter and multiply-add counts that differ from those that spec and paper give."""
+    status, out, _ = run(capsys, "models", "--json")
+    rows = {row["model"]: row for row in json.loads(out)}
+    assert status == 0 and rows["mobilemamba_t2"]["param_count"] == 8_806_682
+    assert rows["mobilemamba_b4"]["top1"] == 82.496
+    assert "mobilemamba_s6" in run(capsys, "models")[1]
+    status, out, _ = run(capsys, "info", "mobilemamba_t2", "--json")
+    total = json.loads(out)["layers"][0]
+    assert status == 0 and total["parameters"] == 8_806_682 and round(total["macs"] / 1e6, 1) == 251.4
+    status, out, _ = run(capsys, "info", "mobilemamba_nano", "--img-size", "33")
+    assert status == 0 and "blocks2.1" in out and "backend numpy: ready" in out
+
+
+def test_a_closed_pipe_and_ctrl_c(tmp_path):
+    """Catches "Exception ignored ... BrokenPipeError", and a traceback on Ctrl-C."""
+    command = [sys.executable, "-m", "mmref", "models"]
+    ends = os.pipe()
+    os.close(ends[0])
+    closed = subprocess.run(command, stdout=ends[1], stderr=subprocess.PIPE, text=True, check=False)
+    os.close(ends[1])
+    assert closed.returncode == 0 and closed.stderr == ""
+    code = "import os, signal, mmref.cli.models as m; m.run = lambda args: os.kill(os.getpid(), signal.SIGINT) or " \
+           "__import__('time').sleep(5); from mmref.cli import main; raise SystemExit(main(['models']))"
+    stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert stopped.returncode == 130 and "Traceback" not in stopped.stderr
+    assert signal.SIGINT

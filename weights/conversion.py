@@ -1,0 +1,28 @@
+"""Turn a checkpoint into a safetensors file that any program reads at once and nobody can hide code in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmref.weights import safetensors_file
+from mmref.weights.checkpoint import Checkpoint, read_checkpoint
+
+from mmref.errors import CheckpointError
+
+
+def convert(source, target, *, prefer: str = "auto", strict: bool = False, allow_nonfinite: bool = False,
+            metadata: dict[str, str] | None = None) -> Checkpoint:
+    """Read `source` (see `read_checkpoint`) and write its tensors to `target`, a .safetensors file.
+
+    The file appears whole or not at all, is read back and compared bit for bit first, and carries the source's
+    metadata with `metadata` added. Returns what was read. Raises CheckpointError; OSError where it cannot be written.
+    """
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise CheckpointError(f"target must end in .safetensors, got {target}")
+    if target.exists() and os.path.samefile(source, target):
+        raise CheckpointError(f"target must be another file than the source, got {target} for both")
+    checkpoint = read_checkpoint(source, prefer=prefer, strict=strict, allow_nonfinite=allow_nonfinite)
+    safetensors_file.write(target, checkpoint.tensors, {**checkpoint.metadata, **(metadata or {})} or None)
+    return checkpoint

@@ -1,0 +1,330 @@
+"""An interpreter of pickle that builds tensors and nothing else.
+
+Unpickling, as Python does it, calls whatever the file names. This interpreter knows a short table of names by heart
+(an ordered dict, PyTorch's two rebuilding functions, its storage classes); it imports nothing and calls nothing but
+its own functions. Every other name becomes a `Foreign`: an inert marker that swallows calls and state, so that the
+tensors beside it can still be read. Opcodes outside the few that `torch.save` writes are refused.
+"""
+
+from __future__ import annotations
+
+import reprlib
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mmref.errors import CheckpointError
+
+MAX_DEPTH, MAX_NODES = 200, 4_000_000
+
+STORAGE_DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": "bf16",
+                  "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "|i1",
+                  "ByteStorage": "|u1", "BoolStorage": "|b1"}
+ITEM_SIZE = {code: 2 if code == "bf16" else int(code[-1]) for code in STORAGE_DTYPES.values()}
+
+
+@dataclass(eq=False)
+class Foreign:
+    """Something a file asked for that is not in the table; remembered by name, never run."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class StorageType:
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """`numel` elements of `dtype` in the record data/`key`."""
+
+    dtype: str
+    key: str
+    numel: int
+
+
+@dataclass(eq=False)
+class Tensor:
+    """A strided view of a storage; within its bounds, as checked before this object exists."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass
+class Pickle:
+    """What a pickle held: its top object, and the names it met that are not in the table."""
+
+    value: object
+    foreign: set[str] = field(default_factory=set)
+
+
+class _Mark:
+    pass
+
+
+def _ordered_dict(pairs=()):
+    if isinstance(pairs, Foreign):
+        return pairs
+    if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+        raise CheckpointError("data.pkl makes an ordered dict of something that is no list of pairs")
+    return _checked_keys(dict, pairs)
+
+
+def _checked_keys(make, pairs):
+    """`make(pairs)` once every key is a plain value: hashing a nest of tuples can take for ever."""
+    for key, _ in pairs:
+        if not isinstance(key, (str, int, float, Foreign, type(None))):
+            raise CheckpointError(f"data.pkl has a {type(key).__name__} for a key, expected text or a number")
+    return make(pairs)
+
+
+def _rebuild_tensor_v2(storage, offset, shape, stride, *rest):
+    if not isinstance(storage, Storage):
+        return Foreign("a tensor without storage")
+    integers = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride)
+    if not integers or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)):
+        raise CheckpointError(f"tensor in record data/{storage.key}: offset, shape and stride must be integers >= 0 of "
+                              f"equal rank, got {offset!r}, {_short(shape)}, {_short(stride)}")
+    elements = 1
+    for n in shape:
+        elements *= n
+    last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+    if elements > storage.numel or (elements and last >= storage.numel) or offset > storage.numel:
+        raise CheckpointError(f"tensor in record data/{storage.key}: shape {_short(shape)}, stride {_short(stride)}, "
+                              f"offset {offset} reach beyond its {storage.numel} elements")
+    return Tensor(storage, offset, shape, stride)
+
+
+def _rebuild_parameter(data, *rest):
+    return data
+
+
+def _torch_size(items=()):
+    return tuple(items) if isinstance(items, (list, tuple)) else Foreign("torch.Size")
+
+
+def _torch_device(*arguments):
+    return "device"
+
+
+_TABLE: dict[str, object] = {
+    "collections OrderedDict": _ordered_dict,
+    "torch._utils _rebuild_tensor_v2": _rebuild_tensor_v2,
+    "torch._utils _rebuild_parameter": _rebuild_parameter,
+    "torch Size": _torch_size,
+    "torch device": _torch_device,
+    **{f"torch {name}": StorageType(code) for name, code in STORAGE_DTYPES.items()},
+    **{f"torch {name}": name for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8",
+                                          "uint8", "bool", "float", "double", "half", "long", "int", "short")},
+}
+
+
+def _short(value) -> str:
+    return reprlib.repr(value)  # bounded in depth and length: a plain repr of a nest of tuples can take for ever
+
+
+def load(data: bytes, strict: bool = False) -> Pickle:
+    """Interpret one pickle stream (protocol 2, as `torch.save` writes it).
+
+    strict: refuse any name outside the table instead of replacing it by a marker.
+    Raises CheckpointError for an opcode that `torch.save` does not use, for anything malformed, for more than
+    MAX_NODES values or nesting beyond MAX_DEPTH, and for bytes after the end.
+    """
+    try:
+        return _Interpreter(data, strict).run()
+    except (IndexError, KeyError, TypeError, ValueError, struct.error, UnicodeDecodeError, OverflowError) as error:
+        raise CheckpointError(f"data.pkl is malformed ({type(error).__name__}: {_short(str(error))})") from error
+
+
+class _Interpreter:
+    def __init__(self, data: bytes, strict: bool):
+        self.data, self.strict, self.position = data, strict, 0
+        self.stack: list = []
+        self.memo: dict[int, object] = {}
+        self.depths: dict[int, int] = {}  # id of a container -> how deep it is nested
+        self.alive: list = []             # keeps those ids from being used again
+        self.nodes = 0
+        self.result = Pickle(None)
+
+    def run(self) -> Pickle:
+        if self.data[:1] != b"\x80" or self.data[1:2] != b"\x02":
+            raise CheckpointError("data.pkl must be a pickle of protocol 2 (torch.save's default), "
+                                  f"got the bytes {self.data[:2]!r}")
+        self.position = 2
+        while True:
+            code = self.take(1)[0]
+            if code == 0x2E:  # STOP
+                break
+            operation = _OPERATIONS.get(code)
+            if operation is None:
+                raise CheckpointError(f"data.pkl uses pickle opcode {code:#04x} at byte {self.position - 1}, which "
+                                      f"torch.save never writes: refused")
+            self.nodes += 1
+            if self.nodes > MAX_NODES:
+                raise CheckpointError(f"data.pkl holds more than {MAX_NODES} values")
+            operation(self)
+        if len(self.stack) != 1:
+            raise CheckpointError(f"data.pkl ends with {len(self.stack)} values instead of one")
+        if self.position != len(self.data):
+            raise CheckpointError(f"data.pkl goes on for {len(self.data) - self.position} bytes after its end")
+        self.result.value = self.stack[0]
+        return self.result
+
+    # ------------------------------------------------------------------- reading
+
+    def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.position:
+            raise CheckpointError(f"data.pkl ends in the middle of a value: {count} bytes wanted at {self.position}")
+        self.position += count
+        return self.data[self.position - count:self.position]
+
+    def number(self, form: str) -> int:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def line(self) -> str:
+        end = self.data.index(b"\n", self.position, self.position + 1000)
+        return self.take(end - self.position + 1)[:-1].decode("ascii")
+
+    # --------------------------------------------------------------------- stack
+
+    def push(self, value) -> None:
+        self.stack.append(value)
+
+    def pop(self):
+        value = self.stack.pop()
+        if isinstance(value, _Mark):
+            raise CheckpointError("data.pkl takes a value from below a mark")
+        return value
+
+    def top(self):
+        if isinstance(self.stack[-1], _Mark):
+            raise CheckpointError("data.pkl changes a value from below a mark")
+        return self.stack[-1]
+
+    def pop_to_mark(self) -> list:
+        for start in range(len(self.stack) - 1, -1, -1):
+            if isinstance(self.stack[start], _Mark):
+                items = self.stack[start + 1:]
+                del self.stack[start:]
+                return items
+        raise CheckpointError("data.pkl asks for a mark that is not there")
+
+    def container(self, value, parts):
+        """`value`, nested one deeper than the deepest of `parts`."""
+        depth = 1 + max((self.depths.get(id(part), 0) for part in parts), default=0)
+        if depth > MAX_DEPTH:
+            raise CheckpointError(f"data.pkl nests more than {MAX_DEPTH} deep")
+        self.depths[id(value)] = max(depth, self.depths.get(id(value), 0))
+        self.alive.append(value)
+        return value
+
+    # ---------------------------------------------------------------- operations
+
+    def push_global(self):
+        name = f"{self.line()} {self.line()}"
+        if name in _TABLE:
+            self.push(_TABLE[name])
+            return
+        dotted = name.replace(" ", ".")
+        if self.strict:
+            raise CheckpointError(f"data.pkl names {dotted}, which is not a tensor: refused (strict)")
+        self.result.foreign.add(dotted)
+        self.push(Foreign(dotted))
+
+    def reduce(self):
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(arguments, tuple):
+            raise CheckpointError("data.pkl calls something with arguments that are no tuple")
+        if isinstance(function, Foreign):
+            self.push(Foreign(function.name))
+        elif isinstance(function, Callable) and function in _FUNCTIONS:
+            self.push(self.container(function(*arguments), arguments))
+        else:
+            raise CheckpointError(f"data.pkl calls {_short(function)}, which is no function")
+
+    def build(self):
+        """State for an object: nothing we read keeps any, so it is dropped, whatever it says."""
+        self.pop()
+        self.top()
+
+    def persistent(self):
+        pid = self.pop()
+        valid = (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], StorageType)
+                 and isinstance(pid[2], str) and pid[2].isascii() and pid[2].isdigit() and isinstance(pid[3], str)
+                 and type(pid[4]) is int and pid[4] >= 0)
+        if not valid:
+            raise CheckpointError("data.pkl: a persistent id must be ('storage', type, digits, location, count), "
+                                  f"got {_short(pid)}")
+        self.push(Storage(pid[1].dtype, pid[2], pid[4]))
+
+    def put(self, index):
+        self.memo[index] = self.top()
+
+    def get(self, index):
+        if index not in self.memo:
+            raise CheckpointError(f"data.pkl asks for memo {index}, which was never put")
+        self.push(self.memo[index])
+
+    def make_tuple(self, items):
+        self.push(self.container(tuple(items), items))
+
+    def set_items(self, items):
+        target = self.top()
+        if isinstance(target, Foreign):
+            return
+        if not isinstance(target, dict) or len(items) % 2:
+            raise CheckpointError("data.pkl sets items of something that is no dict")
+        _checked_keys(target.update, list(zip(items[::2], items[1::2], strict=True)))
+        self.container(target, items)
+
+    def append(self, items):
+        target = self.top()
+        if isinstance(target, Foreign):
+            return
+        if not isinstance(target, list):
+            raise CheckpointError("data.pkl appends to something that is no list")
+        target.extend(items)
+        self.container(target, items)
+
+
+def _long1(machine):
+    machine.push(int.from_bytes(machine.take(machine.number("<B")), "little", signed=True))
+
+
+_FUNCTIONS = {value for value in _TABLE.values() if callable(value)}
+_OPERATIONS = {ord(code): operation for code, operation in {
+    "}": lambda m: m.push({}),
+    "]": lambda m: m.push([]),
+    ")": lambda m: m.push(()),
+    "(": lambda m: m.push(_Mark()),
+    "q": lambda m: m.put(m.number("<B")),
+    "r": lambda m: m.put(m.number("<I")),
+    "h": lambda m: m.get(m.number("<B")),
+    "j": lambda m: m.get(m.number("<I")),
+    "X": lambda m: m.push(m.take(m.number("<I")).decode("utf-8", "surrogatepass")),
+    "c": _Interpreter.push_global,
+    "R": _Interpreter.reduce,
+    "b": _Interpreter.build,
+    "\x81": _Interpreter.reduce,  # NEWOBJ: a class and its arguments, called alike
+    "t": lambda m: m.make_tuple(m.pop_to_mark()),
+    "\x85": lambda m: m.make_tuple([m.pop()]),
+    "\x86": lambda m: m.make_tuple([m.pop(), m.pop()][::-1]),
+    "\x87": lambda m: m.make_tuple([m.pop(), m.pop(), m.pop()][::-1]),
+    "J": lambda m: m.push(m.number("<i")),
+    "K": lambda m: m.push(m.number("<B")),
+    "M": lambda m: m.push(m.number("<H")),
+    "\x8a": _long1,
+    "G": lambda m: m.push(m.number(">d")),
+    "N": lambda m: m.push(None),
+    "\x88": lambda m: m.push(True),
+    "\x89": lambda m: m.push(False),
+    "s": lambda m: m.set_items([m.pop(), m.pop()][::-1]),
+    "u": lambda m: m.set_items(m.pop_to_mark()),
+    "a": lambda m: m.append([m.pop()]),
+    "e": lambda m: m.append(m.pop_to_mark()),
+    "Q": _Interpreter.persistent,
+}.items()}

@@ -1,0 +1,109 @@
+"""Read and write `.safetensors` files: the library's own, with the checks it leaves out.
+
+The library accepts duplicate names in the header, and silently permutes arrays that are not C-contiguous when it
+writes them; here the first is refused and the second cannot happen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mmref.errors import CheckpointError
+
+MAX_HEADER = 100_000_000
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
+           "U8": "|u1", "BOOL": "|b1"}
+
+
+def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """({name: array}, metadata). bfloat16 is widened to float32. Raises CheckpointError without the file's name."""
+    data = Path(path).read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > MAX_HEADER or size > len(data) - 8:
+        raise CheckpointError(f"safetensors header must be at most {min(MAX_HEADER, max(len(data) - 8, 0))} bytes long, "
+                              f"got {size}")
+    try:
+        header = json.loads(data[8:8 + size].decode("utf-8"), object_pairs_hook=_unique)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"safetensors header is no JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise CheckpointError("safetensors header must be an object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError("safetensors metadata must be text")
+    body, position, tensors = memoryview(data)[8 + size:], 0, {}
+    entries = {name: _entry(name, value) for name, value in header.items()}
+    for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != position or end > len(body):
+            raise CheckpointError(f"{name}: bytes {begin} to {end} overlap, leave a gap or lie outside the file")
+        position = end
+        array = np.frombuffer(body[begin:end], _DTYPES[dtype])
+        if dtype == "BF16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        tensors[name] = array.reshape(shape).astype(array.dtype.newbyteorder("="))
+    if position != len(body):
+        raise CheckpointError(f"{len(body) - position} bytes follow the last tensor")
+    return {name: tensors[name] for name in entries}, metadata
+
+
+def _unique(pairs):
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise CheckpointError("safetensors header has a name twice")
+    return names
+
+
+def _entry(name, value):
+    """(dtype, shape, begin, end) of a header entry, checked in Python integers before any array exists."""
+    valid = isinstance(value, dict) and set(value) == {"dtype", "shape", "data_offsets"}
+    dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets")) if valid else (None,) * 3
+    if not valid or dtype not in _DTYPES or not _integers(shape) or not _integers(offsets) or len(offsets) != 2:
+        raise CheckpointError(f"{name}: header entry must give a known dtype, shape and two offsets, got {str(value)[:200]}")
+    elements = 1
+    for n in shape:
+        elements *= n
+    if offsets[1] - offsets[0] != elements * np.dtype(_DTYPES[dtype]).itemsize:
+        raise CheckpointError(f"{name}: {offsets[1] - offsets[0]} bytes cannot hold shape {shape} of {dtype}")
+    return dtype, shape, *offsets
+
+
+def _integers(values):
+    return isinstance(values, list) and len(values) <= 64 and all(type(n) is int and n >= 0 for n in values)
+
+
+def write(path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Write a file all at once or not at all, and read it back bit for bit before it takes the place of an old one.
+
+    Raises CheckpointError if what was read back differs, OSError where the folder or disk cannot take it.
+    """
+    from safetensors.numpy import save
+    path = Path(path)
+    plain = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    plain = {name: array.reshape(np.shape(tensors[name])) for name, array in plain.items()}  # 0-d stays 0-d
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(save(plain, metadata=metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        found, found_metadata = read(temporary)
+        if not _same(plain, found) or found_metadata != (metadata or {}):
+            raise CheckpointError(f"{path}: what was written does not read back bit for bit")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that the new name survives a power cut
+    finally:
+        os.close(folder)
+
+
+def _same(written, found):
+    return written.keys() == found.keys() and all(
+        a.dtype == found[name].dtype and a.shape == found[name].shape and a.tobytes() == found[name].tobytes()
+        for name, a in written.items())

@@ -1,0 +1,88 @@
+"""The zip container of a `.pth` file, opened with suspicion.
+
+`torch.save` stores records one after another, uncompressed, under one folder name: data.pkl, data/0, data/1, ...,
+version, byteorder. Anything else (compressed or encrypted records, two records of one name, a local header that
+contradicts the directory) is refused, and every record's checksum is verified when it is read.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+from mmref.errors import CheckpointError
+
+MAX_PICKLE = 64 << 20  # bytes; a checkpoint of a thousand tensors has about 100 KB
+_KNOWN = re.compile(r"data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id"
+                    r"|data/\d{1,9}")
+
+
+class Records:
+    """The records of one file; a context manager. Raises CheckpointError, without the file's name (its caller's)."""
+
+    def __init__(self, path: Path):
+        try:
+            self.zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+            raise CheckpointError(f"a broken or truncated zip file ({error})") from error
+        try:
+            self.infos = self._check(path.stat().st_size)
+        except CheckpointError:
+            self.zip.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.zip.close()
+
+    def _check(self, file_size):
+        infos = {}
+        prefixes = {info.filename.partition("/")[0] for info in self.zip.infolist()}
+        if len(prefixes) != 1:
+            raise CheckpointError(f"a zip file with {len(prefixes)} top folders, expected one: no PyTorch checkpoint")
+        for info in self.zip.infolist():
+            name = info.filename.partition("/")[2]
+            if name.startswith(("code/", "constants.pkl")):
+                raise CheckpointError("a TorchScript archive (it holds code), not a checkpoint: save its state_dict()")
+            if not _KNOWN.fullmatch(name):
+                raise CheckpointError(f"record {info.filename!r} is none that torch.save writes")
+            if name in infos:
+                raise CheckpointError(f"record {name!r} is there twice")
+            if info.flag_bits & 0x1:
+                raise CheckpointError(f"record {name!r} is encrypted")
+            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+                raise CheckpointError(f"record {name!r} is compressed, which torch.save never does")
+            infos[name] = info
+        if "data.pkl" not in infos:
+            raise CheckpointError("a zip file without data.pkl: no PyTorch checkpoint")
+        if sum(info.file_size for info in infos.values()) > file_size:
+            raise CheckpointError("records overlap: together they are larger than the file")
+        if infos["data.pkl"].file_size > MAX_PICKLE:
+            raise CheckpointError(f"data.pkl has {infos['data.pkl'].file_size} bytes, at most {MAX_PICKLE} expected")
+        return infos
+
+    def size(self, name: str) -> int:
+        """Bytes of a record; CheckpointError where it is missing."""
+        if name not in self.infos:
+            raise CheckpointError(f"record {name!r} is missing")
+        return self.infos[name].file_size
+
+    def read(self, name: str) -> bytes:
+        """A record, its checksum verified."""
+        self.size(name)
+        try:
+            return self.zip.read(self.infos[name])
+        except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+            raise CheckpointError(f"record {name!r} is damaged ({error})") from error
+
+    def byte_order(self) -> str:
+        """"<" or ">" of the stored numbers; files without the record are little-endian."""
+        if "byteorder" not in self.infos:
+            return "<"
+        order = self.read("byteorder") if self.size("byteorder") < 16 else b""
+        if order not in (b"little", b"big"):
+            raise CheckpointError(f"byteorder must be little or big, got {order!r}")
+        return "<" if order == b"little" else ">"
