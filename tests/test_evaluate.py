@@ -363,8 +363,12 @@ def test_kill_and_resume(folder, tmp_path, processes):
         assert child.poll() is None, "ended before it could be killed"
         time.sleep(0.01)
     child.kill()
-    assert child.wait() == -signal.SIGKILL
-    child.stdout.read()  # ends when the last process that holds it has ended
+    try:
+        child.communicate(timeout=30)  # ends when the last process that holds its output has ended
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
+    assert child.returncode == -signal.SIGKILL
     with open(journal, "ab") as file:
         file.write(b"0123abcd {\"start\":12,\"to")  # and the line it was writing
     before = journal.read_bytes().count(b"\n") - 1
