@@ -62,8 +62,7 @@ def run(args) -> int:
     pictures = read_folder(Path(args.data, args.split or ""), loaded.labels, args.labels, args.class_map)
     if args.limit is not None:
         pictures = pictures.limit(args.limit)
-    for note in pictures.notes:
-        print(f"mmref: {len(pictures)} pictures, {note}", file=sys.stderr)
+    print(f"mmref: {len(pictures)} pictures, {'; '.join(pictures.notes)}", file=sys.stderr)
     with _Progress(len(pictures), args.progress) as progress:
         tally = evaluate(predictor, pictures, processes=args.processes, scheduler=args.scheduler, resume=args.resume,
                          progress=progress)
