@@ -92,10 +92,15 @@ class Predictor:
     # -- loading ----------------------------------------------------------------------------------------
 
     def load(self) -> _Loaded:
-        """Read the weights, unless this process has them already. Called by the first batch."""
+        """Read the weights, unless this process has them already. Called by the first batch.
+
+        From then on the predictor, and every copy pickled from it, insists on the same weights (`expected_sha256`)."""
         by_name = isinstance(self.model, str) and (self.weights is None or isinstance(self.weights, str))
-        key = (self.model, self.weights, self.backend, self.threads, self.expected_sha256) if by_name else self._token
         with _loading:  # a second thread waits instead of loading a second copy
+            if self.expected_sha256 is None:
+                self.expected_sha256 = self.sha256()
+            key = ((self.model, self.weights, self.backend, self.threads, self.expected_sha256) if by_name
+                   else self._token)
             if key not in _loaded:
                 _loaded[key] = self._load()
                 while len(_loaded) > _KEPT:
@@ -112,9 +117,9 @@ class Predictor:
         model = self.model
         if isinstance(model, str):
             from mmref.model import create_model
-            if self.expected_sha256 and (found := self.sha256()) != self.expected_sha256:
+            if (found := self.sha256()) != self.expected_sha256:
                 raise CheckpointError(f"{self.weights_path()}: sha256 must be {self.expected_sha256}, got {found}: "
-                                      f"the processes of one evaluation see different weights")
+                                      f"other weights than this predictor began with")
             model = create_model(model, self.weights, pretrained=self.weights is None, backend=self.backend,
                                  threads=self.threads)
         if model.config.num_classes < 1:
@@ -134,12 +139,15 @@ class Predictor:
         return Path(pretrained_weights(config.name + "s" * dagger))
 
     def sha256(self) -> str | None:
-        """Of the weights file. With `expected_sha256` set, every process checks it before it predicts."""
+        """Of the weights file; None for a state dict or a ready model."""
         path = self.weights_path()
         if path is None:
             return None
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror or error}") from error
 
     # -- predicting -------------------------------------------------------------------------------------
 

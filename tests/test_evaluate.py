@@ -202,6 +202,7 @@ def test_figures_against_a_plain_count(classes, count, topk, seed):
     good = [(t, a) for t, a in zip(targets.tolist(), answers, strict=True) if a != "bad"]
     first, among = sum(t == a[0] for t, a in good), sum(t in a for t, a in good)
     assert tally.counts() == (len(good), first, among)
+    assert not good or topk == 1 or tally.summary()[f"top{topk}"] == round(100 * among / len(good), 4)
     for entry in tally.per_class():
         mine = [a for t, a in good if t == entry["class"]]
         assert (entry["pictures"], entry["correct"]) == (len(mine), sum(a[0] == entry["class"] for a in mine))
@@ -233,7 +234,7 @@ def test_journal_survives_every_torn_end(tmp_path):
     """Catches: a torn last line that stops the resume, or is kept and doubled (every length is tried)."""
     path, subject = tmp_path / "j", {"a": 1, "b": [1, 2]}
     records = [{"start": i, "top": [[i]]} for i in range(3)]
-    with Journal(path, subject) as journal:
+    with Journal(path, subject, None) as journal:
         for record in records:
             journal.append(record)
     whole = path.read_bytes()
@@ -241,34 +242,34 @@ def test_journal_survives_every_torn_end(tmp_path):
     for length in range(len(whole) + 1):
         path.write_bytes(whole[:length])
         kept = max(0, sum(end <= length for end in ends) - 1)
-        with Journal(path, subject) as journal:
-            assert journal.records == records[:kept]
+        first, second = [], []
+        with Journal(path, subject, first.append) as journal:
             journal.append({"start": 7, "top": []})
-        with Journal(path, subject) as journal:
-            assert journal.records == [*records[:kept], {"start": 7, "top": []}]
+        with Journal(path, subject, second.append):
+            assert second == [*first, {"start": 7, "top": []}] and first == records[:kept]
 
 
 def test_journal_refuses(tmp_path):
     """Catches: figures mixed from two evaluations, a flipped bit believed, somebody's file cut to nothing."""
     path, subject = tmp_path / "j", {"model": "t2", "pictures": 9}
-    with Journal(path, subject) as journal:
+    with Journal(path, subject, None) as journal:
         for i in range(3):
             journal.append({"start": i, "top": [[1, 2]]})
         if os.name == "posix":
             with pytest.raises(JournalError, match="another evaluation is writing"):
-                Journal(path, subject).__enter__()
+                Journal(path, subject, [].append).__enter__()
     with pytest.raises(JournalError, match="model must be 't2', got 't4'"):
-        Journal(path, {"model": "t4", "pictures": 9}).__enter__()
+        Journal(path, {"model": "t4", "pictures": 9}, [].append).__enter__()
     damaged = bytearray(path.read_bytes())
     damaged[damaged.index(b"[[1,2]]") + 2] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(JournalError, match="line 2 is damaged"):
-        Journal(path, subject).__enter__()
+        Journal(path, subject, [].append).__enter__()
     assert path.read_bytes() == damaged
     for text in ("my thesis, one line", "my thesis\nin several\nlines\n" * 100):
         path.write_text(text)
         with pytest.raises(JournalError, match="journal of mmref eval"):
-            Journal(path, subject).__enter__()
+            Journal(path, subject, [].append).__enter__()
         assert path.read_text() == text
 
 

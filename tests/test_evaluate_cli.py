@@ -126,13 +126,15 @@ def test_no_picture_is_readable(data, tmp_path, capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("processes", [1, 2])
-def test_ctrl_c(data, tmp_path, processes):
+@pytest.mark.parametrize("way", [["--workers", "1"], ["--processes", "2"], ["--scheduler", "local:2"]])
+def test_ctrl_c(data, tmp_path, way):
     """Catches: a traceback after Ctrl-C, from this process or from its workers, or processes that live on."""
     import signal
     import time
     journal = tmp_path / "journal"
-    arguments = command(data, "--resume", journal, "--processes", processes, "--progress")
+    arguments = command(data, "--resume", journal, "--progress", *way)
+    if "--scheduler" in way:
+        pytest.importorskip("distributed")
     arguments[arguments.index("--batch-size") + 1] = "1"
     arguments[arguments.index("--img-size") + 1] = "512"
     child = subprocess.Popen([sys.executable, "-m", "mmref", *arguments], stderr=subprocess.PIPE, text=True,

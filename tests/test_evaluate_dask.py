@@ -86,6 +86,17 @@ class Killer(ColourModel):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_lost_scheduler(pictures, tmp_path, monkeypatch):
+    """Catches: a hang or a traceback when the scheduler goes away; what was done must be in the journal."""
+    monkeypatch.setattr("mmref.evaluate.cluster.CONNECT_SECONDS", 1)
+    cluster = distributed.LocalCluster(1, threads_per_worker=1, processes=True, dashboard_address=":0",
+                                       silence_logs=50)
+    with pytest.raises(MmrefError, match="connection lost"):
+        evaluate(Predictor(Slow(), batch_size=3), pictures, scheduler=cluster.scheduler_address,
+                 resume=tmp_path / "journal", progress=lambda tally, new: new and cluster.close())
+    assert (tmp_path / "journal").read_bytes().count(b"\n") > 1
+
+
 def test_wrong_schedulers(pictures, monkeypatch):
     """Catches: a traceback, or a wait for ever, for a scheduler that is not there."""
     predict = Predictor(ColourModel())

@@ -133,6 +133,7 @@ def test_loads_once_and_lazily(monkeypatch, tmp_path):
 
     monkeypatch.setattr(model_module, "create_model", create_model)
     monkeypatch.setattr(predictor_module, "_loaded", type(predictor_module._loaded)())
+    (tmp_path / "t2.safetensors").write_bytes(b"weights")
     predict = Predictor("mobilemamba_t2", tmp_path / "t2.safetensors")
     copy = pickle.loads(pickle.dumps(predict))
     assert calls == []
@@ -143,6 +144,7 @@ def test_loads_once_and_lazily(monkeypatch, tmp_path):
         thread.join()
     predict([_bytes()])
     assert calls == [("mobilemamba_t2", str(tmp_path / "t2.safetensors"), False)]
+    monkeypatch.setattr(model_module, "pretrained_weights", lambda name: tmp_path / "t2.safetensors")
     Predictor("mobilemamba_t2")([_bytes()])
     assert calls[1:] == [("mobilemamba_t2", None, True)]  # never random parameters
 
@@ -166,15 +168,25 @@ def test_wrong_settings():
         Predictor(ColourModel(), img_size=0)([_bytes()])
 
 
-def test_other_weights_in_another_process_are_refused(tmp_path):
-    """Catches: an evaluation mixed from two versions of a weights file."""
+def test_other_weights_in_another_process_are_refused(tmp_path, monkeypatch):
+    """Catches: an evaluation mixed from two versions of a weights file, or a process that goes on with weights it
+    read from the file before it was replaced."""
+    from mmref import model as model_module
+    monkeypatch.setattr(model_module, "create_model", lambda *_, **__: ColourModel())
+    monkeypatch.setattr(predictor_module, "_loaded", type(predictor_module._loaded)())
     path = tmp_path / "w.safetensors"
+    with pytest.raises(MmrefError, match="w.safetensors: No such file"):
+        Predictor("mobilemamba_nano", path).load()
     path.write_bytes(b"first")
-    predict = Predictor("mobilemamba_nano", path)
-    predict.expected_sha256 = predict.sha256()
+    here = Predictor("mobilemamba_nano", path)
+    first = here.load().model
     path.write_bytes(b"second")
+    assert Predictor("mobilemamba_nano", path).load().model is not first
+    there = pickle.loads(pickle.dumps(here))
+    assert there.load().model is first
+    predictor_module._loaded.clear()
     with pytest.raises(MmrefError, match="w.safetensors: sha256 must be"):
-        predict([_bytes()])
+        there.load()
 
 
 def test_process_pool(nano, pictures):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 from mmref.cli.common import print_json, table
@@ -63,7 +65,7 @@ def run(args) -> int:
     if args.limit is not None:
         pictures = pictures.limit(args.limit)
     print(f"mmref: {len(pictures)} pictures, {'; '.join(pictures.notes)}", file=sys.stderr)
-    with _Progress(len(pictures), args.progress) as progress:
+    with _Progress(len(pictures), args.progress) as progress, _quiet_logs(args.scheduler):
         tally = evaluate(predictor, pictures, processes=args.processes, scheduler=args.scheduler, resume=args.resume,
                          progress=progress)
     results = figures(args.model, loaded, pictures, tally)
@@ -111,6 +113,17 @@ def _print(results, tally, worst):
         print()
         print(table([(name, taken, share, count) for name, share, count, taken in rows],
                     ("worst classes", "mostly taken for", "top-1", "right"), left=2))
+
+
+@contextmanager
+def _quiet_logs(wanted):
+    """Dask logs tracebacks of its own; what matters of them reaches the user as one line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL if wanted else before)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Progress:

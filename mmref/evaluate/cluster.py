@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 
 from mmref.errors import MissingBackend, MmrefError
 from mmref.evaluate.run import batch_paths, run_batch
@@ -15,6 +17,7 @@ __all__ = ["on_cluster"]
 
 _AHEAD = 3  # batches sent per thread of the cluster: enough to keep it busy, few enough for a million pictures
 CONNECT_SECONDS = 30
+_IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # the parent ends its cluster
 
 
 def on_cluster(predictor, pictures, starts, scheduler: str) -> Iterator[dict]:
@@ -31,7 +34,8 @@ def on_cluster(predictor, pictures, starts, scheduler: str) -> Iterator[dict]:
     with ExitStack() as stack:
         if scheduler.startswith("local:"):
             scheduler = stack.enter_context(LocalCluster(_count(scheduler), threads_per_worker=1, processes=True,
-                                                         dashboard_address=":0", silence_logs=logging.CRITICAL))
+                                                         dashboard_address=":0", silence_logs=logging.CRITICAL,
+                                                         preload=[_IGNORE_CTRL_C]))
         client = stack.enter_context(_connect(Client, scheduler))
 
         def submit(start):
@@ -39,22 +43,43 @@ def on_cluster(predictor, pictures, starts, scheduler: str) -> Iterator[dict]:
             return client.submit(run_batch, predictor, root, batch_paths(pictures, start, size), start,
                                  key=f"mmref-eval-{token}-{start}", pure=False)
 
-        coming = iter(starts)
-        running = as_completed(loop=client.loop)
+        coming, running, threads = iter(starts), as_completed(loop=client.loop), _Threads(client)
         try:
             while True:
-                room = _AHEAD * max(1, sum(client.nthreads().values())) - running.count()
-                for _ in range(room):
-                    if (start := next(coming, None)) is None:
-                        break
+                for start in islice(coming, max(0, _AHEAD * threads.count() - running.count())):
                     running.add(submit(start))
                 if running.is_empty():
                     return
                 for future in running.next_batch(block=True):
+                    if future.cancelled():
+                        raise _Lost
                     yield future.result()
         except KilledWorker as error:
             raise MmrefError("cluster workers keep dying on the same batch (out of memory?); try a smaller "
                              "--batch-size") from error
+        except _Lost as error:
+            raise MmrefError(f"scheduler {scheduler}: connection lost; with a journal (--resume) nothing is lost "
+                             f"that was done") from error
+
+
+class _Lost(Exception):
+    """The scheduler is gone."""
+
+
+class _Threads:
+    """How many threads the cluster has; asked now and then, since workers come and go."""
+
+    def __init__(self, client):
+        self._client, self._count, self._asked = client, 1, float("-inf")
+
+    def count(self) -> int:
+        if time.monotonic() - self._asked > 1:
+            try:
+                self._count = max(1, sum(self._client.nthreads().values()))
+            except OSError as error:
+                raise _Lost from error
+            self._asked = time.monotonic()
+        return self._count
 
 
 def _connect(client, scheduler):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from mmref.errors import MmrefError
@@ -22,13 +23,13 @@ class JournalError(MmrefError):
 
 
 class Journal:
-    """`with Journal(path, subject) as journal:` then `journal.records`, what earlier runs wrote, and `append`.
+    """`with Journal(path, subject, replay) as journal:` hands what earlier runs wrote to `replay`; then `append`.
 
-    subject  dict of plain values that the figures depend on"""
+    subject  dict of plain values that the figures depend on
+    replay   called with each record"""
 
-    def __init__(self, path, subject: dict):
-        self.path, self.subject = Path(path), subject
-        self.records: list[dict] = []
+    def __init__(self, path, subject: dict, replay: Callable[[dict], object]):
+        self.path, self.subject, self.replay = Path(path), subject, replay
 
     def __enter__(self) -> Journal:
         self._file = open(self.path, "a+b")
@@ -71,8 +72,9 @@ class Journal:
             whole += len(line)
             if subject is None:
                 subject = record
+                self._compare(subject)
             else:
-                self.records.append(record)
+                self.replay(record)
         if subject is None:
             self._file.seek(0)
             if not _line(self.subject).startswith(self._file.read(1 << 20)):  # never cut somebody's file to nothing
@@ -80,7 +82,8 @@ class Journal:
         self._file.truncate(whole)
         if subject is None:
             self.append(self.subject)
-            return
+
+    def _compare(self, subject):
         for key in self.subject.keys() | subject.keys():
             ours, theirs = self.subject.get(key), subject.get(key)
             if ours != theirs:

@@ -42,13 +42,10 @@ def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, 
         raise ValueProblem("processes and scheduler exclude each other: got both")
     loaded = predictor.load()
     tally = Tally(pictures.targets, loaded.labels, predictor.topk)
-    predictor.expected_sha256 = predictor.sha256()
     with ExitStack() as stack:
         journal = None
         if resume is not None:
-            journal = stack.enter_context(Journal(resume, _subject(predictor, loaded, pictures)))
-            for record in journal.records:
-                tally.add(record)
+            journal = stack.enter_context(Journal(resume, _subject(predictor, loaded, pictures), tally.add))
         if progress is not None:
             progress(tally, int(tally.done.sum()))
         size = predictor.batch_size
@@ -100,8 +97,8 @@ def _subject(predictor, loaded, pictures):
     model = predictor.model if isinstance(predictor.model, str) else loaded.model.config.name
     transform = {f"transform {key}": list(value) if isinstance(value, tuple) else value
                  for key, value in asdict(loaded.transform).items()}
-    return {"journal": "mmref eval 1", "mmref": __version__, "model": model, "weights sha256": predictor.sha256(),
-            "backend": predictor.backend, "batch size": predictor.batch_size, "topk": predictor.topk,
+    return {"journal": "mmref eval 1", "mmref": __version__, "model": model, "backend": predictor.backend,
+            "weights sha256": predictor.expected_sha256, "batch size": predictor.batch_size, "topk": predictor.topk,
             "exif": predictor.exif, **transform, "pictures": len(pictures), "list sha256": pictures.digest()}
 
 

@@ -27,8 +27,8 @@ class Tally:
 
     def __init__(self, targets: np.ndarray, class_names: Sequence[str], topk: int = 5):
         self.targets, self.class_names = targets, tuple(class_names)
-        self.topk = min(topk, len(self.class_names))
-        self.answers = np.full((len(targets), self.topk), -1, np.int32)
+        self.topk = topk
+        self.answers = np.full((len(targets), min(topk, len(self.class_names))), -1, np.int32)
         self.done = np.zeros(len(targets), bool)
         self.errors: dict[int, str] = {}
         self._seen = self._right = 0  # for a progress bar; figures are counted from the answers
