@@ -20,6 +20,8 @@ def add_arguments(parser):
                         help=".safetensors or .pth file (default: the model's own)")
     parser.add_argument("--backend", default="numpy", choices=("numpy", "numba", "cuda"),
                         help="numpy is the reference, numba compiles for this CPU (default: %(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="for --backend numba, of each copy of the model "
+                        "(default: all cores)")
     parser.add_argument("--batch-size", "-b", type=int, default=32, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--img-size", type=int, metavar="N", help="side of the input (default: the weights')")
     parser.add_argument("--crop-pct", type=float, metavar="X", help="crop side / resized side (default: the weights')")
@@ -57,7 +59,7 @@ def run(args) -> int:
     if args.results_file and not os.access(os.path.dirname(os.path.abspath(args.results_file)), os.W_OK):
         raise FolderError(f"{args.results_file}: cannot be written there")  # now, not after hours
     predictor = Predictor(args.model, args.weights, args.backend, args.topk, args.batch_size, args.img_size,
-                          workers=args.workers, exif=args.exif)
+                          workers=args.workers, exif=args.exif, threads=args.threads)
     if args.crop_pct is not None:
         predictor.transform = replace(predictor.load().transform, crop_ratio=args.crop_pct)
     loaded = predictor.load()

@@ -1,14 +1,15 @@
 """An append-only file of finished batches: after a kill -9 the evaluation goes on where the file ends.
 
 Each line is a checksum and one JSON object. The first says what is being evaluated; a run about anything else is
-refused. Each of the others holds the answers of one batch. A last line that a kill has torn is dropped, since its
-batch will be computed again; any other damage is an error.
+refused. Each of the others holds the answers of one batch. A line that is torn or damaged counts as not there: its
+batch is computed again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ class Journal:
         self.path, self.subject, self.replay = Path(path), subject, replay
 
     def __enter__(self) -> Journal:
-        self._file = open(self.path, "a+b")
+        self._file, self._synced = open(self.path, "a+b"), float("-inf")
         try:
             self._lock()
             self._read()
@@ -42,13 +43,21 @@ class Journal:
         return self
 
     def __exit__(self, *_):
-        self._file.close()
+        try:
+            self._sync()
+        finally:
+            self._file.close()
 
     def append(self, record: dict) -> None:
-        """Write one record so that it outlives the process and the power supply."""
+        """Write one record: it outlives the process at once, the power supply after a second."""
         self._file.write(_line(record))
         self._file.flush()
+        if time.monotonic() - self._synced > 1:  # a sync a batch would hold up a large cluster
+            self._sync()
+
+    def _sync(self):
         os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
     def _lock(self):
         try:
@@ -63,17 +72,17 @@ class Journal:
     def _read(self):
         self._file.seek(0)
         whole, subject = 0, None
-        for number, line in enumerate(self._file, 1):
-            record = _parse(line)
-            if record is None:
-                if self._file.read(1):  # something follows, so this was no torn end
-                    raise JournalError(f"{self.path}: line {number} is damaged, or this is no journal of mmref eval")
+        for line in self._file:
+            if not line.endswith(b"\n"):
                 break
             whole += len(line)
+            record = _parse(line)
             if subject is None:
+                if record is None:
+                    raise JournalError(f"{self.path}: not a journal of mmref eval, or its first line is damaged")
                 subject = record
                 self._compare(subject)
-            else:
+            elif record is not None:
                 self.replay(record)
         if subject is None:
             self._file.seek(0)
