@@ -50,7 +50,7 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    """0: every picture was answered. 1: some could not be read. 2 (main): no figures."""
+    """0 if every picture got its answer, 2 if one could not be read; the figures are there all the same."""
     from pathlib import Path
 
     from mmref.evaluate import evaluate, read_folder, write_results
@@ -81,7 +81,7 @@ def run(args) -> int:
         print(f"mmref: bad picture: {bad['error']}", file=sys.stderr)
     if len(results["bad"]) > 20:
         print(f"mmref: and {len(results['bad']) - 20} more bad pictures (all of them with --json)", file=sys.stderr)
-    return 1 if results["bad"] else 0
+    return 2 if results["bad"] else 0
 
 
 def figures(name, loaded, pictures, tally) -> dict:
