@@ -18,7 +18,7 @@ with tempfile.TemporaryDirectory() as folder:
     else:
         source, target = Path(folder) / "nano.pth", Path(folder) / "nano.safetensors"
         from mmref.weights.pth_writer import write_pth
-        write_pth(source, mmref.create_model("mobilemamba_nano").state_dict())
+        write_pth(source, mmref.create_model("mobilemamba_nano", pretrained=True).state_dict())
     convert(source, target)
     checkpoint = read_checkpoint(target)
     print(f"{target.name}: {len(checkpoint.tensors)} tensors, "

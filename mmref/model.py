@@ -16,7 +16,7 @@ from mmref.variants import VARIANTS, resolve
 __all__ = ["create_model", "list_models"]
 
 
-def list_models(filter: str = "*") -> list[str]:  # noqa: A002 - timm's name for it
+def list_models(filter: str = "*") -> list[str]:
     """Names of the models, those that match a shell-style pattern."""
     from fnmatch import fnmatch
     return [name for name in VARIANTS if fnmatch(name, filter)]

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_close
-from mmref.weights import pickle_tensors, read_checkpoint
 
 from mmref.errors import CheckpointError
+from mmref.weights import pickle_tensors, read_checkpoint
+from mmref.weights.pth_writer import write_pth
 
 
 class Runs:
@@ -129,8 +130,8 @@ def tensor_stream(offset=0, shape=(2, 3), stride=(3, 1), numel=6, dtype="Float")
     def numbers(values):
         return b"(" + b"".join(map(number, values)) + b"t"
     return stream(b"}" + text("x") + b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage")
-                  + f"ctorch\n{dtype}Storage\n".encode() + text("0") + text("cpu") + number(numel) + b"tQ" + number(offset)
-                  + numbers(shape) + numbers(stride) + b"\x89ccollections\nOrderedDict\n)RtRs.")
+                  + f"ctorch\n{dtype}Storage\n".encode() + text("0") + text("cpu") + number(numel) + b"tQ"
+                  + number(offset) + numbers(shape) + numbers(stride) + b"\x89ccollections\nOrderedDict\n)RtRs.")
 
 
 def zip_file(path, records):
@@ -149,7 +150,8 @@ def test_a_hand_made_tensor_is_read(tmp_path):
 
 @pytest.mark.parametrize("numbers, message", [
     ({"offset": 1}, "beyond"), ({"offset": -1}, ">= 0"), ({"shape": (-2, 3)}, ">= 0"), ({"stride": (3, -1)}, ">= 0"),
-    ({"shape": (2, 3, 1)}, "equal rank"), ({"stride": (4, 1)}, "beyond"), ({"shape": (2**40,), "stride": (0,)}, "beyond"),
+    ({"shape": (2, 3, 1)}, "equal rank"), ({"stride": (4, 1)}, "beyond"),
+    ({"shape": (2**40,), "stride": (0,)}, "beyond"),
     ({"shape": (2**62, 2**62), "stride": (0, 0)}, "beyond"), ({"numel": 7}, "bytes, expected"),
     ({"numel": 2**40}, "bytes, expected"), ({"dtype": "Double"}, "bytes, expected"),
 ])
@@ -181,7 +183,7 @@ def test_a_zip_bomb(tmp_path):
 
 @pytest.mark.parametrize("content, message", [
     (b"", "empty"), (b"<!DOCTYPE html><html>", "HTML"), (b"version https://git-lfs.github.com/spec/v1\n", "git-LFS"),
-    (b"\x93NUMPY\x01\x00", "NumPy"), (b"\x80\x02\x8a\nl\xfc\x9c", "old, pre-1.6"), (b"PK\x03\x04 and no more", "broken"),
+    (b"\x93NUMPY\x01\x00", "NumPy"), (b"\x80\x02\x8a\nl\xfc\x9c", "old, pre-1.6"), (b"PK\x03\x04 no more", "broken"),
     (b"anything", "no weights file"),
 ])
 def test_what_it_looks_like(tmp_path, content, message):
@@ -211,7 +213,8 @@ def test_values(tmp_path):
 def test_trainer_files_and_prefixes(tmp_path):
     """Catches the raw weights taken for the moving average, in silence, and a prefix that stays."""
     net, ema = {"module.a": torch.tensor([1.0])}, {"module.a": torch.tensor([2.0])}
-    torch.save({"net": net, "net_E": ema, "epoch": 3, "optimizer": {"state": {0: {"m": torch.ones(3)}}}}, tmp_path / "t.pth")
+    optimizer = {"state": {0: {"m": torch.ones(3)}}}
+    torch.save({"net": net, "net_E": ema, "epoch": 3, "optimizer": optimizer}, tmp_path / "t.pth")
     found = read_checkpoint(tmp_path / "t.pth")
     assert found.source == "net_E" and found.others == ("net",) and found.tensors == {"a": np.float32([2.0])}
     assert read_checkpoint(tmp_path / "t.pth", prefer="net").tensors["a"] == 1
@@ -219,3 +222,13 @@ def test_trainer_files_and_prefixes(tmp_path):
     assert read_checkpoint(tmp_path / "n.pth").source == "net"
     with pytest.raises(CheckpointError, match="prefer must be one of net, got 'net_E'"):
         read_checkpoint(tmp_path / "n.pth", prefer="net_E")
+
+
+def test_our_own_writer(tmp_path):
+    """Catches a writer whose files PyTorch or the reader understands otherwise."""
+    state = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(300), "e": np.zeros((0, 2), np.float32)}
+    write_pth(tmp_path / "a.pth", state)
+    theirs, ours = torch.load(tmp_path / "a.pth", weights_only=True), read_checkpoint(tmp_path / "a.pth").tensors
+    for name, array in state.items():
+        assert_close(theirs[name].numpy(), array, 0)
+        assert_close(ours[name], array, 0)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from mmref.weights import pickle_tensors, safetensors_file
-from mmref.weights.zip_records import Records
 
 from mmref.errors import CheckpointError
+from mmref.weights import pickle_tensors, safetensors_file
+from mmref.weights.zip_records import Records
 
 # Where trainers keep the weights, best first: the moving average before the raw weights.
 HOLDERS = ("net_E", "model_ema", "state_dict_ema", "net", "state_dict", "model")
@@ -136,7 +136,8 @@ def _build(chosen, records, file_size):
         if not isinstance(name, str):
             raise CheckpointError(f"a state dict's names must be text, got {pickle_tensors._short(name)}")
         if not isinstance(tensor, pickle_tensors.Tensor):
-            kind = f"something of {tensor.name}" if isinstance(tensor, pickle_tensors.Foreign) else type(tensor).__name__
+            foreign = isinstance(tensor, pickle_tensors.Foreign)
+            kind = f"something of {tensor.name}" if foreign else type(tensor).__name__
             raise CheckpointError(f"{name}: must be a tensor, got {kind}")
         storage = tensor.storage
         record = f"data/{storage.key}"
@@ -145,8 +146,8 @@ def _build(chosen, records, file_size):
             raise CheckpointError(f"record {record!r} is used as {known.dtype} x {known.numel} and as "
                                   f"{storage.dtype} x {storage.numel}")
         if records.size(record) != storage.numel * pickle_tensors.ITEM_SIZE[storage.dtype]:
-            raise CheckpointError(f"record {record!r} has {records.size(record)} bytes, expected {storage.numel} elements "
-                                  f"of {storage.dtype}")
+            raise CheckpointError(f"record {record!r} has {records.size(record)} bytes, expected {storage.numel} "
+                                  f"elements of {storage.dtype}")
         wanted += int(np.prod(tensor.shape, dtype=object)) if tensor.shape else 1
     if wanted > max(2 * file_size, 1 << 20):  # views may share a storage, but not without end
         raise CheckpointError(f"its tensors ask for {wanted} elements, more than a file of {file_size} bytes can mean")

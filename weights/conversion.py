@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mmref.errors import CheckpointError
 from mmref.weights import safetensors_file
 from mmref.weights.checkpoint import Checkpoint, read_checkpoint
-
-from mmref.errors import CheckpointError
 
 
 def convert(source, target, *, prefer: str = "auto", strict: bool = False, allow_nonfinite: bool = False,

@@ -118,8 +118,8 @@ _TABLE: dict[str, object] = {
     "torch Size": _torch_size,
     "torch device": _torch_device,
     **{f"torch {name}": StorageType(code) for name, code in STORAGE_DTYPES.items()},
-    **{f"torch {name}": name for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8",
-                                          "uint8", "bool", "float", "double", "half", "long", "int", "short")},
+    **{f"torch {name}": name for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16",
+                                          "int8", "uint8", "bool", "float", "double", "half", "long", "int", "short")},
 }
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from mmref.errors import CheckpointError
 
 MAX_HEADER = 100_000_000
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
-           "U8": "|u1", "BOOL": "|b1"}
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
+           "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -24,8 +24,8 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     data = Path(path).read_bytes()
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > MAX_HEADER or size > len(data) - 8:
-        raise CheckpointError(f"safetensors header must be at most {min(MAX_HEADER, max(len(data) - 8, 0))} bytes long, "
-                              f"got {size}")
+        limit = min(MAX_HEADER, max(len(data) - 8, 0))
+        raise CheckpointError(f"safetensors header must be at most {limit} bytes long, got {size}")
     try:
         header = json.loads(data[8:8 + size].decode("utf-8"), object_pairs_hook=_unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -62,7 +62,8 @@ def _entry(name, value):
     valid = isinstance(value, dict) and set(value) == {"dtype", "shape", "data_offsets"}
     dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets")) if valid else (None,) * 3
     if not valid or dtype not in _DTYPES or not _integers(shape) or not _integers(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{name}: header entry must give a known dtype, shape and two offsets, got {str(value)[:200]}")
+        raise CheckpointError(f"{name}: header entry must give a known dtype, shape and two offsets, "
+                              f"got {str(value)[:200]}")
     elements = 1
     for n in shape:
         elements *= n
