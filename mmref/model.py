@@ -34,7 +34,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     pretrained   use the weights in the box (mobilemamba_nano) or the published file in the user's cache
     num_classes  checked against the weights; None takes theirs, or the variant's own; 0 leaves the head out
                  (the result is then the pooled features)
-    backend      "numpy" (the reference), "numba" (compiled, any CPU), "cuda" (NVIDIA GPUs)
+    backend      "numpy" (the reference) or "numba" (compiled, any CPU)
     dtype        float32, or float64 (numpy backend only)
     threads      for backend="numba": how many, None for all cores
     changes      fields of `mmref.variants.Variant` to replace, e.g. scan_order="cross", for untrained networks
@@ -64,7 +64,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
         return model
     if np.dtype(dtype) != np.float32:
         raise ValueProblem(f"dtype must be float32 for backend {backend!r}, got {np.dtype(dtype)}")
-    return _compile(model, backend, threads)
+    return _compile(model, threads)
 
 
 def _load(config, weights, num_classes, dtype):
@@ -109,12 +109,9 @@ def _describe(model: MobileMamba, metadata) -> None:
         model.class_names = tuple(class_names(1000))
 
 
-def _compile(model, backend, threads):
+def _compile(model, threads):
     try:
-        if backend == "numba":
-            from mmref.engine import CompiledModel
-            return CompiledModel(model, threads=threads)
-        from mmref.engine.cuda import CudaModel
-        return CudaModel(model)
+        from mmref.engine import CompiledModel
     except ImportError as error:
-        raise MissingBackend(f"backend {backend!r} cannot be used here: {error}") from error
+        raise MissingBackend(f"backend 'numba' cannot be used here: {error}; pip install numba") from error
+    return CompiledModel(model, threads=threads)

@@ -55,14 +55,5 @@ def backends() -> dict[str, str]:
         found["numba"] = f"ready (Numba {version('numba')})"
     except PackageNotFoundError:
         found["numba"] = "missing: pip install numba"
-    found["cuda"] = _cuda_state()
+    found["cuda"] = "not in this version of mmref"
     return found
-
-
-def _cuda_state() -> str:
-    from ctypes import CDLL
-    try:
-        CDLL("libcuda.so.1")
-    except OSError:
-        return 'no NVIDIA driver found; needs one, and pip install "mmref[cuda]"'
-    return "NVIDIA driver found, but this version of mmref has no CUDA backend yet"
