@@ -1,0 +1,51 @@
+"""`mmref export onnx MODEL -o m.onnx`: the network as a graph that other runtimes take."""
+
+from __future__ import annotations
+
+from mmref.cli.common import print_json, table
+
+
+def add_arguments(parser):
+    parser.add_argument("format", choices=("onnx",), metavar="FORMAT", help="onnx")
+    parser.add_argument("model", metavar="MODEL", help="a name that `mmref models` lists")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: MODEL.onnx in the current folder")
+    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth file (default: the model's own)")
+    parser.add_argument("--untrained", action="store_true", help="random parameters, to try a runtime without weights")
+    parser.add_argument("--num-classes", type=int, help="checked against the weights; 0 leaves the head out")
+    parser.add_argument("--opset", type=int, default=17, help="ONNX operator set, 17 or later (default: %(default)s)")
+    parser.add_argument("--verify", action="store_true", help="run the file in the installed runtimes and compare")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args) -> int:
+    from mmref.errors import ValueProblem
+    from mmref.export.onnx import export_onnx
+    from mmref.export.verify import TOLERANCE, verify
+    from mmref.model import create_model
+    if args.weights and args.untrained:
+        raise ValueProblem("--weights and --untrained exclude each other")
+    model = create_model(args.model, args.weights, pretrained=not (args.weights or args.untrained),
+                         num_classes=args.num_classes)
+    target = args.output or f"{model.config.name}.onnx"
+    proto = export_onnx(model, target, args.opset)
+    compared = verify(model, target) if args.verify else []
+    status = int(not all(row.passed for row in compared))
+    inputs, outputs = ([{"name": v.name, "shape": [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]}
+                        for v in values] for values in (proto.graph.input, proto.graph.output))
+    if args.json:
+        print_json({"file": target, "model": model.config.name, "opset": args.opset, "bytes": proto.ByteSize(),
+                    "nodes": len(proto.graph.node), "inputs": inputs, "outputs": outputs,
+                    "metadata": {prop.key: prop.value for prop in proto.metadata_props},
+                    "verified": [vars(row) | {"passed": row.passed} for row in compared]})
+        return status
+    weights = "random parameters" if args.untrained else args.weights or "the model's own weights"
+    print(f"{target}: {model.config.name} with {weights}, opset {args.opset}, {len(proto.graph.node)} nodes, "
+          f"{proto.ByteSize() / 1e6:.1f} MB")
+    for kind, values in (("input", inputs), ("output", outputs)):
+        for value in values:
+            print(f"{kind} {value['name']}: float32 ({', '.join(map(str, value['shape']))})")
+    if compared:
+        print("\n" + table([(row.runtime, "x".join(map(str, row.shape)), f"{row.error:.1e}",
+                             "equal" if row.passed else "DIFFERS") for row in compared],
+                           ("runtime", "input", "error / largest", f"to {TOLERANCE:.0e}"), left=2))
+    return status

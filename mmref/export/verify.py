@@ -1,0 +1,70 @@
+"""An exported graph beside the network it was made from, in the runtimes that are installed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+
+from mmref.errors import MissingBackend
+
+TOLERANCE = 1e-5  # of the largest logit; both sides compute in float32, in another order
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One runtime on one input; `error` is the largest difference over the largest magnitude mmref answers."""
+
+    runtime: str
+    shape: tuple[int, ...]
+    error: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= TOLERANCE
+
+
+def verify(model, path, shapes=None) -> list[Comparison]:
+    """Run the graph at `path` and `model` on the same random inputs, in every runtime that is installed.
+
+    shapes: of the inputs (default: the training size, a batch of 3 of an odd size, a single pixel). All shapes go
+    through one session, as a program that serves any picture would have it. A result of another shape or one that is
+    not finite counts as error infinity. Raises MissingBackend where no runtime is installed.
+    """
+    runtimes = [name for name in OPENERS if find_spec(name)]
+    if not runtimes:
+        raise MissingBackend('verifying needs ONNX Runtime or OpenVINO: pip install "mmref[onnx]" or "mmref[openvino]"')
+    side, channels = model.config.img_size, model.config.in_chans
+    shapes = shapes or [(1, channels, side, side), (3, channels, side // 2 + 1, side // 3), (2, channels, 1, 1)]
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    expected = [np.asarray(model(x), np.float32) for x in inputs]
+    found = []
+    for name in runtimes:
+        run = OPENERS[name](path)
+        found += [Comparison(name, x.shape, _error(run(x), y)) for x, y in zip(inputs, expected, strict=True)]
+    return found
+
+
+def _error(actual, expected):
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return float("inf")
+    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30))
+
+
+def open_onnxruntime(path):
+    """A callable x -> logits; ONNX Runtime on the CPU."""
+    import onnxruntime
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"input": x})[0]
+
+
+def open_openvino(path):
+    """A callable x -> logits; OpenVINO on the CPU, held to float32 (it would take bfloat16 where the CPU has it)."""
+    import openvino
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda x: compiled(x)[0]
+
+
+OPENERS = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
