@@ -7,6 +7,7 @@ batch norm keeps beside its statistics and inference ignores, may be there or no
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def load_parameters(config: Variant, state: Mapping[str, np.ndarray], dtype=np.f
     shapes = _shapes(model)
     got = {name: np.shape(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
     if shapes != got:
-        raise ParameterMismatch(_differences(config, shapes, got, source))
+        raise ParameterMismatch(_differences(config, shapes, got, state, source))
     for name, layer, attribute in model.named_parameters():
         setattr(layer, attribute, np.asarray(state[name], dtype))
     return model
@@ -70,24 +71,21 @@ def head_classes(state: Mapping[str, np.ndarray]) -> int | None:
     return None
 
 
-def _differences(config, shapes, got, source):
+def _differences(config, shapes, got, state, source):
     problems = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in got]
     problems += [f"unexpected {name} {shape}" for name, shape in got.items() if name not in shapes]
     problems += [f"{name}: expected {shapes[name]}, got {shape}" for name, shape in got.items()
                  if name in shapes and shapes[name] != shape]
+    fits = fitting_variants(state)
     listed = "; ".join(problems[:LISTED])
     more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
     return (f"{source}: {len(problems)} of its parameters do not fit {config.name} with {config.num_classes} classes: "
-            f"{listed}{more}. {_suggestion(got)}")
+            f"{listed}{more}. They fit {' or '.join(fits) if fits else 'no variant mmref knows'}.")
 
 
-def _suggestion(got):
-    """Name the variants whose shapes, but for the number of classes, are the ones at hand."""
-    state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in got.items()}
+def fitting_variants(state: Mapping[str, np.ndarray]) -> list[str]:
+    """The variants whose names and shapes are those of `state`, whatever the number of classes."""
+    got = {name: np.shape(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
     classes = head_classes(state) or 0
-    fits = []
-    for variant in VARIANTS.values():
-        config = Variant(**{**vars(variant), "num_classes": classes})
-        if expected_shapes(config, is_folded(state)) == got:
-            fits.append(f"{variant.name} with num_classes={classes}")
-    return f"They fit {' or '.join(fits)}." if fits else "They fit no variant mmref knows."
+    return [f"{variant.name} with num_classes={classes}" for variant in VARIANTS.values()
+            if expected_shapes(replace(variant, num_classes=classes), is_folded(state)) == got]

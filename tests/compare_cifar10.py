@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch_reference
-from mmref.weights import read_checkpoint
 
 from mmref.labels import CIFAR10
 from mmref.model import create_model, pretrained_weights
 from mmref.picture import open_picture, to_array
+from mmref.weights import read_checkpoint
 
 
 def test_pictures(source: Path, limit: int | None = None):
