@@ -106,12 +106,12 @@ class Layer:
 
 
 class Sequential(Layer):
-    """Layers one after another, named "0", "1", ... or by the keys given."""
+    """Layers one after another, named "0", "1", ..."""
 
-    def __init__(self, *layers: Layer, **named: Layer):
+    def __init__(self, *layers: Layer):
         super().__init__()
-        for name, layer in {**{str(i): layer for i, layer in enumerate(layers)}, **named}.items():
-            setattr(self, name, layer)
+        for i, layer in enumerate(layers):
+            setattr(self, str(i), layer)
 
     def forward(self, x):
         for layer in self.children.values():
