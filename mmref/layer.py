@@ -211,7 +211,7 @@ class LayerNorm(Layer):
 
 
 class Scale(Layer):
-    """One learned factor a channel, `weight` (1, C, 1, 1)."""
+    """One learned factor a channel, `weight` (1, C, 1, 1); upstream `_ScaleModule`."""
 
     def __init__(self, dim, start=1.0):
         super().__init__()
@@ -240,7 +240,7 @@ class Linear(Layer):
 
 
 class Residual(Layer):
-    """x + m(x)."""
+    """x + m(x); upstream `Residual`."""
 
     def __init__(self, m: Layer):
         super().__init__()

@@ -25,7 +25,7 @@ from mmref.variants import Variant
 
 
 class FFN(Layer):
-    """Pointwise C -> 2C, ReLU, pointwise 2C -> C, each with BN."""
+    """Pointwise C -> 2C, ReLU, pointwise 2C -> C, each with BN; upstream `FFN`."""
 
     def __init__(self, dim):
         super().__init__()
@@ -42,7 +42,7 @@ def residual_depthwise(dim):
 
 
 class Mixer(Layer):
-    """Holds the token mixer under the name the checkpoints use, `attn`."""
+    """Holds the token mixer under the name the checkpoints use, `attn`; upstream `MobileMambaBlockWindow`."""
 
     def __init__(self, attn):
         super().__init__()
@@ -53,7 +53,9 @@ class Mixer(Layer):
 
 
 class Block(Layer):
-    """The repeated unit: local, channel, token, local, channel mixing; then the block's input once more."""
+    """The repeated unit: local, channel, token, local, channel mixing; then the block's input once more.
+
+    (B, C, H, W) -> (B, C, H, W). Paper figure 3, upstream `MobileMambaBlock`."""
 
     def __init__(self, dim, **mrffi):
         super().__init__()
@@ -68,7 +70,7 @@ class Block(Layer):
 
 
 class SqueezeExcite(Layer):
-    """Scale every channel by a gate in (0, 1) computed from all channels' means (Hu et al. 2018)."""
+    """Scale every channel by a gate in (0, 1) computed from all channels' means (Hu et al. 2018, equations 2 to 4)."""
 
     def __init__(self, dim, reduced):
         super().__init__()
@@ -82,7 +84,9 @@ class SqueezeExcite(Layer):
 
 
 class PatchMerging(Layer):
-    """Downsampling by 2: expand to 4 C_in, depthwise stride 2, squeeze-and-excitation, reduce to C_out."""
+    """Downsampling by 2: expand to 4 C_in, depthwise stride 2, squeeze-and-excitation, reduce to C_out.
+
+    (B, C_in, H, W) -> (B, C_out, ceil(H/2), ceil(W/2)). Upstream `PatchMerging`."""
 
     def __init__(self, c_in, c_out):
         super().__init__()
@@ -106,7 +110,7 @@ class Stem(Sequential):
 
 
 class Head(Layer):
-    """BN over the pooled features, then the classifier."""
+    """BN over the pooled features, then the classifier: (B, C) -> (B, num_classes); upstream `BN_Linear`."""
 
     def __init__(self, dim, num_classes):
         super().__init__()

@@ -80,7 +80,9 @@ def filter_bank_of(wavelet):
 
 
 class LocalConv(Layer):
-    """`local_op`: depthwise k x k, BN, ReLU, depthwise 1x1, BN. (The names say 3x3 whatever k is.)"""
+    """`local_op`: depthwise k x k, BN, ReLU, depthwise 1x1, BN; upstream `DWConv2d_BN_ReLU`.
+
+    (B, C, H, W) -> (B, C, H, W). The parameter names say 3x3 whatever k is."""
 
     def __init__(self, dim, kernel):
         super().__init__()
