@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 _PUBLIC = {"Checkpoint": "checkpoint", "read_checkpoint": "checkpoint", "convert": "conversion",
-           "pretrained_path": "store"}
+           "fetch": "store", "pretrained_path": "store", "write_pth": "pth_writer"}
 
 
 def __getattr__(name: str):

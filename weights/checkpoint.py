@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,8 @@ def read_checkpoint(path, *, prefer: str = "auto", strict: bool = False, allow_n
     try:
         kind = _kind(path)
         if kind == "safetensors":
+            if prefer not in ("auto", "flat"):
+                raise CheckpointError(f"prefer={prefer!r}: the file is one state dict and has no such entry")
             tensors, metadata = safetensors_file.read(path)
             found = Checkpoint(path, kind, tensors, metadata=metadata)
         else:
@@ -105,23 +108,24 @@ def _read_zip(path, prefer, strict):
     with Records(path) as records:
         pickle = pickle_tensors.load(records.read("data.pkl"), strict)
         source, chosen, others = _choose(pickle.value, prefer)
-        return Checkpoint(path, "zip", _build(chosen, records, path.stat().st_size), source, others,
-                          tuple(sorted(pickle.foreign)))
+        _check_storages(pickle.storages, records)
+        tensors, used = _build(chosen, records, path.stat().st_size)
+        records.verify(records.infos.keys() - used - {"data.pkl"})
+        return Checkpoint(path, "zip", tensors, source, others, tuple(sorted(pickle.foreign)))
 
 
 def _choose(top, prefer):
     """(name, state dict, other names) of the entry to take."""
     if not isinstance(top, dict):
         raise CheckpointError(f"must hold a dict of tensors, got a {type(top).__name__}")
-    if any(isinstance(value, pickle_tensors.Tensor) for value in top.values()):
+    names = dict.fromkeys((*HOLDERS, *top))
+    offered = [name for name in names if isinstance(name, str) and _holds_tensors(top.get(name))]
+    if _holds_tensors(top) and not set(offered) & set(HOLDERS):  # beside a holder, a tensor is a loss or a counter
         if prefer not in ("auto", "flat"):
             raise CheckpointError(f"prefer={prefer!r}: the file is one state dict and has no such entry")
         return "flat", top, ()
-    offered = [name for name in (*HOLDERS, *top) if isinstance(name, str) and isinstance(top.get(name), dict)
-               and any(isinstance(value, pickle_tensors.Tensor) for value in top[name].values())]
-    offered = list(dict.fromkeys(offered))
     if not offered:
-        raise CheckpointError(f"holds no state dict, only {', '.join(map(pickle_tensors._short, list(top)[:10]))}")
+        raise CheckpointError(f"holds no state dict, only {', '.join(map(pickle_tensors.short, list(top)[:10]))}")
     if prefer == "auto":
         prefer = offered[0]
     if prefer not in offered:
@@ -129,26 +133,31 @@ def _choose(top, prefer):
     return prefer, top[prefer], tuple(name for name in offered if name != prefer)
 
 
+def _holds_tensors(value):
+    return isinstance(value, dict) and any(isinstance(v, pickle_tensors.Tensor) for v in value.values())
+
+
+def _check_storages(storages, records):
+    """Every storage the pickle names is a record of just its size, wanted or not."""
+    for key, storage in storages.items():
+        size, expected = records.size(f"data/{key}"), storage.numel * pickle_tensors.ITEM_SIZE[storage.dtype]
+        if size != expected:
+            raise CheckpointError(f"record 'data/{key}' has {size} bytes, expected {storage.numel} elements of "
+                                  f"{storage.dtype}")
+
+
 def _build(chosen, records, file_size):
-    """{name: array} of a dict of Tensor views; every storage read once, every tensor copied out."""
+    """({name: array}, records used) of a dict of Tensor views; every storage read once, every tensor copied out."""
     order, storages, wanted = records.byte_order(), {}, 0
     for name, tensor in chosen.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"a state dict's names must be text, got {pickle_tensors._short(name)}")
+            raise CheckpointError(f"a state dict's names must be text, got {pickle_tensors.short(name)}")
         if not isinstance(tensor, pickle_tensors.Tensor):
             foreign = isinstance(tensor, pickle_tensors.Foreign)
             kind = f"something of {tensor.name}" if foreign else type(tensor).__name__
             raise CheckpointError(f"{name}: must be a tensor, got {kind}")
-        storage = tensor.storage
-        record = f"data/{storage.key}"
-        known = storages.setdefault(record, storage)
-        if known != storage:
-            raise CheckpointError(f"record {record!r} is used as {known.dtype} x {known.numel} and as "
-                                  f"{storage.dtype} x {storage.numel}")
-        if records.size(record) != storage.numel * pickle_tensors.ITEM_SIZE[storage.dtype]:
-            raise CheckpointError(f"record {record!r} has {records.size(record)} bytes, expected {storage.numel} "
-                                  f"elements of {storage.dtype}")
-        wanted += int(np.prod(tensor.shape, dtype=object)) if tensor.shape else 1
+        storages[f"data/{tensor.storage.key}"] = tensor.storage
+        wanted += prod(tensor.shape)
     if wanted > max(2 * file_size, 1 << 20):  # views may share a storage, but not without end
         raise CheckpointError(f"its tensors ask for {wanted} elements, more than a file of {file_size} bytes can mean")
     loaded = {record: _decode(records.read(record), storage.dtype, order) for record, storage in storages.items()}
@@ -158,19 +167,25 @@ def _build(chosen, records, file_size):
         view = np.lib.stride_tricks.as_strided(flat[tensor.offset:], tensor.shape,
                                                [s * flat.itemsize for s in tensor.stride], writeable=False)
         arrays[name] = np.array(view, order="C")
-    return arrays
+    return arrays, storages.keys()
 
 
 def _decode(data, dtype, order):
     """The elements of a record; bfloat16 is the upper half of a float32."""
     if dtype == "bf16":
         return (np.frombuffer(data, f"{order}u2").astype(np.uint32) << 16).view(np.float32)
+    if dtype == "|b1":
+        return np.frombuffer(data, np.uint8) != 0
     stored = np.dtype(dtype).newbyteorder(order)
     return np.frombuffer(data, stored).astype(stored.newbyteorder("="), copy=False)
 
 
 def _without_prefix(tensors: Mapping) -> dict:
     """Names without the `module.` that PyTorch's data-parallel wrappers put before them."""
+    for name in tensors:
+        if not name.isprintable() or len(name) > 1000:
+            raise CheckpointError("a tensor's name must be printable text of at most 1000 characters, "
+                                  f"got {name[:100]!r}")
     plain = {name.removeprefix("module."): array for name, array in tensors.items()}
     if len(plain) != len(tensors):
         raise CheckpointError("some names are there with and without the prefix module.")
@@ -184,10 +199,11 @@ def _checked(tensors, allow_nonfinite):
         if array.dtype.kind == "f":
             with np.errstate(over="ignore"):
                 narrowed = array.astype(np.float32, copy=False)
+            if array.dtype == np.float64 and not np.array_equal(np.isfinite(array), np.isfinite(narrowed)):
+                raise CheckpointError(f"{name}: has values beyond float32")
             if not allow_nonfinite:
                 if not np.isfinite(narrowed).all():
-                    what = "values beyond float32" if np.isfinite(array).all() else "NaN or infinity"
-                    raise CheckpointError(f"{name}: has {what} (allow_nonfinite accepts it)")
+                    raise CheckpointError(f"{name}: has NaN or infinity (allow_nonfinite accepts it)")
                 if name.endswith("running_var") and (narrowed < 0).any():
                     raise CheckpointError(f"{name}: a variance must not be negative (allow_nonfinite accepts it)")
             array = narrowed

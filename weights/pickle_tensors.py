@@ -12,10 +12,11 @@ import reprlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 
 from mmref.errors import CheckpointError
 
-MAX_DEPTH, MAX_NODES = 200, 4_000_000
+MAX_DEPTH, MAX_NODES, MAX_RANK, MAX_EMPTY = 200, 1_000_000, 64, 1 << 31
 
 STORAGE_DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": "bf16",
                   "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "|i1",
@@ -56,10 +57,11 @@ class Tensor:
 
 @dataclass
 class Pickle:
-    """What a pickle held: its top object, and the names it met that are not in the table."""
+    """What a pickle held: its top object, the names it met that are not in the table, and every storage it wants."""
 
     value: object
     foreign: set[str] = field(default_factory=set)
+    storages: dict[str, Storage] = field(default_factory=dict)
 
 
 class _Mark:
@@ -77,26 +79,32 @@ def _ordered_dict(pairs=()):
 def _checked_keys(make, pairs):
     """`make(pairs)` once every key is a plain value: hashing a nest of tuples can take for ever."""
     for key, _ in pairs:
-        if not isinstance(key, (str, int, float, Foreign, type(None))):
+        if not all(map(_is_plain, key) if isinstance(key, tuple) and len(key) <= MAX_RANK else [_is_plain(key)]):
             raise CheckpointError(f"data.pkl has a {type(key).__name__} for a key, expected text or a number")
     return make(pairs)
+
+
+def _is_plain(key):
+    """Hashed at once; no integers beyond 64 bits, as those that collide are easily found."""
+    return isinstance(key, (str, float, Foreign, type(None))) or (isinstance(key, int) and -1 << 63 <= key < 1 << 63)
 
 
 def _rebuild_tensor_v2(storage, offset, shape, stride, *rest):
     if not isinstance(storage, Storage):
         return Foreign("a tensor without storage")
-    integers = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride)
+    integers = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= MAX_RANK
     if not integers or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)):
         raise CheckpointError(f"tensor in record data/{storage.key}: offset, shape and stride must be integers >= 0 of "
-                              f"equal rank, got {offset!r}, {_short(shape)}, {_short(stride)}")
-    elements = 1
-    for n in shape:
-        elements *= n
+                              f"equal rank, at most {MAX_RANK}, got {short(offset)}, {short(shape)}, "
+                              f"{short(stride)}")
+    elements = prod(shape)
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    if elements > storage.numel or (elements and last >= storage.numel) or offset > storage.numel:
-        raise CheckpointError(f"tensor in record data/{storage.key}: shape {_short(shape)}, stride {_short(stride)}, "
-                              f"offset {offset} reach beyond its {storage.numel} elements")
-    return Tensor(storage, offset, shape, stride)
+    beyond = last >= storage.numel if elements else prod(n or 1 for n in shape) > MAX_EMPTY
+    if elements > storage.numel or offset > storage.numel or beyond:
+        raise CheckpointError(f"tensor in record data/{storage.key}: shape {short(shape)}, stride {short(stride)}, "
+                              f"offset {short(offset)} reach beyond its {storage.numel} elements")
+    used = tuple(s if n > 1 and elements else 0 for n, s in zip(shape, stride, strict=True))
+    return Tensor(storage, offset, shape, used)
 
 
 def _rebuild_parameter(data, *rest):
@@ -123,7 +131,7 @@ _TABLE: dict[str, object] = {
 }
 
 
-def _short(value) -> str:
+def short(value) -> str:
     return reprlib.repr(value)  # bounded in depth and length: a plain repr of a nest of tuples can take for ever
 
 
@@ -137,7 +145,7 @@ def load(data: bytes, strict: bool = False) -> Pickle:
     try:
         return _Interpreter(data, strict).run()
     except (IndexError, KeyError, TypeError, ValueError, struct.error, UnicodeDecodeError, OverflowError) as error:
-        raise CheckpointError(f"data.pkl is malformed ({type(error).__name__}: {_short(str(error))})") from error
+        raise CheckpointError(f"data.pkl is malformed ({type(error).__name__}: {short(str(error))})") from error
 
 
 class _Interpreter:
@@ -164,8 +172,7 @@ class _Interpreter:
                 raise CheckpointError(f"data.pkl uses pickle opcode {code:#04x} at byte {self.position - 1}, which "
                                       f"torch.save never writes: refused")
             self.nodes += 1
-            if self.nodes > MAX_NODES:
-                raise CheckpointError(f"data.pkl holds more than {MAX_NODES} values")
+            self.count()
             operation(self)
         if len(self.stack) != 1:
             raise CheckpointError(f"data.pkl ends with {len(self.stack)} values instead of one")
@@ -173,6 +180,10 @@ class _Interpreter:
             raise CheckpointError(f"data.pkl goes on for {len(self.data) - self.position} bytes after its end")
         self.result.value = self.stack[0]
         return self.result
+
+    def count(self):
+        if self.nodes > MAX_NODES:
+            raise CheckpointError(f"data.pkl holds more than {MAX_NODES} values")
 
     # ------------------------------------------------------------------- reading
 
@@ -242,9 +253,12 @@ class _Interpreter:
         if isinstance(function, Foreign):
             self.push(Foreign(function.name))
         elif isinstance(function, Callable) and function in _FUNCTIONS:
+            for argument in arguments:  # a dict made of a long list, again and again, would fill the memory
+                self.nodes += len(argument) if isinstance(argument, (list, tuple)) else 0
+            self.count()
             self.push(self.container(function(*arguments), arguments))
         else:
-            raise CheckpointError(f"data.pkl calls {_short(function)}, which is no function")
+            raise CheckpointError(f"data.pkl calls {short(function)}, which is no function")
 
     def build(self):
         """State for an object: nothing we read keeps any, so it is dropped, whatever it says."""
@@ -253,13 +267,21 @@ class _Interpreter:
 
     def persistent(self):
         pid = self.pop()
-        valid = (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], StorageType)
-                 and isinstance(pid[2], str) and pid[2].isascii() and pid[2].isdigit() and isinstance(pid[3], str)
-                 and type(pid[4]) is int and pid[4] >= 0)
+        valid = (isinstance(pid, tuple) and len(pid) == 5 and isinstance(pid[0], str) and pid[0] == "storage"
+                 and isinstance(pid[1], (StorageType, Foreign)) and isinstance(pid[2], str) and pid[2].isascii()
+                 and pid[2].isdigit() and isinstance(pid[3], str) and type(pid[4]) is int and 0 <= pid[4] < 1 << 63)
         if not valid:
             raise CheckpointError("data.pkl: a persistent id must be ('storage', type, digits, location, count), "
-                                  f"got {_short(pid)}")
-        self.push(Storage(pid[1].dtype, pid[2], pid[4]))
+                                  f"got {short(pid)}")
+        if isinstance(pid[1], Foreign):  # complex numbers, quantised ones: not ours to read, no reason to stop
+            self.push(Foreign(pid[1].name))
+            return
+        storage = Storage(pid[1].dtype, pid[2], pid[4])
+        known = self.result.storages.setdefault(storage.key, storage)
+        if known != storage:
+            raise CheckpointError(f"data.pkl uses record data/{storage.key} as {known.dtype} x {known.numel} and as "
+                                  f"{storage.dtype} x {storage.numel}")
+        self.push(known)
 
     def put(self, index):
         self.memo[index] = self.top()

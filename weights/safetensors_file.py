@@ -7,14 +7,16 @@ writes them; here the first is refused and the second cannot happen.
 from __future__ import annotations
 
 import json
-import os
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from mmref.errors import CheckpointError
+from mmref.weights.atomic import replacing
+from mmref.weights.pickle_tensors import MAX_EMPTY, short
 
-MAX_HEADER = 100_000_000
+MAX_HEADER = 16 << 20  # bytes; the format allows 100 MB, which as Python objects would fill a gigabyte
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
            "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}
 
@@ -39,9 +41,10 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     entries = {name: _entry(name, value) for name, value in header.items()}
     for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position or end > len(body):
-            raise CheckpointError(f"{name}: bytes {begin} to {end} overlap, leave a gap or lie outside the file")
+            raise CheckpointError(f"{short(name)}: bytes {begin} to {end} overlap, leave a gap or lie outside the file")
         position = end
-        array = np.frombuffer(body[begin:end], _DTYPES[dtype])
+        array = np.frombuffer(body[begin:end], np.uint8) != 0 if dtype == "BOOL" else np.frombuffer(
+            body[begin:end], _DTYPES[dtype])
         if dtype == "BF16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
         tensors[name] = array.reshape(shape).astype(array.dtype.newbyteorder("="))
@@ -61,19 +64,21 @@ def _entry(name, value):
     """(dtype, shape, begin, end) of a header entry, checked in Python integers before any array exists."""
     valid = isinstance(value, dict) and set(value) == {"dtype", "shape", "data_offsets"}
     dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets")) if valid else (None,) * 3
-    if not valid or dtype not in _DTYPES or not _integers(shape) or not _integers(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{name}: header entry must give a known dtype, shape and two offsets, "
-                              f"got {str(value)[:200]}")
-    elements = 1
-    for n in shape:
-        elements *= n
+    valid = valid and isinstance(dtype, str) and dtype in _DTYPES and _integers(shape) and _integers(offsets)
+    if not valid or len(offsets) != 2:
+        raise CheckpointError(f"{short(name)}: header entry must give a known dtype, shape and two offsets, "
+                              f"got {short(value)}")
+    elements = prod(shape)
+    if not elements and prod(n or 1 for n in shape) > MAX_EMPTY:
+        raise CheckpointError(f"{short(name)}: an empty tensor of shape {short(shape)}")
     if offsets[1] - offsets[0] != elements * np.dtype(_DTYPES[dtype]).itemsize:
-        raise CheckpointError(f"{name}: {offsets[1] - offsets[0]} bytes cannot hold shape {shape} of {dtype}")
+        raise CheckpointError(f"{short(name)}: {offsets[1] - offsets[0]} bytes cannot hold shape {short(shape)} of "
+                              f"{dtype}")
     return dtype, shape, *offsets
 
 
 def _integers(values):
-    return isinstance(values, list) and len(values) <= 64 and all(type(n) is int and n >= 0 for n in values)
+    return isinstance(values, list) and len(values) <= 64 and all(type(n) is int and 0 <= n < 1 << 63 for n in values)
 
 
 def write(path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
@@ -85,23 +90,13 @@ def write(path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None 
     path = Path(path)
     plain = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     plain = {name: array.reshape(np.shape(tensors[name])) for name, array in plain.items()}  # 0-d stays 0-d
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(save(plain, metadata=metadata))
-            file.flush()
-            os.fsync(file.fileno())
+    if "__metadata__" in plain:
+        raise CheckpointError("a safetensors file cannot hold a tensor called __metadata__")
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(plain, metadata=metadata))
         found, found_metadata = read(temporary)
         if not _same(plain, found) or found_metadata != (metadata or {}):
             raise CheckpointError(f"{path}: what was written does not read back bit for bit")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the new name survives a power cut
-    finally:
-        os.close(folder)
 
 
 def _same(written, found):

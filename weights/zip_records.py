@@ -7,7 +7,9 @@ contradicts the directory) is refused, and every record's checksum is verified w
 
 from __future__ import annotations
 
+import io
 import re
+import struct
 import zipfile
 from pathlib import Path
 
@@ -15,28 +17,47 @@ from mmref.errors import CheckpointError
 
 MAX_PICKLE = 64 << 20  # bytes; a checkpoint of a thousand tensors has about 100 KB
 _KNOWN = re.compile(r"data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id"
-                    r"|data/\d{1,9}")
+                    r"|data/[0-9]{1,9}")
+
+
+MAX_DIRECTORY = 8 << 20  # bytes; room for some 60,000 records, 600 of which make a published file
+_BROKEN = (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, RuntimeError, struct.error, OverflowError,
+           LookupError)
+
+
+class _File(io.FileIO):
+    """A file that reads no huge pieces: `zipfile` takes the whole directory at once, whatever its size."""
+
+    limit: int | None = MAX_DIRECTORY
+
+    def read(self, size=-1):
+        if self.limit is not None and size is not None and size > self.limit:
+            raise CheckpointError(f"a zip directory of {size} bytes, at most {self.limit} expected")
+        return super().read(size)
 
 
 class Records:
     """The records of one file; a context manager. Raises CheckpointError, without the file's name (its caller's)."""
 
     def __init__(self, path: Path):
+        self.file = _File(path)
         try:
-            self.zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
-            raise CheckpointError(f"a broken or truncated zip file ({error})") from error
-        try:
+            self.zip = zipfile.ZipFile(self.file)
+            self.file.limit = None
             self.infos = self._check(path.stat().st_size)
         except CheckpointError:
-            self.zip.close()
+            self.file.close()
             raise
+        except _BROKEN as error:
+            self.file.close()
+            raise CheckpointError(f"a broken or truncated zip file ({error})") from error
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.zip.close()
+        self.file.close()
 
     def _check(self, file_size):
         infos = {}
@@ -75,8 +96,18 @@ class Records:
         self.size(name)
         try:
             return self.zip.read(self.infos[name])
-        except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        except _BROKEN as error:
             raise CheckpointError(f"record {name!r} is damaged ({error})") from error
+
+    def verify(self, names) -> None:
+        """Check that records are whole without keeping them: a file damaged anywhere is refused."""
+        for name in names:
+            try:
+                with self.zip.open(self.infos[name]) as record:
+                    while record.read(1 << 20):
+                        pass
+            except _BROKEN as error:
+                raise CheckpointError(f"record {name!r} is damaged ({error})") from error
 
     def byte_order(self) -> str:
         """"<" or ">" of the stored numbers; files without the record are little-endian."""
