@@ -4,9 +4,10 @@
     python weights/train_nano.py --data /tmp/cifar10 --minutes 95 --out /tmp/nano
 
 The schedule follows the clock, not the step count: the learning rate reaches zero after `--minutes`,
-however busy the machine is. What is written at the end, `nano.pth`, is a trainer checkpoint (`net`,
-`net_E`, ...) as the published trainer writes it; `mmref convert` turns its EMA weights into the shipped
-safetensors file. The test pictures are counted for the log and never choose anything.
+however busy the machine is. What is written after every epoch, `nano.pth`, is a trainer checkpoint
+(`net`, `net_E`, ...) as the published trainer writes it; at the end its EMA weights become
+`mobilemamba_nano.safetensors`, which brings its transform and class names along. (`--ship` does only
+that.) The test pictures are counted for the log and never choose anything.
 
 Recipe: pictures augmented at their own 32 pixels (shift, flip, grey and brightness jitter), enlarged
 by PIL's bicubic matrix to 96 and later 128 pixels; label smoothing; Muon for the matrices, AdamW for the
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
 import time
 from pathlib import Path
@@ -127,6 +129,17 @@ def make_optimizers(model, lr, weight_decay):
     return views, (muon, adamw)
 
 
+def ship(out):
+    """The safetensors file of a finished training, through mmref's own reader."""
+    from mmref.picture import NANO_TRANSFORM
+    from mmref.weights import convert
+    facts = torch.load(out / "nano.pth", weights_only=False)
+    metadata = {"model": "mobilemamba_nano", "licence": "MIT", "class_names": json.dumps(CLASSES),
+                "transform": json.dumps(NANO_TRANSFORM.to_dict()), "epochs": str(facts["epoch"]),
+                "steps": str(facts["iter"])}
+    convert(out / "nano.pth", out / "mobilemamba_nano.safetensors", metadata=metadata)
+
+
 def train(args):
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
@@ -196,7 +209,11 @@ def main():
     parser.add_argument("--count-every", type=int, default=4, help="epochs between counts on the test set")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    parser.add_argument("--ship", action="store_true", help="no training: convert the nano.pth that is in --out")
+    args = parser.parse_args()
+    if not args.ship:
+        train(args)
+    ship(Path(args.out))
 
 
 if __name__ == "__main__":
