@@ -2,7 +2,7 @@
 
 Written from the specification, not from the published code, with the published checkpoints' parameter
 names, so that `load_state_dict(..., strict=True)` takes their files. The tests compare mmref with it,
-`weights/train_nano.py` trains it, and the benchmarks time it. Nothing in mmref imports it.
+`weights/training/train_nano.py` trains it, and the benchmarks time it. Nothing in mmref imports it.
 
 Shapes are NCHW. Letters as in mmref: B batch, C channels, H x W pixels, D inner channels of the scan,
 N states a channel, K scan directions, R rank of the step-size projection, L = H*W sequence length.

@@ -1,7 +1,7 @@
 """Train mobilemamba_nano on CIFAR-10 with the PyTorch reference (not needed to use mmref).
 
     tar -xJf ../shared/data/cifar10_jpeg.tar.xz -C /tmp/cifar10
-    python weights/train_nano.py --data /tmp/cifar10 --minutes 95 --out /tmp/nano
+    python weights/training/train_nano.py --data /tmp/cifar10 --minutes 95 --out /tmp/nano
 
 The schedule follows the clock, not the step count: the learning rate reaches zero after `--minutes`,
 however busy the machine is. What is written after every epoch, `nano.pth`, is a trainer checkpoint
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import torch_reference
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
