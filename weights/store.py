@@ -1,150 +1,200 @@
-"""Published weights on this machine: what there is, where it comes from, and how it gets here.
+"""The published files: what there is, where it comes from, and the user's cache of them.
 
-A file is fetched once, over HTTPS, into the user's cache folder (`MMREF_HOME`, else the platform's), converted to
-safetensors beside it, and used from there. A download that was cut off goes on where it stopped; a file takes its name
-only when it is complete. Its SHA-256 is written down the first time and must be the same ever after.
+A fetched file has to be a whole checkpoint by our own reader's standards before it enters the cache. Its sha256 is
+recorded then (`NAME.pth.sha256`, as `sha256sum -c` reads it) and enforced at every later use.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import tomllib
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from mmref.errors import CheckpointError, ValueProblem
+from mmref.weights.atomic import replacing, sync_folder
+from mmref.weights.checkpoint import read_checkpoint
 from mmref.weights.conversion import convert
+from mmref.weights.download import discard, download
 
-CHUNK, TIMEOUT, ATTEMPTS = 1 << 20, 30, 5  # bytes, seconds, tries in a row without a single new byte
+
+@dataclass(frozen=True)
+class Published:
+    """One published file. Accuracy in percent of ImageNet's validation set, as its authors give it; `sha256` is None
+    where it is not known before the first fetch."""
+
+    name: str
+    file: str
+    variant: str
+    top1: float
+    top5: float
+    page: str
+    url: str
+    licence: str
+    sha256: str | None = None
 
 
-def manifest() -> dict[str, dict]:
-    """{name: {variant, file, top1, top5, url, source, licence}} of the twelve published files."""
+@cache
+def manifest() -> dict[str, Published]:
+    """{name: Published} of weights/manifest.toml."""
     table = tomllib.loads((files("mmref.weights") / "manifest.toml").read_text("utf-8"))
-    common = {"source": table["source"], "licence": table["licence"]}
-    return {name: {**entry, **common, "url": table["files"] + entry["file"]}
-            for name, entry in table.items() if isinstance(entry, dict)}
+    page, base, licence = table["page"], table["url"], table["licence"]
+    return {name: Published(name, page=page, url=base + entry["file"], licence=licence, **entry)
+            for name, entry in table["files"].items()}
 
 
-def entry_of(name: str) -> dict:
-    """The manifest's entry of a name in any spelling; ValueProblem for one without published weights."""
-    entries = manifest()
-    if (key := str(name).lower()) not in entries:
-        raise ValueProblem(f"NAME must be one of {', '.join(entries)}, got {name!r}")
-    return {"name": key, **entries[key]}
+def published(name: str) -> Published:
+    """The entry of a name, in any case of letters. Raises ValueProblem, which lists the names."""
+    entry = manifest().get(str(name).lower())
+    if entry is None:
+        raise ValueProblem(f"name must be one of {', '.join(manifest())}, got {name!r}")
+    return entry
 
 
-def cache_folder() -> Path:
-    """Where weights are kept: `MMREF_HOME`, else the platform's folder for caches."""
-    if home := os.environ.get("MMREF_HOME"):
-        return Path(home)
+def home() -> Path:
+    """The user's folder for what mmref fetches: MMREF_HOME, else the platform's cache folder."""
+    if os.environ.get("MMREF_HOME"):
+        return Path(os.environ["MMREF_HOME"]).expanduser()
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "mmref"
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "mmref"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "mmref"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmref"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmref"
 
 
-def weights_path(name: str) -> Path:
-    """Where the converted weights of a published name lie, or would lie."""
-    return cache_folder() / f"{entry_of(name)['name']}.safetensors"
+def cached(name: str) -> tuple[Path, Path]:
+    """Where the published file of a name and its converted form lie, or would lie."""
+    folder = home() / "weights"
+    name = published(name).name
+    return folder / f"{name}.pth", folder / f"{name}.safetensors"
 
 
-def pretrained_path(name: str) -> Path:
-    """The converted weights of a published name, fetched if need be.
+def fetch(name: str, *, force: bool = False, progress: bool = True) -> Path:
+    """The published file of a name in the user's cache, fetched where it is not there yet (or with `force`).
 
-    Raises CheckpointError that says which file to get, from where, and what to do with it."""
-    path = weights_path(name)
-    return path if path.exists() else fetch(name)
-
-
-def fetch(name: str, url: str | None = None, progress: bool | None = None) -> Path:
-    """Download a published file, verify it, convert it; returns the safetensors file.
-
-    url       another place to get the same file from (a mirror)
-    progress  show a bar on stderr; None where stderr is a terminal
+    MMREF_WEIGHTS_URL takes the place of the manifest's address (a mirror), MMREF_OFFLINE=1 forbids the network.
+    Raises CheckpointError: not to be had (the message says what to get by hand), no checkpoint, or not the bytes that
+    were recorded first; then an older file stays as it was. OSError where the cache cannot be written.
     """
-    entry, target = entry_of(name), weights_path(name)
-    url, original = url or entry["url"], target.with_suffix(".pth")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not original.exists():
-            partial = original.with_suffix(".pth.part")
-            _download(url, partial, sys.stderr.isatty() if progress is None else progress)
-            try:
-                _hold_to_hash(partial, original.with_suffix(".pth.sha256"))
-            except CheckpointError:
-                partial.unlink()  # or every later try would go on from the wrong bytes
-                raise
-            os.replace(partial, original)
-        convert(original, target)
-    except (OSError, CheckpointError) as error:
-        raise CheckpointError(
-            f"{entry['name']}: its weights could not be had ({getattr(error, 'reason', None) or error}). Get "
-            f"{entry['file']} from {entry['source']} by other means, then: mmref convert {Path(entry['file']).name} "
-            f"{target}") from error
+    entry, (target, _) = published(name), cached(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target):  # a second process waits here, then finds the file
+        if target.exists() and not force:
+            enforce_sha256(target, entry.sha256)
+            return target
+        partial = target.with_name(f"{target.name}.part")
+        try:
+            if os.environ.get("MMREF_OFFLINE", "0") not in ("", "0"):
+                raise CheckpointError(f"{entry.url}: not fetched, because MMREF_OFFLINE is set")
+            download(_address(entry), partial, progress=progress)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. {by_hand(entry.name)}") from error
+        _accept(partial, target, entry)
     return target
 
 
-def _download(url: str, partial: Path, progress: bool) -> None:
-    """Fetch `url` into `partial`, going on from what is there. Raises OSError or CheckpointError."""
-    from tqdm import tqdm
-    failures = 0
-    with tqdm(unit="B", unit_scale=True, desc=partial.stem, disable=not progress) as bar:
-        while True:
-            before = partial.stat().st_size if partial.exists() else 0
-            try:
-                if _receive(url, partial, before, bar):
-                    return
-                problem: OSError = ConnectionError("the connection was cut off")
-            except urllib.error.HTTPError as error:
-                if error.code != 416:  # 416: nothing beyond what we have, which then is not the file
-                    raise CheckpointError(f"{url} answers {error.code} {error.reason}") from error
-                partial.unlink(missing_ok=True)
-                problem = error
-            except OSError as error:
-                problem = error
-            failures = 0 if partial.exists() and partial.stat().st_size > before else failures + 1
-            if failures == ATTEMPTS:
-                raise problem
+def _address(entry):
+    base = os.environ.get("MMREF_WEIGHTS_URL")
+    return f"{base.rstrip('/')}/{entry.file}" if base else entry.url
 
 
-def _receive(url, partial, have, bar) -> bool:
-    """One request; True when the file is complete, False when the connection ended early."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        start = have if resumed else 0
-        length = answer.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdigit() else None
-        bar.total, bar.n = total, start
-        with open(partial, "r+b" if resumed else "wb") as file:
-            file.seek(start)
-            while data := answer.read(CHUNK):
-                file.write(data)
-                bar.update(len(data))
-            file.flush()
-            os.fsync(file.fileno())
-            received = file.tell()
-    return total is None or received >= total
+def by_hand(name: str) -> str:
+    """What a person does where mmref cannot reach the network."""
+    entry, (_, converted) = published(name), cached(name)
+    return (f"By hand: get {entry.file} from {entry.page} ({entry.url}), then run "
+            f"`mmref convert {Path(entry.file).name} {converted}`")
 
 
-def sha256_of(path: Path) -> str:
+def _accept(partial, target, entry):
+    """Let a complete download take its name, if it is a checkpoint and the one that was recorded."""
+    try:
+        read_checkpoint(partial)
+        digest, expected = sha256(partial), entry.sha256 or recorded_sha256(target)
+        if expected not in (None, digest):
+            raise CheckpointError(f"{entry.url}: sha256 must be {expected}, as recorded beside {target}, got {digest}")
+    except CheckpointError:
+        discard(partial)  # nothing to go on from
+        raise
+    record_sha256(target, digest)
+    os.replace(partial, target)
+    discard(partial)
+    sync_folder(target.parent)
+
+
+def pretrained_path(name: str) -> Path:
+    """The converted file of a published name; fetched and converted where it is not in the cache yet.
+
+    Raises CheckpointError that says which file to get, from where, and how to convert it; ValueProblem for a name that
+    is none of the manifest's.
+    """
+    entry, (source, converted) = published(name), cached(name)
+    if not converted.exists():
+        source = fetch(name)
+        _record_file(converted).unlink(missing_ok=True)  # of an earlier conversion
+        convert(source, converted, metadata={"source": entry.url, "source_sha256": recorded_sha256(source) or "",
+                                             "licence": entry.licence})
+        record_sha256(converted, sha256(converted))
+    enforce_sha256(converted)
+    return converted
+
+
+def sha256(path) -> str:
+    """Hexadecimal sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hold_to_hash(path: Path, record: Path) -> None:
-    """Compare with the hash on record, or put it on record."""
-    found = sha256_of(path)
-    if not record.exists():
-        temporary = record.with_name(f".{record.name}.{os.getpid()}.tmp")
-        temporary.write_text(found + "\n")
-        os.replace(temporary, record)
-    elif (expected := record.read_text().strip()) != found:
-        raise CheckpointError(f"its SHA-256 must be {expected}, on record in {record}, got {found}: the file has "
-                              f"changed at its source, or somebody stands between")
+def _record_file(path):
+    return Path(f"{path}.sha256")
+
+
+def record_sha256(path, digest: str) -> None:
+    """Remember the digest of a file in a file beside it."""
+    with replacing(_record_file(path)) as temporary:
+        temporary.write_text(f"{digest}  {Path(path).name}\n")
+
+
+def recorded_sha256(path) -> str | None:
+    """The digest remembered for a file, None if there is none. Raises CheckpointError for a broken record."""
+    try:
+        text = _record_file(path).read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return None
+    match = re.match("[0-9a-f]{64}(?= )", text)
+    if not match:
+        raise CheckpointError(f"{_record_file(path)}: must begin with a sha256, got {text[:80]!r}")
+    return match[0]
+
+
+def enforce_sha256(path, expected: str | None = None) -> str:
+    """Compare a file with `expected` or the record beside it; make the record where there is neither.
+
+    Returns the digest. Raises CheckpointError."""
+    digest = sha256(path)
+    recorded = expected or recorded_sha256(path)
+    if recorded is None:
+        record_sha256(path, digest)
+    elif recorded != digest:
+        raise CheckpointError(f"{path}: sha256 must be {recorded}, as recorded when it was first used, got {digest}; "
+                              f"if you meant to change it, delete {_record_file(path).name}")
+    return digest
+
+
+@contextmanager
+def _locked(path) -> Iterator[None]:
+    """One process at a time for `path`; the system lets go of the lock when a process dies."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two at once may both fetch, and the part is checked before it is used
+        yield
+        return
+    with open(f"{path}.lock", "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

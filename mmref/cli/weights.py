@@ -1,4 +1,4 @@
-"""`mmref weights list | fetch NAME | verify FILE | path`: published weights on this machine."""
+"""`mmref weights list | fetch NAME | verify FILE | path [NAME]`: the published weights and any others."""
 
 from __future__ import annotations
 
@@ -6,47 +6,103 @@ from mmref.cli.common import print_json, table
 
 
 def add_arguments(parser):
-    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
-    listing = actions.add_parser("list", help="the published files, and which are here")
-    listing.add_argument("--json", action="store_true", help="for programs")
-    fetching = actions.add_parser("fetch", help="download, verify and convert one")
-    fetching.add_argument("name", metavar="NAME")
-    fetching.add_argument("--url", help="another place to get the same file from")
-    verifying = actions.add_parser("verify", help="read a file completely and say what it is")
-    verifying.add_argument("file", metavar="FILE")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="the published files, and which of them are here")
+    fetching = actions.add_parser("fetch", help="get published files into the cache")
+    fetching.add_argument("names", nargs="+", metavar="NAME", help="mobilemamba_t2, mobilemamba_t2s (dagger), ...")
+    fetching.add_argument("--force", action="store_true", help="get them again; the recorded sha256 stays in force")
+    verifying = actions.add_parser("verify", help="is a file a whole, harmless checkpoint, and of which network")
+    verifying.add_argument("files", nargs="+", metavar="FILE", help=".pth (zip form) or .safetensors")
+    verifying.add_argument("--sha256", metavar="HEX", help="what the file's sha256 must be")
     verifying.add_argument("--strict", action="store_true", help="refuse files that name anything but tensors")
-    actions.add_parser("path", help="where weights are kept")
+    where = actions.add_parser("path", help="the cache folder, or where the weights of NAME lie in it")
+    where.add_argument("name", nargs="?", metavar="NAME")
+    for action in (listing, fetching, verifying):
+        action.add_argument("--json", action="store_true", help="for programs")
 
 
 def run(args) -> int:
-    from mmref.weights import store
-    if args.action == "path":
-        print(store.cache_folder())
-    elif args.action == "fetch":
-        print(store.fetch(args.name, args.url))
-    elif args.action == "verify":
-        verify(args.file, args.strict)
-    else:
-        rows = [{"name": name, **entry, "path": str(path) if (path := store.weights_path(name)).exists() else None}
-                for name, entry in store.manifest().items()]
-        if args.json:
-            print_json(rows)
-        else:
-            print(table([(r["name"], r["file"], f"{r['top1']:.2f}", f"{r['top5']:.2f}", "here" if r["path"] else "-")
-                         for r in rows], ("name", "file", "top-1", "top-5", "here"), left=2))
-            print(f"\nfrom {rows[0]['source']} ({rows[0]['licence']}); kept in {store.cache_folder()}")
+    return {"list": _list, "fetch": _fetch, "verify": _verify, "path": _path}[args.action](args)
+
+
+def _list(args):
+    from mmref.weights.store import cached, manifest
+    rows = []
+    for name, entry in manifest().items():
+        here = [str(path) for path in cached(name) if path.exists()]
+        rows.append({"name": name, "model": entry.variant, "top1": entry.top1, "top5": entry.top5, "licence":
+                     entry.licence, "url": entry.url, "here": here})
+    if args.json:
+        print_json(rows)
+        return 0
+    page = next(iter(manifest().values())).page
+    print(table([(r["name"], r["model"], "yes" if r["here"] else "no", f"{r['top1']:.3f}", f"{r['top5']:.3f}")
+                 for r in rows], ("name", "model", "here", "top-1 %", "top-5 %"), left=3))
+    print(f"\nfrom {page}, licence {rows[0]['licence']}; accuracy as published. An s at the end: dagger weights.")
     return 0
 
 
-def verify(file, strict):
-    """What a file is, that it is whole, and which variant it fits."""
-    from mmref.parameters import fitting_variants
+def _fetch(args):
+    from mmref.weights.store import fetch, published, recorded_sha256
+    names = [published(name).name for name in args.names]
+    done = []
+    for name in names:
+        path = fetch(name, force=args.force)
+        done.append({"name": name, "path": str(path), "sha256": recorded_sha256(path)})
+        if not args.json:
+            print(f"{path}  sha256 {done[-1]['sha256']}")
+    if args.json:
+        print_json(done)
+    return 0
+
+
+def _verify(args):
+    from mmref.errors import CheckpointError
     from mmref.weights import read_checkpoint
-    from mmref.weights.store import sha256_of
-    found = read_checkpoint(file, strict=strict)
-    fits = fitting_variants(found.tensors)
-    print(f"{found.path}: whole, {found.format}, {len(found.tensors)} tensors, taken: {found.source}")
-    print(f"fits: {', '.join(fits) if fits else 'no variant mmref knows'}")
-    if found.foreign:
-        print(f"passed over, not run: {', '.join(found.foreign)}")
-    print(f"sha256: {sha256_of(found.path)}")
+    from mmref.weights.store import recorded_sha256, sha256
+    done = []
+    for file in args.files:
+        found = read_checkpoint(file, strict=args.strict)
+        digest = sha256(file)
+        expected = args.sha256.lower() if args.sha256 else recorded_sha256(file)
+        if expected not in (None, digest):
+            raise CheckpointError(f"{file}: sha256 must be {expected}, got {digest}")
+        done.append({"file": file, "format": found.format, "sha256": digest, "sha256_checked": expected is not None,
+                     "tensors": len(found.tensors), "taken": found.source, "others": list(found.others),
+                     "foreign": list(found.foreign), "fits": _fits(found.tensors)})
+        if not args.json:
+            _report(done[-1])
+    if args.json:
+        print_json(done)
+    return 0
+
+
+def _report(found):
+    checked = "as recorded" if found["sha256_checked"] else "compared with nothing"
+    print(f"{found['file']}: whole; {found['tensors']} tensors ({found['format']}, taken: {found['taken']})")
+    print(f"  fits    {', '.join(found['fits']) or 'no variant mmref knows'}")
+    print(f"  sha256  {found['sha256']} ({checked})")
+    if found["foreign"]:
+        print(f"  passed over, not run: {', '.join(found['foreign'])}")
+
+
+def _fits(tensors):
+    """Names of the variants with these parameters, whatever the number of classes."""
+    from dataclasses import replace
+
+    from mmref.parameters import expected_shapes, head_classes, is_folded
+    from mmref.variants import VARIANTS
+    got = {name: array.shape for name, array in tensors.items() if not name.endswith("num_batches_tracked")}
+    folded, classes = is_folded(tensors), head_classes(tensors) or 0
+    return [variant.name + " (folded)" * folded for variant in VARIANTS.values()
+            if expected_shapes(replace(variant, num_classes=classes), folded) == got]
+
+
+def _path(args):
+    from mmref.weights.store import cached, home
+    if args.name is None:
+        print(home() / "weights")
+        return 0
+    source, converted = cached(args.name)
+    print(source if source.exists() and not converted.exists() else converted)
+    return 0
