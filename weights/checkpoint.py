@@ -119,7 +119,7 @@ def _choose(top, prefer):
     if not isinstance(top, dict):
         raise CheckpointError(f"must hold a dict of tensors, got a {type(top).__name__}")
     names = dict.fromkeys((*HOLDERS, *top))
-    offered = [name for name in names if isinstance(name, str) and _holds_tensors(top.get(name))]
+    offered = [name for name in names if _is_name(name) and _holds_tensors(top.get(name))]
     if _holds_tensors(top) and not set(offered) & set(HOLDERS):  # beside a holder, a tensor is a loss or a counter
         if prefer not in ("auto", "flat"):
             raise CheckpointError(f"prefer={prefer!r}: the file is one state dict and has no such entry")
@@ -150,8 +150,7 @@ def _build(chosen, records, file_size):
     """({name: array}, records used) of a dict of Tensor views; every storage read once, every tensor copied out."""
     order, storages, wanted = records.byte_order(), {}, 0
     for name, tensor in chosen.items():
-        if not isinstance(name, str):
-            raise CheckpointError(f"a state dict's names must be text, got {pickle_tensors.short(name)}")
+        _check_name(name)
         if not isinstance(tensor, pickle_tensors.Tensor):
             foreign = isinstance(tensor, pickle_tensors.Foreign)
             kind = f"something of {tensor.name}" if foreign else type(tensor).__name__
@@ -180,12 +179,21 @@ def _decode(data, dtype, order):
     return np.frombuffer(data, stored).astype(stored.newbyteorder("="), copy=False)
 
 
+def _is_name(name):
+    """Names are printed, and terminals obey control characters; lone surrogates cannot be written."""
+    return isinstance(name, str) and name.isprintable() and len(name) <= 200
+
+
+def _check_name(name):
+    if not _is_name(name):
+        raise CheckpointError("a tensor's name must be printable text of at most 200 characters, "
+                              f"got {pickle_tensors.short(name)}")
+
+
 def _without_prefix(tensors: Mapping) -> dict:
     """Names without the `module.` that PyTorch's data-parallel wrappers put before them."""
     for name in tensors:
-        if not name.isprintable() or len(name) > 1000:
-            raise CheckpointError("a tensor's name must be printable text of at most 1000 characters, "
-                                  f"got {name[:100]!r}")
+        _check_name(name)
     plain = {name.removeprefix("module."): array for name, array in tensors.items()}
     if len(plain) != len(tensors):
         raise CheckpointError("some names are there with and without the prefix module.")

@@ -131,8 +131,13 @@ _TABLE: dict[str, object] = {
 }
 
 
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = 200
+
+
 def short(value) -> str:
-    return reprlib.repr(value)  # bounded in depth and length: a plain repr of a nest of tuples can take for ever
+    """A repr bounded in depth and length: a plain one of a nest of tuples can take for ever."""
+    return _repr.repr(value)
 
 
 def load(data: bytes, strict: bool = False) -> Pickle:
@@ -241,6 +246,8 @@ class _Interpreter:
             self.push(_TABLE[name])
             return
         dotted = name.replace(" ", ".")
+        if not dotted.isprintable():  # it is going to be printed, and a terminal obeys control characters
+            raise CheckpointError(f"data.pkl names {short(dotted)}, which cannot be a name")
         if self.strict:
             raise CheckpointError(f"data.pkl names {dotted}, which is not a tensor: refused (strict)")
         self.result.foreign.add(dotted)

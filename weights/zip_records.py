@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 from mmref.errors import CheckpointError
+from mmref.weights.pickle_tensors import short
 
 MAX_PICKLE = 64 << 20  # bytes; a checkpoint of a thousand tensors has about 100 KB
 _KNOWN = re.compile(r"data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id"
@@ -50,7 +51,7 @@ class Records:
             raise
         except _BROKEN as error:
             self.file.close()
-            raise CheckpointError(f"a broken or truncated zip file ({error})") from error
+            raise CheckpointError(f"a broken or truncated zip file ({short(str(error))})") from error
 
     def __enter__(self):
         return self
@@ -69,7 +70,7 @@ class Records:
             if name.startswith(("code/", "constants.pkl")):
                 raise CheckpointError("a TorchScript archive (it holds code), not a checkpoint: save its state_dict()")
             if not _KNOWN.fullmatch(name):
-                raise CheckpointError(f"record {info.filename!r} is none that torch.save writes")
+                raise CheckpointError(f"record {short(info.filename)} is none that torch.save writes")
             if name in infos:
                 raise CheckpointError(f"record {name!r} is there twice")
             if info.flag_bits & 0x1:
@@ -97,7 +98,7 @@ class Records:
         try:
             return self.zip.read(self.infos[name])
         except _BROKEN as error:
-            raise CheckpointError(f"record {name!r} is damaged ({error})") from error
+            raise CheckpointError(f"record {name!r} is damaged ({short(str(error))})") from error
 
     def verify(self, names) -> None:
         """Check that records are whole without keeping them: a file damaged anywhere is refused."""
@@ -107,7 +108,7 @@ class Records:
                     while record.read(1 << 20):
                         pass
             except _BROKEN as error:
-                raise CheckpointError(f"record {name!r} is damaged ({error})") from error
+                raise CheckpointError(f"record {name!r} is damaged ({short(str(error))})") from error
 
     def byte_order(self) -> str:
         """"<" or ">" of the stored numbers; files without the record are little-endian."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from mmref.cli.common import print_json
 
+SHOWN = 20  # names; a file can hold a million
+
 
 def add_arguments(parser):
     parser.add_argument("source", metavar="IN", help=".pth (zip form) or .safetensors")
@@ -30,5 +32,11 @@ def run(args) -> int:
     print(f"{args.target}: {len(done.tensors)} tensors, {values:,} values, read back bit for bit")
     print(f"taken from {done.path}: {taken}{others}")
     if done.foreign:
-        print(f"passed over, not run: {', '.join(done.foreign)}")
+        print(f"passed over, not run: {listed(done.foreign)}")
     return 0
+
+
+def listed(names) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmref.cli.common import print_json, table
+from mmref.cli.convert import listed
 
 
 def add_arguments(parser):
@@ -83,7 +84,7 @@ def _report(found):
     print(f"  fits    {', '.join(found['fits']) or 'no variant mmref knows'}")
     print(f"  sha256  {found['sha256']} ({checked})")
     if found["foreign"]:
-        print(f"  passed over, not run: {', '.join(found['foreign'])}")
+        print(f"  passed over, not run: {listed(found['foreign'])}")
 
 
 def _fits(tensors):

@@ -1,0 +1,326 @@
+"""Fuzz the readers: python -m mmref.weights.fuzz --inputs 200000 --seed 0 --kind checkpoint|safetensors|picture
+
+Every input is a good file, damaged: bytes flipped, cut, doubled, moved, and for checkpoints also the pickle or a record
+damaged inside an intact zip file, so that checksums do not shield what lies behind them. Each must end in a typed
+error or in a right result:
+
+    checkpoint   damage to the file as a whole: the very tensors of the good file; damage inside: well-formed tensors
+    safetensors  the arrays that the safetensors library reads
+    picture      a (3, size, size) float32 array without NaN
+
+An audit hook watches that reading neither runs, imports nor opens anything; a limit on address space and an alarm watch
+that it stays small and ends. Inputs that fail are kept in the folder --save. The same seed makes the same inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import io
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from mmref.errors import CheckpointError, PictureError
+from mmref.weights.checkpoint import read_checkpoint
+from mmref.weights.pth_writer import write_pth
+
+SECONDS, MEMORY = 20, 3 << 30
+# What the interpreter tells an audit hook when code is run, loaded or let out; `open` is added for all but the input.
+FORBIDDEN = ("exec", "compile", "import", "marshal.loads", "pickle.find_class", "os.system", "os.exec", "os.fork",
+             "os.posix_spawn", "subprocess.Popen", "socket.connect", "shutil.rmtree", "os.remove", "os.rename",
+             "ctypes.dlopen", "ctypes.dlsym")
+INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
+_watching: dict = {"allowed": None, "seen": []}
+
+
+class Fault(Exception):
+    """A result that is not right, or a thing done that must not be done."""
+
+
+def _audit(event, arguments):
+    allowed = _watching["allowed"]
+    if allowed is None:
+        return
+    if event in FORBIDDEN or (event == "open" and str(arguments[0]) != allowed):
+        _watching["seen"].append(f"{event} {arguments[0]!r:.80}")
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+def damage(data: bytes, rng: np.random.Generator) -> bytes:
+    """`data` with one to four pieces of damage."""
+    out = bytearray(data)
+    for _ in range(int(rng.integers(1, 5))):
+        if not out:
+            break
+        at, kind = int(rng.integers(len(out))), int(rng.integers(8))
+        length = min(int(rng.integers(1, 1 + min(64, len(out)))), len(out) - at)
+        if kind == 0:
+            out[at] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            out[at] = int(rng.choice(INTERESTING))
+        elif kind == 2:
+            out[at] = int(rng.integers(256))
+        elif kind == 3:
+            del out[at:]
+        elif kind == 4:
+            del out[at:at + length]
+        elif kind == 5:
+            out[at:at] = out[at:at + length]
+        elif kind == 6:
+            source = int(rng.integers(len(out)))
+            out[at:at + length] = out[source:source + length]
+        else:
+            out[at:at + length] = rng.bytes(length)
+    return bytes(out)
+
+
+def damage_inside(data: bytes, rng: np.random.Generator) -> bytes:
+    """A zip file with one record damaged, left out, doubled or swapped, and every checksum right again."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        records = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    kind, victim = int(rng.integers(10)), int(rng.integers(len(records)))
+    names = [name.rpartition("/")[2] for name, _ in records]
+    if kind < 7:  # mostly the pickle, which is where the reading is
+        victim = names.index("data.pkl")
+    name, content = records[victim]
+    if kind < 8:
+        records[victim] = name, damage(content, rng)
+    elif kind == 8:
+        del records[victim]
+    else:
+        other = int(rng.integers(len(records)))
+        records[victim], records[other] = (name, records[other][1]), (records[other][0], content)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in records:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+# --------------------------------------------------------------------------------------------- right results
+
+def check_well_formed(tensors, size: int) -> None:
+    """Raise Fault unless these are arrays that a reader may return for a file of `size` bytes."""
+    total = 0
+    for name, array in tensors.items():
+        if not isinstance(name, str) or not isinstance(array, np.ndarray):
+            raise Fault(f"{name!r}: {type(array)}")
+        if array.dtype.kind == "f" and (array.dtype != np.float32 or not np.isfinite(array).all()):
+            raise Fault(f"{name}: {array.dtype} or not finite")
+        if array.dtype.kind not in "fiub" or not array.flags.c_contiguous or not array.dtype.isnative:
+            raise Fault(f"{name}: {array.dtype}, {array.flags}")
+        total += array.nbytes
+    if total > max(8 * size, 8 << 20):
+        raise Fault(f"{total} bytes out of a file of {size}")
+
+
+def same(a, b) -> bool:
+    """Whether two {name: array} are equal to the last bit."""
+    return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and a[n].shape == b[n].shape
+                                        and a[n].tobytes() == b[n].tobytes() for n in a)
+
+
+class Checkpoints:
+    """Zip-form files: flat, trainer and folded into one, odd shapes, all dtypes."""
+
+    error = CheckpointError
+
+    def __init__(self, folder: Path, extra):
+        rng = np.random.default_rng(0)
+        state = {f"blocks.{i}.weight": rng.standard_normal((3, i + 1)).astype(np.float32) for i in range(4)}
+        state |= {"bn.running_var": np.ones(5, np.float64), "bn.num_batches_tracked": np.int64(7),
+                  "half": np.float16([1, 2]), "mask": np.array([True, False]), "none": np.zeros((0, 3), np.float32)}
+        write_pth(folder / "flat.pth", state)
+        write_pth(folder / "module.pth", {f"module.{name}": array for name, array in state.items()})
+        self.files = [path.read_bytes() for path in (folder / "flat.pth", folder / "module.pth", *extra)]
+        self.input = folder / "input.pth"
+        self.good = []
+        for data in self.files:
+            self.input.write_bytes(data)
+            self.good.append(read_checkpoint(self.input).tensors)
+
+    def make(self, rng):
+        which = int(rng.integers(len(self.files)))
+        inside = bool(rng.integers(3))
+        return (which, inside), (damage_inside if inside else damage)(self.files[which], rng)
+
+    def read(self, path):
+        return read_checkpoint(path).tensors
+
+    def check(self, origin, data, tensors):
+        which, inside = origin
+        check_well_formed(tensors, len(data))
+        if not inside and not same(tensors, self.good[which]):
+            raise Fault("other tensors than the good file's, though every record has a checksum")
+
+
+class Safetensors:
+    """Safetensors files, with and without metadata."""
+
+    error = CheckpointError
+
+    def __init__(self, folder: Path, extra):
+        from safetensors.numpy import load, save
+        self.load = load
+        rng = np.random.default_rng(0)
+        state = {"a.weight": rng.standard_normal((3, 4)).astype(np.float32), "b": np.arange(5), "c": np.float16([1, 2]),
+                 "scalar": np.array(3, np.float32), "none": np.zeros((0, 2), np.float32), "mask": np.array([True])}
+        self.files = [save(state), save(state, {"licence": "MIT"}), *(path.read_bytes() for path in extra)]
+        self.input = folder / "input.safetensors"
+
+    def make(self, rng):
+        data = self.files[int(rng.integers(len(self.files)))]
+        if rng.integers(2):  # the header alone, its length put right again
+            size = int.from_bytes(data[:8], "little")
+            header = damage(data[8:8 + size], rng)
+            return None, len(header).to_bytes(8, "little") + header + data[8 + size:]
+        return None, damage(data, rng)
+
+    def read(self, path):
+        return read_checkpoint(path).tensors
+
+    def check(self, origin, data, tensors):
+        check_well_formed(tensors, len(data))
+        library = {}
+        for name, array in self.load(data).items():
+            name = name.removeprefix("module.")
+            library[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
+            if array.dtype == bool:  # the library lets bytes other than 0 and 1 through
+                library[name] = array.view(np.uint8) != 0
+        if not same(tensors, library):
+            raise Fault("other tensors than the safetensors library reads")
+
+
+class Pictures:
+    """JPEG, PNG (grey, palette, 16 bit, alpha), WEBP and BMP."""
+
+    error = PictureError
+
+    def __init__(self, folder: Path, extra):
+        from PIL import Image
+
+        from mmref.picture import Transform, open_picture, to_array
+        self.open, self.to_array, self.transform = open_picture, to_array, Transform(32)
+        rng = np.random.default_rng(0)
+        colour = Image.fromarray(rng.integers(0, 256, (24, 33, 3), np.uint8))
+        pictures = [("JPEG", colour), ("PNG", colour), ("WEBP", colour), ("BMP", colour), ("PNG", colour.convert("P")),
+                    ("PNG", colour.convert("RGBA")), ("JPEG", colour.convert("CMYK")), ("PNG", colour.convert("L")),
+                    ("PNG", Image.fromarray(rng.integers(0, 65536, (9, 7), np.uint16)))]
+        self.files = [path.read_bytes() for path in extra]
+        for form, picture in pictures:
+            buffer = io.BytesIO()
+            picture.save(buffer, form)
+            self.files.append(buffer.getvalue())
+        self.input = folder / "input.picture"
+
+    def make(self, rng):
+        return None, damage(self.files[int(rng.integers(len(self.files)))], rng)
+
+    def read(self, path):
+        return self.to_array(self.open(path)[0], self.transform)
+
+    def check(self, origin, data, array):
+        if array.shape != (3, 32, 32) or array.dtype != np.float32 or not np.isfinite(array).all():
+            raise Fault(f"{array.shape} {array.dtype}")
+
+
+KINDS = {"checkpoint": Checkpoints, "safetensors": Safetensors, "picture": Pictures}
+
+
+# --------------------------------------------------------------------------------------------------- run
+
+def attempt(target, origin, data: bytes) -> str:
+    """Read one input: "refused" or "read". Raises whatever should not have happened."""
+    target.input.write_bytes(data)
+    modules = set(sys.modules)
+    _watching.update(allowed=str(target.input), seen=[])
+    try:
+        try:
+            result = target.read(target.input)
+        finally:
+            _watching["allowed"] = None
+            signal.alarm(0)
+    except target.error as error:
+        if "not enough memory" in str(error) or "\n" in str(error) or len(str(error)) > 2000:
+            raise Fault(f"an error out of bounds: {str(error)[:300]!r}") from error
+        outcome = "refused"
+    else:
+        target.check(origin, data, result)
+        outcome = "read"
+    if _watching["seen"] or set(sys.modules) != modules:
+        raise Fault(f"reading did {_watching['seen']} and imported {set(sys.modules) - modules}")
+    return outcome
+
+
+def _too_slow(*_):
+    raise Fault(f"took more than {SECONDS} seconds")
+
+
+def fuzz(kind: str, inputs: int, seed: int, save: Path, extra=(), every: float = 60) -> collections.Counter:
+    """Try `inputs` damaged files of a kind; returns how many were "read", "refused" and "failed"."""
+    outcomes, shown = collections.Counter(), time.monotonic()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        target = KINDS[kind](Path(folder), [Path(path) for path in extra])
+        for data in target.files:  # once through everything, so that lazy imports are not taken for an attack
+            target.input.write_bytes(data)
+            target.read(target.input)
+            _warm_errors(target, data)
+        sys.addaudithook(_audit)
+        signal.signal(signal.SIGALRM, _too_slow)
+        for number in range(inputs):
+            rng = np.random.default_rng([seed, number])
+            origin, data = target.make(rng)
+            signal.alarm(SECONDS)
+            try:
+                outcomes[attempt(target, origin, data)] += 1
+            except Exception:
+                outcomes["failed"] += 1
+                save.mkdir(parents=True, exist_ok=True)
+                (save / f"{kind}-{seed}-{number}").write_bytes(data)
+                (save / f"{kind}-{seed}-{number}.txt").write_text(traceback.format_exc())
+            if time.monotonic() - shown > every:
+                shown = time.monotonic()
+                print(f"{number + 1} of {inputs}: {dict(outcomes)}", file=sys.stderr, flush=True)
+    return outcomes
+
+
+def _warm_errors(target, data):
+    for damaged in (data[:-1], data[:len(data) // 2], data[:20], b"", b"x", b"<html>"):
+        target.input.write_bytes(damaged)
+        try:
+            target.read(target.input)
+        except target.error:
+            pass
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser("python -m mmref.weights.fuzz", description=__doc__.splitlines()[0])
+    parser.add_argument("--kind", choices=KINDS, required=True)
+    parser.add_argument("--inputs", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", type=Path, default=Path("fuzz-failures"), help="where failing inputs are kept")
+    parser.add_argument("--extra", type=Path, nargs="*", default=[], metavar="FILE", help="more good files to damage")
+    args = parser.parse_args(argv)
+    try:
+        import resource
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    except (ImportError, ValueError, OSError) as error:
+        print(f"no limit on memory here: {error}", file=sys.stderr)
+    started = time.monotonic()
+    outcomes = fuzz(args.kind, args.inputs, args.seed, args.save, args.extra)
+    print(f"{args.kind}: {args.inputs} inputs, seed {args.seed}: {outcomes['refused']} refused, {outcomes['read']} "
+          f"read and right, {outcomes['failed']} failed; {time.monotonic() - started:.0f} s")
+    return 1 if outcomes["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
