@@ -60,10 +60,11 @@ def nano(tmp_path_factory):
 
 @pytest.mark.parametrize("runtime", OPENERS)
 def test_one_session_takes_every_size_and_batch(nano, runtime):
-    """A size or batch frozen into the graph; padding or crop wrong for one parity of the maps of some stage."""
+    """A size or batch frozen into the graph; padding or crop wrong for one parity of the maps of some stage; a Scan
+    body that OpenVINO computes wrongly once shapes are fixed (it did, for decay * h in place of h * decay)."""
     model, path = nano
     run = OPENERS[runtime](path)
-    sides = (1, 2, 17, 33, 48, 63, 80, 100)  # maps of 1 to 7 pixels in the first stage, all parities below
+    sides = (1, 17, 63, 100) if "fixed" in runtime else (1, 2, 17, 33, 48, 63, 80, 100)  # first maps of 1 to 7 pixels
     for batch, height, width in [(1 + i % 3, h, w) for i, h in enumerate(sides) for w in (h, 65, 16)]:
         x = picture(batch, 3, height, width, seed=height)
         assert_close(run(x), model(x), TOLERANCE)
@@ -181,7 +182,7 @@ def test_command(tmp_path, capsys):
     assert main(["export", "onnx", "mobilemamba_nano", "--untrained", "-o", str(path), "--verify", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["bytes"] == path.stat().st_size
-    assert [row["passed"] for row in report["verified"]] == [True] * 6
+    assert [row["passed"] for row in report["verified"]] == [True] * 9
     assert path.read_bytes() == to_onnx(mmref.create_model("mobilemamba_nano")).SerializeToString()
     assert main(["export", "onnx", "mobilemamba_nano", "--untrained", "-o", str(tmp_path / "no" / "m.onnx")]) == 2
     error = capsys.readouterr().err

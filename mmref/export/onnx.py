@@ -316,7 +316,8 @@ def recurrence(g, decay, values, width, name):
     """h[l] = decay[l] * h[l-1] + values[l] along the first axis, from h = 0; all (L, B, width)."""
     zero = g.node("ConstantOfShape", [_sizes(g, [g.sizes(decay, 1, 2, name), g.integers(width)], name)], name)
     body, step = GraphBuilder(), ("batch", width)
-    h = body.node("Add", [body.node("Mul", ["decay", "h"], ""), "input"], "")
+    # Factors in this order: OpenVINO 2026.4 with fixed shapes computes something else for decay * h.
+    h = body.node("Add", ["input", body.node("Mul", ["h", "decay"], "")], "")
     shown = body.node("Identity", [h], "")                                  # a value can be an output only once
     graph = body.graph("step", [("h", step), ("decay", step), ("input", step)], [(h, step), (shown, step)])
     return g.node("Scan", [zero, decay, values], name, 2, body=graph, num_scan_inputs=2)[1]

@@ -1,0 +1,214 @@
+"""The contestants. Each class runs inside a process of its own (worker.py) and answers three questions there:
+
+    load()               what has to be imported
+    __init__(job)        build the network from the job's parameters (or graph)
+    prepare(shape)       whatever a shape asks for; returns x -> logits
+
+All compute in float32 with the same number of threads and the same parameters. Peers get what their users are told
+to give them: shapes fixed where they are known, no gradient bookkeeping, one stream, lowest latency.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is asked to run: `parameters` and `graph` are files, `reference` the PyTorch module's file."""
+
+    backend: str
+    model: str
+    threads: int
+    parameters: str
+    graph: str = ""
+    reference: str = ""
+    unfolded: bool = False
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        with np.load(self.parameters) as file:
+            return dict(file)
+
+
+class NumPy:
+    package, can_unfold = "numpy", True
+
+    @staticmethod
+    def load():
+        import mmref.model  # noqa: F401
+
+    def __init__(self, job):
+        from mmref.model import create_model
+        model = create_model(job.model, job.state)
+        self.run = model if job.unfolded else model.fold_batchnorm()
+
+    def prepare(self, shape):
+        return self.run
+
+
+class Numba:
+    package, can_unfold = "numba", False
+
+    @staticmethod
+    def load():
+        import mmref.engine
+        import mmref.model
+        _ = mmref.engine.CompiledModel
+
+    def __init__(self, job):
+        from mmref.model import create_model
+        self.run = create_model(job.model, job.state, backend="numba", threads=job.threads)
+
+    def prepare(self, shape):
+        return self.run
+
+
+class TorchEager:
+    """The PyTorch reference of the tests, its scan a loop over the steps as in the published CPU path."""
+
+    package, can_unfold = "torch", True
+
+    @staticmethod
+    def load():
+        import torch  # noqa: F401
+
+    def __init__(self, job):
+        import torch
+        torch.set_num_threads(job.threads)
+        torch.backends.mkldnn.enabled = True
+        reference = _load_module(job.reference)
+        state = {name: torch.from_numpy(array) for name, array in job.state.items()}
+        model = reference.create(job.model.removeprefix("mobilemamba_"), num_classes=len(state["head.l.bias"]))
+        model.load_state_dict(state, strict=False)  # all but batch counters, which inference does not use
+        model.eval()
+        self.module = model if job.unfolded else reference.fold_batchnorm(model)
+
+    def prepare(self, shape):
+        return self._runner(self.module)
+
+    def _runner(self, module):
+        import torch
+
+        def run(x):
+            with torch.inference_mode():
+                return module(torch.from_numpy(x)).numpy()
+        return run
+
+
+class TorchCompile(TorchEager):
+    """The same through `torch.compile`: the loop is unrolled, one long kernel sequence for each shape."""
+
+    def prepare(self, shape):
+        import torch
+        return self._runner(torch.compile(self.module, dynamic=False))
+
+
+class OnnxRuntime:
+    package, can_unfold = "onnxruntime", False
+
+    @staticmethod
+    def load():
+        import onnxruntime  # noqa: F401
+
+    def __init__(self, job):
+        self.job = job
+
+    def prepare(self, shape):
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.job.threads, 1
+        for name, size in zip(("batch", None, "height", "width"), shape, strict=True):
+            if name:
+                options.add_free_dimension_override_by_name(name, size)
+        session = onnxruntime.InferenceSession(self.job.graph, options, providers=["CPUExecutionProvider"])
+        return lambda x: session.run(None, {"input": x})[0]
+
+
+class OpenVino:
+    package, can_unfold = "openvino", False
+
+    @staticmethod
+    def load():
+        import openvino  # noqa: F401
+
+    def __init__(self, job):
+        import openvino
+        self.core, self.job = openvino.Core(), job
+
+    def prepare(self, shape):
+        model = self.core.read_model(self.job.graph)
+        model.reshape(list(shape))
+        compiled = self.core.compile_model(model, "CPU", {
+            "INFERENCE_NUM_THREADS": self.job.threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32"})  # without the last, bfloat16 on processors that have it
+        return lambda x: compiled(x)[0]
+
+
+class Calibration:
+    """No network: float32 multiply-adds a second of this machine, now, with these threads."""
+
+    package, can_unfold = "numpy", False
+
+    @staticmethod
+    def load():
+        pass
+
+    def __init__(self, job):
+        self.rate, self.method = calibration(job.threads)
+
+
+def calibration(threads: int):
+    """(callable -> multiply-adds a second, how it was measured)."""
+    if find_spec("mmref.kernels.calibrate") and find_spec("numba"):
+        from mmref.kernels.calibrate import multiply_add_rate
+        return (lambda: float(multiply_add_rate(threads))), "multiply-adds in registers (mmref.kernels.calibrate)"
+    return _matmul_rate, "float32 np.matmul, 1024 x 1024 (reaches less than the registers' rate)"
+
+
+def _matmul_rate():
+    import time
+    a = np.ones((1024, 1024), np.float32)
+    out, best = np.empty_like(a), float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        np.matmul(a, a, out=out)
+        best = min(best, time.perf_counter() - start)
+    return 1024 ** 3 / best
+
+
+BACKENDS = {"numpy": NumPy, "numba": Numba, "torch-eager": TorchEager, "torch-compile": TorchCompile,
+            "onnxruntime": OnnxRuntime, "openvino": OpenVino}
+PIP = {"torch": 'pip install "mmref[test]"', "onnxruntime": 'pip install "mmref[onnx]"',
+       "openvino": 'pip install "mmref[openvino]"', "numba": "pip install numba", "onnx": 'pip install "mmref[onnx]"'}
+
+
+def absent(backend: str, reference: str | None = None) -> str | None:
+    """Why a backend cannot be measured here, None where it can; imports nothing heavy."""
+    kind = BACKENDS[backend]
+    needed = [kind.package] + ["onnx"] * (kind in (OnnxRuntime, OpenVino))
+    for package in needed:
+        if not find_spec(package):
+            return f"{package} is not installed: {PIP[package]}"
+    if kind is Numba and not find_spec("mmref.engine.compiled") and not _has_engine():
+        return "this version of mmref has no compiled engine"
+    if issubclass(kind, TorchEager) and not (reference and os.path.isfile(reference)):
+        return "the PyTorch reference is part of the source repository only: --torch-reference tests/torch_reference.py"
+    return None
+
+
+def _has_engine():
+    import mmref.engine
+    return "CompiledModel" in vars(mmref.engine) or "CompiledModel" in getattr(mmref.engine, "_PUBLIC", ())
+
+
+def _load_module(path):
+    from importlib.util import module_from_spec, spec_from_file_location
+    spec = spec_from_file_location("mmref_torch_reference", path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

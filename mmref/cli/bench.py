@@ -1,0 +1,78 @@
+"""`mmref bench`: our backends beside the runtimes that are installed, each in its own process, in turn."""
+
+from __future__ import annotations
+
+import sys
+
+from mmref.cli.common import print_json
+
+
+def add_arguments(parser):
+    from mmref.bench.backends import BACKENDS
+    parser.add_argument("--models", nargs="+", default=["mobilemamba_t2"], metavar="MODEL",
+                        help="names that `mmref models` lists (default: mobilemamba_t2)")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N", help="batch sizes (default: 1)")
+    parser.add_argument("--img-size", type=int, help="side of the pictures (default: each model's training size)")
+    parser.add_argument("--threads", type=int, help="for everyone (default: all cores)")
+    parser.add_argument("--rounds", type=int, default=15, help="how often everyone has a turn (default: %(default)s)")
+    parser.add_argument("--turn", type=float, default=0.3, metavar="SECONDS",
+                        help="length of a turn, at least one forward (default: %(default)s)")
+    parser.add_argument("--starts", type=int, default=1,
+                        help="warm process starts to measure after a cold one; 0 for neither (default: %(default)s)")
+    parser.add_argument("--backends", nargs="+", default=[], metavar="NAME",
+                        help=f"of {', '.join(BACKENDS)} (default: all that are installed)")
+    parser.add_argument("--unfolded", action="store_true",
+                        help="numpy and torch also with batch norms left as layers (default: folded for everyone)")
+    parser.add_argument("--torch-reference", metavar="PATH",
+                        help="the PyTorch network (default: tests/torch_reference.py of this checkout)")
+    parser.add_argument("--sweep", action="store_true",
+                        help="instead: how cost grows with picture size (128 to 1024) and batch (1 to 64)")
+    parser.add_argument("--sizes", nargs="+", type=int, metavar="N", help="for --sweep: the picture sizes")
+    parser.add_argument("--limit", type=float, default=600, metavar="SECONDS",
+                        help="for one answer, compiling included; who takes longer is left out (default: %(default)s)")
+    parser.add_argument("--csv", metavar="FILE", help="also write timm's benchmark columns")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args) -> int:
+    from mmref.bench.measure import SWEEP_BATCHES, SWEEP_SIZES, Plan, run_bench, run_sweep
+    from mmref.bench.report import to_json, to_text, write_csv
+    plan = Plan(tuple(args.models), tuple(args.batch), args.img_size, args.threads, args.rounds, args.turn, args.starts,
+                tuple(args.backends), args.unfolded, args.torch_reference, args.limit)
+    with open(args.csv, "w", newline="") if args.csv else _Nowhere() as file:  # a bad path shows now, not at the end
+        with _Progress() as progress:
+            if args.sweep:
+                batches = tuple(args.batch) if len(args.batch) > 1 else SWEEP_BATCHES
+                report = run_sweep(plan, progress, tuple(args.sizes or SWEEP_SIZES), batches)
+            else:
+                report = run_bench(plan, progress)
+        if args.csv:
+            write_csv(report, file)
+    if args.json:
+        print_json(to_json(report))
+    else:
+        print(to_text(report))
+    return 0 if report.results or report.sweep else 1
+
+
+class _Nowhere:
+    def __enter__(self):
+        return None
+
+    def __exit__(self, *_):
+        return None
+
+
+class _Progress:
+    """One line on a terminal's stderr that says what is being measured; nothing where stderr is no terminal."""
+
+    def __enter__(self):
+        return self
+
+    def __call__(self, text, step, steps):
+        if sys.stderr.isatty():
+            print(f"\r{text}, round {step + 1} of {steps}\033[K", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_):
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
