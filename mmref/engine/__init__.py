@@ -1,1 +1,14 @@
+"""The compiled engine: the same network, planned once for an input shape and run by kernels (mmref.kernels).
 
+    weights.py   parameters folded and packed             plan.py     operations, memory and threads of one input shape
+    memory.py    where activations lie                    compiled.py CompiledModel, which has the NumPy model's face
+    table.py     a plan as a table for people
+
+docs/engine.md follows one block from the NumPy text to the rows of its plan.
+"""
+
+from mmref.engine.compiled import CompiledModel
+from mmref.engine.plan import Plan
+from mmref.engine.table import plan_table
+
+__all__ = ["CompiledModel", "Plan", "plan_table"]

@@ -1,0 +1,165 @@
+"""Depthwise convolution on channels-last maps: 3x3, 5x5, 7x7, stride 1 and 2, with the activation that follows it.
+
+Parallel   (image, vector of 16 channels, band of rows).
+Loops      output rows, output pixels, taps.
+Moves      an input vector is read k*k times, from the first-level cache; three times for 3x3 of stride 1, whose window
+           slides along the row in registers.
+Costs      2 * k*k operations an output: too few for the multiply-add limit, the loads are it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from mmref.errors import ShapeError
+from mmref.kernels.packing import pack_channels
+from mmref.kernels.records import (
+    ACTIVATION_LOCAL,
+    ACTIVATION_NONE,
+    ACTIVATION_RELU,
+    ACTIVATION_SILU,
+    DEPTHWISE,
+    view,
+)
+from mmref.kernels.target import LANES, VECTOR_BYTES, round_up
+from mmref.kernels.vector import fma, load, relu, store, store_part, zeros
+from mmref.kernels.vector_math import silu
+
+
+@njit(error_model="numpy")
+def _finish(total, activation, after, shift):
+    """The activation of DEPTHWISE."""
+    if activation == ACTIVATION_RELU:
+        total = relu(total)
+    elif activation == ACTIVATION_SILU:
+        total = silu(total)
+    elif activation == ACTIVATION_LOCAL:  # ReLU, the 1x1 depthwise convolution, and the ReLU that follows the join
+        total = relu(fma(relu(total), load(after), load(shift)))
+    return total
+
+
+@njit(error_model="numpy")
+def _write(target, total, lanes):
+    if lanes == LANES:
+        store(target, total)
+    else:
+        store_part(target, total, lanes)
+
+
+@njit(error_model="numpy")
+def _row_3x3(x, row, height, width, pitch, weights, bias, out, out_pitch, activation, after, shift, lanes):
+    """One row of a 3x3 convolution of stride 1. The window's columns: left, centre, right; rows: 0 above, 1, 2 below."""
+    w0, w1, w2 = load(weights), load(weights + VECTOR_BYTES), load(weights + 2 * VECTOR_BYTES)
+    w3, w4, w5 = load(weights + 3 * VECTOR_BYTES), load(weights + 4 * VECTOR_BYTES), load(weights + 5 * VECTOR_BYTES)
+    w6, w7, w8 = load(weights + 6 * VECTOR_BYTES), load(weights + 7 * VECTOR_BYTES), load(weights + 8 * VECTOR_BYTES)
+    above, below = row > 0, row + 1 < height
+    line = width * pitch
+    source = x + row * line
+    left0, left1, left2, centre0, centre2 = zeros(), zeros(), zeros(), zeros(), zeros()
+    if above:
+        centre0 = load(source - line)
+    centre1 = load(source)
+    if below:
+        centre2 = load(source + line)
+    for column in range(width):
+        right0, right1, right2 = zeros(), zeros(), zeros()
+        if column + 1 < width:
+            source += pitch
+            if above:
+                right0 = load(source - line)
+            right1 = load(source)
+            if below:
+                right2 = load(source + line)
+        total, other = fma(left0, w0, bias), centre0 * w1  # two sums: half the latency
+        total, other = fma(right0, w2, total), fma(left1, w3, other)
+        total, other = fma(centre1, w4, total), fma(right1, w5, other)
+        total, other = fma(left2, w6, total), fma(centre2, w7, other)
+        total = fma(right2, w8, total) + other
+        _write(out, _finish(total, activation, after, shift), lanes)
+        out += out_pitch
+        left0, left1, left2 = centre0, centre1, centre2
+        centre0, centre1, centre2 = right0, right1, right2
+
+
+@njit(error_model="numpy")
+def _row(x, row, height, width, pitch, k, stride, weights, bias, out, out_width, out_pitch, activation, after, shift,
+         lanes):
+    """One output row of any k and stride; taps outside the map are left out."""
+    pad = k // 2
+    top, bottom = max(0, pad - row * stride), min(k, height + pad - row * stride)
+    for column in range(out_width):
+        left, right = max(0, pad - column * stride), min(k, width + pad - column * stride)
+        total = bias
+        for i in range(top, bottom):
+            source = x + ((row * stride + i - pad) * width + column * stride - pad) * pitch
+            taps = weights + i * k * VECTOR_BYTES
+            for j in range(left, right):
+                total = fma(load(source + j * pitch), load(taps + j * VECTOR_BYTES), total)
+        _write(out + column * out_pitch, _finish(total, activation, after, shift), lanes)
+
+
+def depthwise(record, thread, threads):
+    """Kernel of DEPTHWISE."""
+    op = view(record, DEPTHWISE)
+    k, stride = op.kernel, op.stride
+    items = op.images * op.vectors * op.bands
+    for item in range(items * thread // threads, items * (thread + 1) // threads):
+        band, rest = item % op.bands, item // op.bands
+        vector, image = rest % op.vectors, rest // op.vectors
+        column = vector * VECTOR_BYTES
+        x = op.x + image * op.height * op.width * op.pitch + column
+        out = op.out + image * op.out_height * op.out_width * op.out_pitch + column
+        weights, bias = op.weights + k * k * column, load(op.bias + column)
+        after = op.after + column
+        shift = after + op.vectors * VECTOR_BYTES
+        lanes = LANES
+        if vector == op.vectors - 1:
+            lanes = op.lanes
+        for row in range(op.out_height * band // op.bands, op.out_height * (band + 1) // op.bands):
+            target = out + row * op.out_width * op.out_pitch
+            if k == 3 and stride == 1:
+                _row_3x3(x, row, op.height, op.width, op.pitch, weights, bias, target, op.out_pitch, op.activation,
+                         after, shift, lanes)
+            else:
+                _row(x, row, op.height, op.width, op.pitch, k, stride, weights, bias, target, op.out_width,
+                     op.out_pitch, op.activation, after, shift, lanes)
+
+
+def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0):
+    """`mmref.functional.depthwise_conv2d` on this kernel: x (B, C, H, W), weight (C, 1, k_h, k_w), bias (C,) or None.
+
+    Returns (B, C, H', W'), stored channels-last. float32 only: ShapeError for another dtype and for shapes that
+    disagree. Runs on one thread. The kernel knows odd square filters with padding k // 2; another filter or padding is
+    laid into the smallest such one, with zeros around.
+    """
+    from mmref.kernels.program import run_alone
+    for name, array in (("x", x), ("weight", weight), ("bias", bias)):
+        if array is not None and array.dtype != np.float32:
+            raise ShapeError(f"{name} must be float32 for the compiled kernel, got {array.dtype}")
+    if x.ndim != 4 or weight.ndim != 4 or weight.shape[:2] != (x.shape[1], 1):
+        raise ShapeError(f"weight must be (channels, 1, k_h, k_w) to go with x {x.shape}, got shape {weight.shape}")
+    if bias is not None and bias.shape != (x.shape[1],):
+        raise ShapeError(f"bias must have shape ({x.shape[1]},), got {bias.shape}")
+    batch, channels, height, width = x.shape
+    k_h, k_w = weight.shape[2:]
+    out_height, out_width = ((size + 2 * padding - k) // stride + 1 for size, k in ((height, k_h), (width, k_w)))
+    if height + 2 * padding < k_h or width + 2 * padding < k_w:
+        raise ShapeError(f"kernel {k_h}x{k_w} is larger than the padded picture {height + 2 * padding}x"
+                         f"{width + 2 * padding}")
+    half = max(padding, k_h - padding - 1, k_w - padding - 1)
+    if half == 1 and (out_height, out_width) != (height, width):
+        half = 2  # the fast path for 3x3 takes result and input to be of one size
+    k, first = 2 * half + 1, half - padding
+    taps = np.zeros((channels, k, k), np.float32)
+    taps[:, first:first + k_h, first:first + k_w] = weight[:, 0]
+    lanes = round_up(channels)
+    source = np.zeros((batch, height, width, lanes), np.float32)
+    source[..., :channels] = x.transpose(0, 2, 3, 1)
+    out = np.zeros((batch, out_height, out_width, lanes), np.float32)
+    shift = np.zeros((channels, 1), np.float32) if bias is None else bias[:, None]
+    run_alone("depthwise", DEPTHWISE, dict(
+        x=source, pitch=4 * lanes, height=height, width=width, kernel=k, stride=stride, out_height=out_height,
+        out_width=out_width, weights=pack_channels(taps.reshape(channels, k * k)), bias=pack_channels(shift), out=out,
+        out_pitch=4 * lanes, activation=ACTIVATION_NONE, vectors=lanes // LANES, images=batch, lanes=LANES, bands=1))
+    return out[..., :channels].transpose(0, 3, 1, 2)

@@ -1,0 +1,83 @@
+"""The records that describe operations to the kernels: the one place that knows their memory layout.
+
+A plan (mmref.engine.plan) is a table of steps; each step names a kernel and a record. A kernel is compiled once for
+all shapes and takes everything it needs from its record. All fields are 64-bit integers: addresses and distances in
+bytes, everything else a count. Activations lie channels-last: one pixel's channels side by side, the next pixel
+`pitch` bytes on, a multiple of 64, so that kernels work on whole vectors of 16 channels. What is computed in the
+padding of a pixel is finite and never reaches a real channel: the weights that would read it are zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+
+def _record(fields: str) -> np.dtype:
+    return np.dtype([(name, np.int64) for name in fields.split()])
+
+
+# matmul.py: out[i] = act(a[i] @ weights + bias + residual[i] + residual2[i]) for i < rows. Columns come in panels of at
+# most `tile_vectors` vectors, each packed by itself; `chunk` rows pass all panels before the next ones do. The
+# residuals (address 0: none) have the pitch of `out`. share: 0, threads divide the panels; 1, the rows.
+MATMUL = _record("a pitch rows depth panels panel_table bias out out_pitch residual residual2 relu chunk share tiles "
+                 "tile_rows")
+# One panel: `column`, bytes from the first column of `out`; its vectors; the address of its packed weights.
+PANEL = _record("column vectors weights")
+
+# stem.py: 3x3 convolution of stride 2 over maps with a border of zeros; height and width are those of the output.
+STEM = _record("x pixel row depth taps out out_pixel out_row height width panels panel_table bias relu tiles tile_rows")
+# stem.py: NCHW picture -> channels-last inside a border. `cell` is the address of a cell that holds the array's address.
+PICTURE = _record("cell offset channels height width out row")
+# stem.py: channels-last map -> the caller's array, packed; `cell` and `offset` as above.
+RESULT = _record("x pitch rows channels cell offset")
+
+# depthwise.py: k x k with padding k//2, then an activation; `lanes` of the last vector may be written (16, unless other
+# channels lie beside them); `after` is the scale and shift of ACTIVATION_LOCAL; `bands` of rows to a vector.
+DEPTHWISE = _record("x pitch height width kernel stride out_height out_width weights bias out out_pitch activation "
+                    "after vectors images lanes bands")
+ACTIVATION_NONE, ACTIVATION_RELU, ACTIVATION_SILU, ACTIVATION_LOCAL = range(4)
+
+# wavelet_branch.py: Haar analysis, k x k on four sub-bands, synthesis; `scratch` of a thread holds four sub-bands.
+WAVELET = _record("x pitch height width kernel weights out out_pitch vectors images scratch scratch_size")
+
+# scan.py: both directions. `parameters` of a vector and direction: `rank` rows of the step-size projection, its bias, A,
+# D. `coefficients` of a pixel: for each direction `rank` floats dt, then B, then C.
+SCAN = _record("u pitch coefficients coefficients_pitch rank parameters out out_pitch vectors images length")
+
+# selective_scan.py, the reference's operation: arrays padded to whole vectors, channels last; A and D by vectors.
+STATES = _record("u delta A B C D out states directions sequences length channel_vectors scratch scratch_size")
+
+# norm_gate.py: out = (layer norm of y * weight + bias) * silu(z); `parameters` holds weight, then bias.
+NORM_GATE = _record("y pitch z z_pitch rows vectors parameters out out_pitch")
+
+# join.py: out = relu(x), `channels` floats a row.
+COPY_RELU = _record("x pitch rows channels out out_pitch")
+
+# pool.py: out[image] = mean over its pixels.
+MEAN = _record("x pitch images length vectors out out_pitch")
+
+# squeeze_excite.py: x[image, pixel] *= sigmoid(gate[image]), in place.
+GATE = _record("x pitch images length vectors gate gate_pitch")
+
+# team.py: kernel, record; `owner` is the one thread that runs it, -1 for all together; `barrier` 1 where every thread
+# must have finished it before any goes on.
+STEP = _record("function record owner barrier")
+
+
+@intrinsic
+def view(_context, address, dtype):
+    """The record of a dtype above that lies at an address; its fields read as attributes."""
+    def generate(context, builder, signature, values):
+        return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
+    return dtype.dtype(types.int64, dtype), generate
+
+
+@intrinsic
+def load_integer(_context, address):
+    """The int64 at an address."""
+    def generate(context, builder, signature, values):
+        return builder.load(builder.inttoptr(values[0], ir.IntType(64).as_pointer()))
+    return types.int64(types.int64), generate

@@ -1,0 +1,166 @@
+"""CompiledModel: the NumPy model's face over the compiled engine."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+
+from mmref import functional as F
+from mmref.engine.plan import Plan, make_plan
+from mmref.engine.weights import Weights, check_haar
+from mmref.errors import ShapeError, ValueProblem
+from mmref.mobilemamba import MobileMamba, check_input, take_indices
+
+PLANS_KEPT = 4
+IMAGES_AT_ONCE = 8  # a thread, at most: bounds memory and the length of a plan
+
+
+class CompiledModel:
+    """A network on compiled kernels, float32, any batch and picture size; `create_model(name, backend="numba")`.
+
+    model    a `MobileMamba`, folded or not, float32
+    threads  how many work on a forward; None for as many as Numba has (NUMBA_NUM_THREADS, by default the cores). More
+             than that are not started, however many are asked for
+
+    Results do not depend on the number of threads nor on the batch, to the last bit: every output is added up in one
+    order. Another processor may round otherwise (fused multiply-adds or not). Plans of the last few input shapes are
+    kept. May be called from several threads; forwards then wait for each other. Pickles as parameters.
+
+    Raises ValueProblem for networks it has no kernels for (scan_order other than "bidirectional", d_state other than 1,
+    wavelets other than Haar, several wavelet levels: backend "numpy" runs those), MissingBackend without Numba.
+    """
+
+    strides = MobileMamba.strides
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, model: MobileMamba, threads: int | None = None):
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ValueProblem(f"threads must be an integer >= 1 or None, got {threads!r}")
+        if model.dtype != np.float32:
+            raise ValueProblem(f"model must be float32 for backend 'numba', got {model.dtype}")
+        check_supported(model.config)
+        state = {name: np.array(array) for name, array in model.fold_batchnorm().state_dict().items()}
+        for name in state:
+            if name.endswith(".wt_filter"):
+                check_haar(state, name.removesuffix(".wt_filter"))
+        self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
+        self.threads = threads
+        self._state = state
+        self._start()
+
+    def _start(self):
+        self._lock = threading.Lock()
+        self._weights = Weights(self._state)
+        self._plans: OrderedDict[tuple, Plan] = OrderedDict()
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_weights", "_plans")}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._start()
+
+    def __repr__(self):
+        return f"CompiledModel({self.config.name}, threads={self.threads})"
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Parameters by checkpoint name, batch norms folded. Copies."""
+        return {name: array.copy() for name, array in self._state.items()}
+
+    # ------------------------------------------------------------------ forward
+
+    def __call__(self, x):
+        """Logits (B, num_classes), or pooled features (B, C3) of a network without head; as `MobileMamba.forward`."""
+        return self._run(x, ("logits" if self.config.num_classes else "pooled",))[0]
+
+    forward = __call__
+
+    def forward_features(self, x):
+        """The last feature map, (B, C3, H/64, W/64)."""
+        return self._run(x, ("3",))[0]
+
+    def forward_head(self, x, pre_logits: bool = False):
+        """Logits of a last feature map; with `pre_logits` its pooled features (B, C3). Two small sums, in NumPy."""
+        F.check_rank("x", x, "batch channels height width")
+        if x.shape[1] != self.config.widths[-1]:
+            raise ShapeError(f"x must have {self.config.widths[-1]} channels, got shape {x.shape}")
+        pooled = F.global_average_pool(x)
+        if pre_logits or not self.config.num_classes:
+            return pooled
+        return F.linear(pooled, self._state["head.weight"], self._state["head.bias"])
+
+    def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
+        """As `MobileMamba.forward_intermediates`."""
+        wanted = [str(index) for index in take_indices(indices, 4)]
+        outputs = tuple(sorted(set(wanted) | ({"3"} if not intermediates_only else set())))
+        maps = dict(zip(outputs, self._run(x, outputs), strict=True))
+        chosen = [maps[name] for name in wanted]
+        return chosen if intermediates_only else (maps["3"], chosen)
+
+    def _run(self, x, outputs) -> list[np.ndarray]:
+        check_input(x, self.config.in_chans, self.dtype)
+        from mmref.engine.plan import output_shape
+        results = [np.empty(output_shape(self.config, x.shape, name), np.float32) for name in outputs]
+        x = np.ascontiguousarray(x)
+        if outputs and len(x):
+            with self._lock:
+                most = IMAGES_AT_ONCE * self._thread_count()
+                for first in range(0, len(x), most):
+                    part = slice(first, first + most)
+                    self._execute(self._plan(x[part].shape, outputs), x[part], [result[part] for result in results])
+        return [F.channels_first(result) if result.ndim == 4 else result for result in results]
+
+    def _execute(self, plan, x, results, times=None):
+        from mmref.kernels.program import run
+        plan.cells[0] = x.ctypes.data
+        plan.cells[1:] = [result.ctypes.data for result in results]
+        run(plan.steps, plan.threads, times)
+
+    # -------------------------------------------------------------------- plans
+
+    def _thread_count(self) -> int:
+        from mmref.kernels.program import threads_available
+        return min(self.threads or threads_available(), threads_available())
+
+    def _plan(self, shape, outputs) -> Plan:
+        key = tuple(shape), outputs
+        if key not in self._plans:
+            from mmref.kernels.program import addresses, tile_table
+            while len(self._plans) >= PLANS_KEPT:
+                self._plans.popitem(last=False)
+            self._plans[key] = make_plan(self.config, self._weights, shape, outputs, self._thread_count(),
+                                         addresses(), tile_table())
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def plan(self, shape) -> Plan:
+        """The plan of a forward to the logits for an input of `shape` (B, 3, H, W), B up to 8 a thread."""
+        batch, channels, *sides = shape
+        if len(sides) != 2 or channels != self.config.in_chans or batch < 1 or min(sides) < 1:
+            raise ShapeError(f"shape must be (batch, {self.config.in_chans}, height, width), each >= 1, got {shape}")
+        most = IMAGES_AT_ONCE * self._thread_count()
+        with self._lock:
+            return self._plan((min(batch, most), channels, *sides),
+                              ("logits" if self.config.num_classes else "pooled",))
+
+    def time_operations(self, plan: Plan, repeats: int = 20) -> list[float]:
+        """Seconds each operation of a plan takes, the median of `repeats` forwards of random pictures."""
+        x = np.random.default_rng(0).standard_normal(plan.shape).astype(np.float32)
+        results = [np.empty(shape, np.float32) for shape in plan.output_shapes]
+        times = np.zeros((repeats + 1, len(plan.steps)), np.int64)
+        with self._lock:
+            for row in times:
+                self._execute(plan, x, results, row)
+        return (np.median(times[1:], axis=0) * 1e-9).tolist()
+
+
+def check_supported(config):
+    """ValueProblem unless the kernels can run the variant."""
+    for field, only in (("scan_order", "bidirectional"), ("d_state", 1), ("wavelet_levels", 1)):
+        if getattr(config, field) != only:
+            raise ValueProblem(f"{field} must be {only!r} for backend 'numba', got {getattr(config, field)!r} "
+                               f"(backend 'numpy' runs it)")
+    if config.wavelet not in ("db1", "haar"):
+        raise ValueProblem(f"wavelet must be 'db1' (Haar) for backend 'numba', got {config.wavelet!r}")

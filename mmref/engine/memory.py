@@ -1,0 +1,86 @@
+"""Memory of the engine: one aligned block of weights a model, one block of activations a plan.
+
+Activations have lives: from the operation that writes them to the last that reads them. A plan is a list, so both are
+known, and a new buffer takes the first hole that is large enough. Nothing is allocated while a plan runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmref.kernels.target import FLOAT_BYTES, VECTOR_BYTES, round_up
+
+ALIGNMENT = 4096
+
+
+def aligned_zeros(size: int) -> np.ndarray:
+    """`size` zero bytes that begin at a page."""
+    block = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -block.ctypes.data % ALIGNMENT
+    return block[start:start + size]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An address in a block that has none yet: bytes from its start."""
+
+    offset: int
+
+    def __add__(self, count: int) -> Place:
+        return Place(self.offset + count)
+
+
+@dataclass(frozen=True)
+class Map:
+    """Channels-last activations: `pixels` (of all images) of `channels` channels, `pitch` bytes apart."""
+
+    place: Place
+    pitch: int
+    channels: int
+    size: int  # bytes in the arena
+
+    def from_channel(self, first: int) -> Place:
+        return self.place + first * FLOAT_BYTES
+
+
+class Arena:
+    """Hands out places in a block whose size is known once everything is handed out."""
+
+    def __init__(self):
+        self.size = 0
+        self.holes: list[tuple[int, int]] = []  # (offset, size), by offset, never touching each other
+
+    def take(self, size: int) -> Place:
+        size = round_up(size, VECTOR_BYTES)
+        for index, (offset, hole) in enumerate(self.holes):
+            if hole >= size:
+                self.holes[index:index + 1] = [(offset + size, hole - size)] if hole > size else []
+                return Place(offset)
+        if self.holes and sum(self.holes[-1]) == self.size:  # lengthen the hole at the end
+            offset, _ = self.holes.pop()
+        else:
+            offset = self.size
+        self.size = offset + size
+        return Place(offset)
+
+    def give(self, place: Place, size: int) -> None:
+        """Take back a place: what is handed out after this may lie there."""
+        self.holes.append((place.offset, round_up(size, VECTOR_BYTES)))
+        self.holes.sort()
+        merged = []
+        for offset, hole in self.holes:
+            if merged and sum(merged[-1]) == offset:
+                merged[-1] = (merged[-1][0], merged[-1][1] + hole)
+            else:
+                merged.append((offset, hole))
+        self.holes = merged
+
+    def map(self, pixels: int, channels: int) -> Map:
+        pitch = round_up(channels) * FLOAT_BYTES
+        return Map(self.take(pixels * pitch), pitch, channels, pixels * pitch)
+
+    def free(self, *maps: Map) -> None:
+        for used in maps:
+            self.give(used.place, used.size)
