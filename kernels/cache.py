@@ -3,8 +3,8 @@
 Numba writes machine code to files that it loads with pickle: whoever can write them can run code as us. So the folder
 is our own, below the user's cache folder, readable and writable by the user alone; a shared temporary folder will not
 do. Its name holds a hash of the kernels' sources, of versions and of the processor, because Numba looks at the one file
-a function stands in and not at those it calls. A list of checksums stands beside the files: one that does not agree (a full disk, a crash) is
-removed before Numba sees it.
+a function stands in and not at those it calls. A list of checksums stands beside the files: one that does not agree (a
+full disk, a crash) is removed before Numba sees it.
 
 Any failure (no folder can be written, a file cannot be loaded or saved) ends in compiling without a cache: 10 seconds
 more, the same results.
@@ -31,8 +31,8 @@ def sources_hash() -> str:
     import numpy
     from numba.core import config
     from numba.core.codegen import get_host_cpu_features
-    parts = (sys.version, numba.__version__, llvmlite.__version__, numpy.__version__, llvmlite.binding.get_host_cpu_name(),
-             get_host_cpu_features(), config.CPU_NAME, config.CPU_FEATURES, config.OPT)
+    processor = (llvmlite.binding.get_host_cpu_name(), get_host_cpu_features(), config.CPU_NAME, config.CPU_FEATURES)
+    parts = (sys.version, numba.__version__, llvmlite.__version__, numpy.__version__, processor, config.OPT)
     digest = hashlib.sha256(repr(parts).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -25,6 +25,7 @@ from numba import cfunc, get_num_threads, njit, prange, set_num_threads, types
 from numba.core import cgutils, config
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
+from numba.np.ufunc import parallel as numba_threads
 
 from mmref.kernels import (
     cache,
@@ -128,7 +129,18 @@ class Library(NamedTuple):
 RUN_SIGNATURE = types.void(*[types.int64] * 5)
 _compiling = threading.RLock()
 _launching = threading.RLock()      # the workqueue layer aborts the process where two threads enter it
-_threads_of_process = None          # whose Numba threads exist: a forked child inherits none of them
+_orphaned = False                   # in a child forked after Numba's threads were started: it has none of them
+
+
+def _after_fork():
+    """In a forked child: locks that another thread held stay locked for ever, and threads are gone."""
+    global _compiling, _launching, _orphaned
+    _compiling, _launching = threading.RLock(), threading.RLock()
+    _orphaned = _orphaned or numba_threads._is_initialized
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def library() -> Library:
@@ -224,16 +236,15 @@ def run(steps: np.ndarray, shares: int, times: np.ndarray | None = None) -> None
     """Run steps planned in `shares`, on as many threads where Numba starts that many.
 
     steps: array of STEP, whose records the caller keeps; times: None, or int64 by step for its nanoseconds. May be
-    called from several Python threads, also at once; in a process forked after threads were started it runs on one.
+    called from several Python threads, also at once. In a process forked after Numba started its threads the calling
+    thread does all shares (same result, slower): start processes with `spawn`.
     """
-    global _threads_of_process
     compiled = library()
     state = np.zeros(STATE_WORDS, np.int64)
     arguments = (steps.ctypes.data, len(steps), state.ctypes.data, shares, 0 if times is None else times.ctypes.data)
-    if shares == 1 or _threads_of_process not in (None, os.getpid()):
-        return compiled.serial(*arguments)  # (OpenMP kills a forked child that uses its parent's threads)
+    if shares == 1 or _orphaned:  # OpenMP kills a forked child that asks for its parent's threads
+        return compiled.serial(*arguments)
     with _launching:
-        _threads_of_process = os.getpid()
         before = get_num_threads()
         set_num_threads(min(shares, threads_available()))
         try:

@@ -142,7 +142,8 @@ def _logistic_times(builder, x, factor):
 @operation(vector, vector)
 def silu(builder, x):
     """x / (1 + exp(-x)); -0 at -infinity."""
-    settled = builder.fcmp_ordered(">", x, constant(40.0))  # is x itself; infinity would meet infinity - infinity
+    large = builder.fcmp_ordered(">", x, constant(40.0))  # is x itself; infinity would meet infinity - infinity
+    settled = builder.or_(large, builder.fcmp_ordered("==", x, constant(0.0)))  # -0 would lose its sign
     return builder.select(settled, x, _logistic_times(builder, x, x))
 
 
