@@ -81,7 +81,8 @@ def stream(*parts):
 
 
 def text(value):
-    return b"X" + struct.pack("<I", len(value)) + value.encode()
+    raw = value.encode()
+    return b"X" + struct.pack("<I", len(raw)) + raw
 
 
 BAD_STREAMS = {

@@ -7,6 +7,7 @@ writes them; here the first is refused and the second cannot happen.
 from __future__ import annotations
 
 import json
+import os
 from math import prod
 from pathlib import Path
 
@@ -23,13 +24,30 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8"
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """({name: array}, metadata). bfloat16 is widened to float32. Raises CheckpointError without the file's name."""
-    data = Path(path).read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or size > MAX_HEADER or size > len(data) - 8:
-        limit = min(MAX_HEADER, max(len(data) - 8, 0))
+    with open(path, "rb") as file:
+        entries, metadata = _header(file, os.fstat(file.fileno()).st_size)
+        body = memoryview(file.read(max((end for *_, end in entries.values()), default=0)))
+    tensors = {}
+    for name, (dtype, shape, begin, end) in entries.items():
+        if end > len(body):
+            raise CheckpointError("the file became shorter while it was read")
+        array = np.frombuffer(body[begin:end], np.uint8 if dtype == "BOOL" else _DTYPES[dtype])
+        if dtype == "BOOL":
+            array = array != 0
+        elif dtype == "BF16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        tensors[name] = array.reshape(shape).astype(array.dtype.newbyteorder("="))
+    return tensors, metadata
+
+
+def _header(file, file_size):
+    """({name: (dtype, shape, begin, end)}, metadata), every byte of the file accounted for before any is read."""
+    size, room = int.from_bytes(file.read(8), "little"), file_size - 8
+    if room < 0 or size > min(MAX_HEADER, room):
+        limit = min(MAX_HEADER, max(room, 0))
         raise CheckpointError(f"safetensors header must be at most {limit} bytes long, got {size}")
     try:
-        header = json.loads(data[8:8 + size].decode("utf-8"), object_pairs_hook=_unique)
+        header = json.loads(file.read(size).decode("utf-8"), object_pairs_hook=_unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"safetensors header is no JSON ({error})") from error
     if not isinstance(header, dict):
@@ -37,20 +55,14 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError("safetensors metadata must be text")
-    body, position, tensors = memoryview(data)[8 + size:], 0, {}
-    entries = {name: _entry(name, value) for name, value in header.items()}
-    for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
-        if begin != position or end > len(body):
+    entries, position = {name: _entry(name, value) for name, value in header.items()}, 0
+    for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != position or end > room - size:
             raise CheckpointError(f"{short(name)}: bytes {begin} to {end} overlap, leave a gap or lie outside the file")
         position = end
-        array = np.frombuffer(body[begin:end], np.uint8) != 0 if dtype == "BOOL" else np.frombuffer(
-            body[begin:end], _DTYPES[dtype])
-        if dtype == "BF16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        tensors[name] = array.reshape(shape).astype(array.dtype.newbyteorder("="))
-    if position != len(body):
-        raise CheckpointError(f"{len(body) - position} bytes follow the last tensor")
-    return {name: tensors[name] for name in entries}, metadata
+    if position != room - size:
+        raise CheckpointError(f"{room - size - position} bytes follow the last tensor")
+    return entries, metadata
 
 
 def _unique(pairs):
