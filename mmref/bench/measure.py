@@ -26,6 +26,7 @@ from mmref.errors import MissingBackend, ValueProblem
 REST = 0.05  # seconds between turns: thread pools spin for some milliseconds after their work
 SWEEP_SIZES, SWEEP_BATCHES = (128, 192, 256, 384, 512, 768, 1024), (1, 2, 4, 8, 16, 32, 64)
 NOT_SWEPT = {"torch-compile": "unrolls the scan, one program for every shape: not swept"}
+ON_REQUEST = {"torch-compile": "compiles for minutes, the scan being unrolled: measured when named by --backends"}
 
 
 @dataclass
@@ -38,8 +39,9 @@ class Result:
     img_size: int
     gmacs: float                       # one picture
     params: float                      # millions
+    baseline: str = ""                 # whom the ratios compare with
     rounds: list[float] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)   # its time over the baseline's, a round
+    ratios: list[float] = field(default_factory=list)   # its time over the baseline's , a round
     rates: list[float] = field(default_factory=list)    # its multiply-adds a second over the calibration's, a round
     error: float | None = None         # logits, largest difference to the baseline's over their largest
     peak_bytes: int | None = None
@@ -77,7 +79,7 @@ class Plan:
     rounds: int = 15
     turn: float = 0.3                  # seconds of forwards a turn aims at
     starts: int = 1                    # warm starts to take the median of; 0: starts are not measured
-    backends: tuple[str, ...] = ()     # empty: all that are there
+    backends: tuple[str, ...] = ()     # empty: all that are there but those of ON_REQUEST
     unfolded: bool = False             # numpy and torch also with batch norms as layers
     torch_reference: str | None = None
     limit: float = 600.0               # seconds for one answer of a worker
@@ -132,10 +134,11 @@ def _run(plan, progress, each_model):
     missing = {name: reason for name in plan.backends or BACKENDS if (reason := absent(name, reference))}
     if plan.backends and missing:
         raise MissingBackend("; ".join(f"{name}: {reason}" for name, reason in missing.items()))
-    names = [name for name in plan.backends or BACKENDS if name not in missing]
+    left_out = missing | ({} if plan.backends else ON_REQUEST | missing)
+    names = [name for name in plan.backends or BACKENDS if name not in left_out]
     threads = plan.threads or usable_cores()
     report = Report(describe_machine(), threads, "numba" if "numba" in names else names[0], {"rates": []}, plan.rounds,
-                    left_out=missing)
+                    left_out=left_out)
     from mmref.variants import resolve
     models = [resolve(name)[0].name for name in plan.models]
     for model in models:
@@ -186,7 +189,7 @@ def _bench_model(plan, report, job, contestants, scratch, progress):
                 workers[name] = _open(stack, report, change, plan,
                                       os.path.join(scratch, name) if plan.starts else None)
             for result in _measure(plan, report, job, workers, calibrator, batch, side, progress):
-                for key, value in started.get(result.backend, {}).items():
+                for key, value in ({} if position else started.get(result.backend, {})).items():
                     setattr(result, key, value)
                 report.results.append(result)
 
@@ -255,7 +258,9 @@ def _measure(plan, report, job, workers, calibrator, batch, side, progress):
     report.calibration["rates"] += rates
     baseline = report.baseline if report.baseline in results else next(iter(results), None)
     for name, result in results.items():
-        result.ratios = list(np.divide(result.rounds, results[baseline].rounds))
+        alike = f"{baseline} unfolded" if name.endswith(" unfolded") else baseline
+        result.baseline = alike if alike in results else baseline
+        result.ratios = list(np.divide(result.rounds, results[result.baseline].rounds))
         result.rates = list(macs * batch / np.array(result.rounds) / rates)
         result.error = float(np.abs(logits[name] - logits[baseline]).max() / max(np.abs(logits[baseline]).max(), 1e-30))
         result.peak_bytes = workers[name].ask("memory")["bytes"]

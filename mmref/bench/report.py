@@ -22,9 +22,10 @@ def to_text(report) -> str:
         parts.append(f"{model}, batch {batch}, {side}x{side}, {report.threads} threads, float32, "
                      f"{len(rows[0].rounds)} rounds\n" + _case_table(report, rows))
     if report.results:
-        parts.append("ms: median of the rounds, a batch. ratio: time over the baseline's, median and quartiles of the "
-                     "rounds.\nrate: share of the calibrated multiply-add rate. start: new process to first logits, "
-                     "seconds.\nerror: logits against the baseline's, of the largest.")
+        parts.append("ms: median of the rounds, a batch. ratio: time over the baseline's, unfolded over unfolded, "
+                     "median and\nquartiles of the rounds. rate: share of the calibrated multiply-add rate. "
+                     "import, start: seconds; a start is a new process until its first logits, cold\nwith nothing compiled before. "
+                     "error: largest difference to the baseline's logits, of their largest.")
     if report.sweep:
         parts.append(_sweep_tables(report))
     if report.left_out:
@@ -99,7 +100,7 @@ def write_csv(report, file) -> None:
         writer.writerow((row.model, f"{row.batch / row.median:.2f}", f"{1e3 * row.median:.3f}", row.batch, row.img_size,
                          f"{row.gmacs:.4f}", f"{row.params:.2f}", row.backend, report.threads, report.machine["cpu"],
                          report.machine["cores"], f"{q1:.3f}", f"{q3:.3f}", f"{np.median(row.ratios):.3f}",
-                         report.baseline, f"{row.peak_bytes / 1e6:.1f}", *(
+                         row.baseline, f"{row.peak_bytes / 1e6:.1f}", *(
                              "" if value is None else f"{value:.3f}"
                              for value in (row.seconds_import, row.seconds_cold, row.seconds_warm)), f"{rate:.1f}"))
 

@@ -20,7 +20,7 @@ def add_arguments(parser):
     parser.add_argument("--starts", type=int, default=1,
                         help="warm process starts to measure after a cold one; 0 for neither (default: %(default)s)")
     parser.add_argument("--backends", nargs="+", default=[], metavar="NAME",
-                        help=f"of {', '.join(BACKENDS)} (default: all that are installed)")
+                        help=f"of {', '.join(BACKENDS)} (default: all that are installed, but for torch-compile)")
     parser.add_argument("--unfolded", action="store_true",
                         help="numpy and torch also with batch norms left as layers (default: folded for everyone)")
     parser.add_argument("--torch-reference", metavar="PATH",

@@ -1,0 +1,141 @@
+"""The benchmark runs everything once, tiny; what is checked is structure and arithmetic, never a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from mmref.bench import backends, measure
+from mmref.bench.measure import Plan, run_bench, run_sweep
+from mmref.bench.process import WorkerFailed, WorkerProcess
+from mmref.bench.report import TIMM_COLUMNS, to_json, to_text
+from mmref.bench.worker import test_input as bench_input
+from mmref.cli import main
+from mmref.errors import MissingBackend, ValueProblem
+from mmref.model import create_model
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+pytest.importorskip("torch")
+
+TINY = ("bench", "--models", "mobilemamba_nano", "--img-size", "32", "--rounds", "2", "--turn", "0.001", "--threads", "1")
+PEERS = ["numpy", "torch-eager", "onnxruntime", "openvino"]
+
+
+def job(tmp_path, backend="numpy", **changes):
+    path = tmp_path / "parameters.npz"
+    if not path.exists():
+        np.savez(path, **create_model("mobilemamba_nano").state_dict())
+    return backends.Job(**{"backend": backend, "model": "mobilemamba_nano", "threads": 1, "parameters": str(path),
+                           **changes})
+
+
+def test_command_and_csv(tmp_path, capsys):
+    """A contestant lost on the way, a wrong answer timed, columns in an order that timm's readers do not know."""
+    path = tmp_path / "bench.csv"
+    assert main([*TINY, "--batch", "1", "3", "--starts", "1", "--csv", str(path), "--json",
+                 "--backends", *PEERS]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(r["batch"], r["backend"]) for r in report["results"]] == [(b, n) for b in (1, 3) for n in PEERS]
+    assert report["left_out"] == {}
+    for row in report["results"]:
+        assert len(row["rounds"]) == len(row["ratios"]) == len(row["rates"]) == 2
+        assert row["error"] < 1e-5 and row["seconds"] == np.median(row["rounds"])
+        assert 1e7 < row["peak_bytes"] < 1e10
+        assert (row["seconds_cold"] is None) == (row["batch"] == 3)  # starts are measured once a model
+    assert report["machine"]["cpu"] and report["machine"]["libraries"]["numpy"] == np.__version__
+    assert len(report["calibration"]["rates"]) == 4
+
+    lines = list(csv.DictReader(path.open()))
+    assert tuple(lines[0])[:len(TIMM_COLUMNS)] == TIMM_COLUMNS
+    for line, row in zip(lines, report["results"], strict=True):
+        assert (line["model"], line["backend"], line["infer_img_size"]) == ("mobilemamba_nano", row["backend"], "32")
+        assert float(line["infer_step_time"]) == pytest.approx(1e3 * row["seconds"], abs=1e-3)
+        assert float(line["infer_samples_per_sec"]) == pytest.approx(row["batch"] / row["seconds"], rel=1e-2)
+        assert line["cpu"] == report["machine"]["cpu"]
+
+
+def test_text_and_sweep(capsys):
+    """The tables that people read missing the machine, a contestant, or a size."""
+    plan = Plan(("MobileMamba_nano".lower(),), img_size=32, rounds=2, turn=0.001, threads=1, backends=("numpy", "onnxruntime"))
+    report = run_sweep(plan, sizes=(16, 32, 48), batches=(1, 2))
+    assert [(r.batch, r.img_size) for r in report.sweep[::2]] == [(1, 16), (1, 32), (1, 48), (2, 32)]
+    text = to_text(report)
+    assert report.machine["cpu"] in text and "48x48" in text and "onnxruntime" in text
+    assert "multiply-adds" in text or "np.matmul" in text  # which calibration it was
+    assert json.loads(json.dumps(to_json(report)))["sweep"][0]["img_size"] == 16
+
+
+def test_ratios_are_paired(tmp_path, monkeypatch):
+    """Ratios of medians in place of medians of ratios; unfolded measured against folded."""
+    report = run_bench(Plan(("mobilemamba_nano",), img_size=16, rounds=3, turn=0.001, threads=1, starts=0,
+                            backends=("numpy", "torch-eager"), unfolded=True))
+    times = {row.backend: np.array(row.rounds) for row in report.results}
+    rows = {row.backend: row for row in report.results}
+    assert rows["torch-eager"].ratios == list(times["torch-eager"] / times["numpy"])
+    assert rows["torch-eager unfolded"].ratios == list(times["torch-eager unfolded"] / times["numpy unfolded"])
+    macs = 1e9 * rows["numpy"].gmacs
+    assert rows["numpy"].rates == pytest.approx(list(macs / times["numpy"] / report.calibration["rates"]))
+
+
+def test_workers_answer_as_the_model_does(tmp_path):
+    """A worker that times another network than the one it was given, or prints into its own replies."""
+    worker = WorkerProcess(job(tmp_path))
+    try:
+        reply = worker.ask("prepare", shape=(2, 3, 17, 16))
+        with np.load(tmp_path / "parameters.npz") as state:
+            expected = create_model("mobilemamba_nano", dict(state)).fold_batchnorm()(bench_input((2, 3, 17, 16)))
+        assert np.allclose(np.reshape(reply["logits"], expected.shape), expected, atol=1e-5 * np.abs(expected).max())
+        assert len(worker.ask("run", count=4)["seconds"]) == 4
+        with pytest.raises(WorkerFailed, match="ShapeError"):
+            worker.ask("prepare", shape=(1, 4, 8, 8))
+        assert worker.ask("memory")["bytes"] > 1e7  # alive after the error
+    finally:
+        worker.close()
+
+
+def test_failures_are_reported_not_hidden(tmp_path, monkeypatch):
+    """One contestant's failure ending the benchmark, or its absence from the table passing unnoticed."""
+    monkeypatch.setattr(measure, "_job", lambda job, backend, unfolded=False: backends.Job(
+        **{**vars(job), "backend": backend, "unfolded": unfolded,
+           "graph": "/nonexistent.onnx" if backend == "onnxruntime" else job.graph}))
+    report = run_bench(Plan(("mobilemamba_nano",), img_size=16, rounds=1, turn=0.001, threads=1, starts=0,
+                            backends=("numpy", "onnxruntime")))
+    assert [row.backend for row in report.results] == ["numpy"]
+    (name, reason), = report.left_out.items()
+    assert "onnxruntime" in name and "nonexistent" in reason and reason in to_text(report)
+
+
+def test_a_worker_that_dies_or_sleeps(tmp_path):
+    """Waiting for ever on a process that crashed or hangs."""
+    with pytest.raises(WorkerFailed, match="no answer within"):
+        WorkerProcess(job(tmp_path), limit=0.001)
+    worker = WorkerProcess(job(tmp_path))
+    worker._process.kill()
+    worker._process.wait()
+    with pytest.raises(WorkerFailed, match="the process ended"):
+        worker.ask("memory")
+    worker.close()
+
+
+def test_absent_backends(monkeypatch, capsys):
+    """A backend that was asked for by name silently left out; one that was not asked for ending the run."""
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "openvino" else True)
+    assert 'pip install "mmref[openvino]"' in backends.absent("openvino")
+    assert backends.absent("onnxruntime") is None
+    assert "--torch-reference" in backends.absent("torch-eager", "/nonexistent.py")
+    with pytest.raises(MissingBackend, match="openvino is not installed"):
+        run_bench(Plan(("mobilemamba_nano",), backends=("numpy", "openvino")))
+    assert main([*TINY, "--backends", "tensorflow"]) == 2
+    assert "numpy, numba, torch-eager" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"rounds": 0}, {"batches": (0,)}, {"batches": ()}, {"threads": 0},
+                                     {"img_size": -1}])
+def test_plans_refused(changes):
+    """A benchmark of nothing that divides by zero after a minute."""
+    with pytest.raises(ValueProblem, match="must be 1 or more"):
+        Plan(**changes)
