@@ -21,7 +21,8 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 pytest.importorskip("torch")
 
-TINY = ("bench", "--models", "mobilemamba_nano", "--img-size", "32", "--rounds", "2", "--turn", "0.001", "--threads", "1")
+TINY = ("bench", "--models", "mobilemamba_nano", "--img-size", "32", "--rounds", "2", "--turn", "0.001",
+        "--threads", "1")
 PEERS = ["numpy", "torch-eager", "onnxruntime", "openvino"]
 
 
@@ -60,7 +61,8 @@ def test_command_and_csv(tmp_path, capsys):
 
 def test_text_and_sweep(capsys):
     """The tables that people read missing the machine, a contestant, or a size."""
-    plan = Plan(("MobileMamba_nano".lower(),), img_size=32, rounds=2, turn=0.001, threads=1, backends=("numpy", "onnxruntime"))
+    plan = Plan(("mobilemamba_nano",), img_size=32, rounds=2, turn=0.001, threads=1,
+                backends=("numpy", "onnxruntime"))
     report = run_sweep(plan, sizes=(16, 32, 48), batches=(1, 2))
     assert [(r.batch, r.img_size) for r in report.sweep[::2]] == [(1, 16), (1, 32), (1, 48), (2, 32)]
     text = to_text(report)

@@ -14,6 +14,11 @@ TIMM_COLUMNS = ("model", "infer_samples_per_sec", "infer_step_time", "infer_batc
 OWN_COLUMNS = ("backend", "threads", "cpu", "cores", "step_time_q1", "step_time_q3", "ratio_to_baseline", "baseline",
                "peak_memory_mb", "import_s", "first_cold_s", "first_warm_s", "gmac_per_sec_calibration")
 
+FOOTNOTE = """\
+ms: a batch, median of the rounds. ratio: time over the baseline's (unfolded over unfolded), median of the rounds.
+rate: share of the calibrated multiply-add rate. import, start: seconds; a start is a new process until its first
+logits, cold with nothing compiled before. error: largest difference to the baseline's logits, of their largest."""
+
 
 def to_text(report) -> str:
     """Machine, a table for each model and batch, the sweep's table, what was left out."""
@@ -22,10 +27,7 @@ def to_text(report) -> str:
         parts.append(f"{model}, batch {batch}, {side}x{side}, {report.threads} threads, float32, "
                      f"{len(rows[0].rounds)} rounds\n" + _case_table(report, rows))
     if report.results:
-        parts.append("ms: median of the rounds, a batch. ratio: time over the baseline's, unfolded over unfolded, "
-                     "median and\nquartiles of the rounds. rate: share of the calibrated multiply-add rate. "
-                     "import, start: seconds; a start is a new process until its first logits, cold\nwith nothing compiled before. "
-                     "error: largest difference to the baseline's logits, of their largest.")
+        parts.append(FOOTNOTE)
     if report.sweep:
         parts.append(_sweep_tables(report))
     if report.left_out:
