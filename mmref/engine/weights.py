@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmref.engine.memory import aligned_zeros
+from mmref.engine.memory import Slabs
 from mmref.errors import ValueProblem
 from mmref.kernels.records import PANEL
 from mmref.kernels.target import LANES, TARGET, VECTOR_BYTES, round_up
@@ -58,15 +58,11 @@ class Weights:
     def __init__(self, state: Mapping[str, np.ndarray]):
         self.state = state
         self.packed: dict[str, Matrix | Taps | int] = {}
-        self.blocks: list[np.ndarray] = []  # what the addresses point to
+        self.slabs = Slabs()  # what the addresses point to
 
     def put(self, array: np.ndarray) -> int:
         """Address of a copy of `array` (float32, or a table as it is)."""
-        array = np.ascontiguousarray(array)
-        block = aligned_zeros(array.nbytes + VECTOR_BYTES)
-        block[:array.nbytes] = array.view(np.uint8).reshape(-1)
-        self.blocks.append(block)
-        return block.ctypes.data
+        return self.slabs.put(array)
 
     def once(self, name, make):
         if name not in self.packed:
