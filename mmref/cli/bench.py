@@ -11,7 +11,7 @@ def add_arguments(parser):
     from mmref.bench.backends import BACKENDS
     parser.add_argument("--models", nargs="+", default=["mobilemamba_t2"], metavar="MODEL",
                         help="names that `mmref models` lists (default: mobilemamba_t2)")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N", help="batch sizes (default: 1)")
+    parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="batch sizes (default: 1; --sweep: 1 to 64)")
     parser.add_argument("--img-size", type=int, help="side of the pictures (default: each model's training size)")
     parser.add_argument("--threads", type=int, help="for everyone (default: all cores)")
     parser.add_argument("--rounds", type=int, default=15, help="how often everyone has a turn (default: %(default)s)")
@@ -37,12 +37,12 @@ def add_arguments(parser):
 def run(args) -> int:
     from mmref.bench.measure import SWEEP_BATCHES, SWEEP_SIZES, Plan, run_bench, run_sweep
     from mmref.bench.report import to_json, to_text, write_csv
-    plan = Plan(tuple(args.models), tuple(args.batch), args.img_size, args.threads, args.rounds, args.turn, args.starts,
+    batches = tuple(args.batch or (SWEEP_BATCHES if args.sweep else (1,)))
+    plan = Plan(tuple(args.models), batches, args.img_size, args.threads, args.rounds, args.turn, args.starts,
                 tuple(args.backends), args.unfolded, args.torch_reference, args.limit)
     with open(args.csv, "w", newline="") if args.csv else _Nowhere() as file:  # a bad path shows now, not at the end
         with _Progress() as progress:
             if args.sweep:
-                batches = tuple(args.batch) if len(args.batch) > 1 else SWEEP_BATCHES
                 report = run_sweep(plan, progress, tuple(args.sizes or SWEEP_SIZES), batches)
             else:
                 report = run_bench(plan, progress)
