@@ -49,7 +49,7 @@ def _write(target, total, lanes):
 
 @njit(error_model="numpy")
 def _row_3x3(x, row, height, width, pitch, weights, bias, out, out_pitch, activation, after, shift, lanes):
-    """One row of a 3x3 convolution of stride 1. The window's columns: left, centre, right; rows: 0 above, 1, 2 below."""
+    """One row of a 3x3 convolution of stride 1. Columns of the window: left, centre, right; rows: 0 above, 1, 2."""
     w0, w1, w2 = load(weights), load(weights + VECTOR_BYTES), load(weights + 2 * VECTOR_BYTES)
     w3, w4, w5 = load(weights + 3 * VECTOR_BYTES), load(weights + 4 * VECTOR_BYTES), load(weights + 5 * VECTOR_BYTES)
     w6, w7, w8 = load(weights + 6 * VECTOR_BYTES), load(weights + 7 * VECTOR_BYTES), load(weights + 8 * VECTOR_BYTES)

@@ -29,7 +29,7 @@ PANEL = _record("column vectors weights")
 
 # stem.py: 3x3 convolution of stride 2 over maps with a border of zeros; height and width are those of the output.
 STEM = _record("x pixel row depth taps out out_pixel out_row height width panels panel_table bias relu tiles tile_rows")
-# stem.py: NCHW picture -> channels-last inside a border. `cell` is the address of a cell that holds the array's address.
+# stem.py: NCHW picture -> channels-last inside a border. `cell` is where the array's address stands while a plan runs.
 PICTURE = _record("cell offset channels height width out row")
 # stem.py: channels-last map -> the caller's array, packed; `cell` and `offset` as above.
 RESULT = _record("x pitch rows channels cell offset")
@@ -40,11 +40,11 @@ DEPTHWISE = _record("x pitch height width kernel stride out_height out_width wei
                     "after vectors images lanes bands")
 ACTIVATION_NONE, ACTIVATION_RELU, ACTIVATION_SILU, ACTIVATION_LOCAL = range(4)
 
-# wavelet_branch.py: Haar analysis, k x k on four sub-bands, synthesis; `scratch` of a thread holds four sub-bands.
+# wavelet_branch.py: Haar analysis, k x k on four sub-bands, synthesis; `scratch` has four sub-bands for a thread.
 WAVELET = _record("x pitch height width kernel weights out out_pitch vectors images scratch scratch_size")
 
-# scan.py: both directions. `parameters` of a vector and direction: `rank` rows of the step-size projection, its bias, A,
-# D. `coefficients` of a pixel: for each direction `rank` floats dt, then B, then C.
+# scan.py: both directions. `parameters` of a vector and direction: `rank` rows of the step-size projection, its bias,
+# A, D. `coefficients` of a pixel: for each direction `rank` floats dt, then B, then C.
 SCAN = _record("u pitch coefficients coefficients_pitch rank parameters out out_pitch vectors images length")
 
 # selective_scan.py, the reference's operation: arrays padded to whole vectors, channels last; A and D by vectors.

@@ -2,12 +2,12 @@
 
 Parallel   (image, vector of 16 channels).
 Loops      squares of 2x2 pixels (analysis); then squares, taps (convolution and synthesis together).
-Moves      the map is read once and the result written once; the sub-bands, four maps of a quarter of the pixels, stay in
-           the thread's scratch, in its cache.
+Moves      the map is read once and the result written once; the sub-bands, four maps of a quarter of the pixels, stay
+           in the thread's scratch, in its cache.
 Costs      2 * k*k operations a pixel, and 4 additions each way.
 
-The filters' factors, 1/2 each way, and the sub-bands' learned scales are folded into the taps. An odd height or width is
-continued by zeros; what the synthesis yields there is dropped.
+The filters' factors, 1/2 each way, and the sub-bands' learned scales are folded into the taps. An odd height or width
+is continued by zeros; what the synthesis yields there is dropped.
 """
 
 from __future__ import annotations

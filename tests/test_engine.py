@@ -166,7 +166,7 @@ def test_refusals(nano):
 
 
 def test_plan(nano):
-    """Catches a plan that leaves out work, or a table that misses a row: multiply-adds as the NumPy model counts them."""
+    """Catches a plan that leaves out work, a table that misses a row: multiply-adds as the NumPy model counts them."""
     from mmref.summary import summarize
     reference, compiled = nano
     plan = compiled.plan((1, 3, 64, 64))

@@ -1,9 +1,9 @@
 """The plan of a forward: which operations, in which order, on which memory, by which threads.
 
-A batch is planned in two parts. Where every thread can have whole images, each plans its own on its own memory, all
-on its own, with no barrier: stem and stage 1 image by image (their maps are large and should stay in the cache), stages 2
-and 3 with all its images at once (their weights are large and should be read once). The images that are left over,
-and single ones, are worked on by all threads together, each operation divided among them, with a barrier after it.
+A batch is planned in two parts. Where every thread can have whole images, it works on its own, in its own memory, with
+no barrier: stem and stage 1 image by image (their maps are large and should stay in the cache), stages 2 and 3 with all
+its images at once (their weights are large and should be read once). The images that are left over, and single ones,
+are worked on by all threads together, each operation divided among them, with a barrier after it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOGETHER = -1
 RECORDS = {"picture": records.PICTURE, "stem": records.STEM, "matmul": records.MATMUL, "depthwise": records.DEPTHWISE,
            "wavelet_branch": records.WAVELET, "scan": records.SCAN, "norm_gate": records.NORM_GATE,
            "copy_relu": records.COPY_RELU, "mean": records.MEAN, "gate": records.GATE, "result": records.RESULT}
-CHUNK_BYTES = 1 << 19  # rows of a matrix product that pass all panels before the next ones do: half a second-level cache
+CHUNK_BYTES = 1 << 19  # rows of a matrix product that pass all panels before others do: half a second-level cache
 
 
 @dataclass

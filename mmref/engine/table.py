@@ -11,7 +11,8 @@ def plan_table(plan: Plan, times: list[float] | None = None) -> str:
     rows = []
     for index, op in enumerate(plan.operations):
         who = f"all {plan.threads}" if op.owner == TOGETHER and plan.threads > 1 else str(max(op.owner, 0))
-        row = [op.kernel, op.layer, "x".join(map(str, op.shape)), f"{op.bytes / 1024:,.0f}", f"{op.macs / 1e6:,.3f}", who]
+        row = [op.kernel, op.layer, "x".join(map(str, op.shape)), f"{op.bytes / 1024:,.0f}", f"{op.macs / 1e6:,.3f}",
+               who]
         if times:
             rate = f"{2e-9 * op.macs / times[index]:,.1f}" if op.macs and times[index] else ""
             row += [f"{times[index] * 1e6:,.1f}", rate]

@@ -1,0 +1,255 @@
+"""Every kernel by itself at awkward sizes, against NumPy and PyTorch in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from assertions import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import channels, normal, seeds, sides
+
+from mmref.engine.weights import Weights, by_vectors
+from mmref.errors import ShapeError
+from mmref.functional import depthwise_conv2d
+from mmref.kernels import records
+from mmref.kernels.program import addresses, run, tile_table
+from mmref.kernels.target import LANES, TARGET, VECTOR_BYTES, describe, round_up
+from mmref.selective_scan import selective_scan
+from mmref.wavelet import analysis, filter_bank, synthesis
+
+GUARD = np.float32(12345.5)  # stands where nothing may be written
+shares = st.integers(1, 3)   # more than this machine has threads, too
+
+
+def step(kernel, dtype, threads=1, /, **fields):
+    """Run one kernel; arrays stand for their addresses."""
+    record, steps = np.zeros(1, dtype), np.zeros(1, records.STEP)
+    assert set(fields) == set(dtype.names)
+    for name, value in fields.items():
+        record[name] = value.ctypes.data if isinstance(value, np.ndarray) else value
+    steps[0] = addresses()[kernel], record.ctypes.data, -1, 1
+    run(steps, threads)
+
+
+def padded(x, extra=0):
+    """(..., C) float32 -> (..., pitch in floats) with channels filled up to vectors, and `extra` vectors more."""
+    out = np.zeros((*x.shape[:-1], round_up(x.shape[-1]) + extra * LANES), np.float32)
+    out[..., :x.shape[-1]] = x
+    return out
+
+
+@given(seeds, st.sampled_from([1, 2, 8, 9, 10, 19, 37]), st.sampled_from([1, 3, 16, 31, 64]),
+       st.sampled_from([1, 15, 16, 17, 47, 48, 49, 100]), st.integers(0, 2), st.booleans(), shares, st.integers(0, 1),
+       st.sampled_from([1, 5, 9, 1000]))
+@settings(max_examples=60)
+def test_matmul(seed, rows, depth, columns, residuals, relu, threads, share, chunk):
+    """Catches rows or columns beyond a tile left out or done twice, residuals of another row, writes behind the end."""
+    a, matrix, bias = normal(seed, rows, depth), normal(seed + 1, depth, columns), normal(seed + 2, columns)
+    added = [padded(normal(seed + 3 + i, rows, columns)) for i in range(residuals)]
+    expected = a.astype(np.float64) @ matrix + bias + sum(part[:, :columns].astype(np.float64) for part in added)
+    weights = Weights({})
+    packed = weights.pack_matrix(matrix, bias)
+    x, out = padded(a), np.full((rows + 1, round_up(columns)), GUARD, np.float32)
+    added += [0] * (2 - residuals)
+    step("matmul", records.MATMUL, threads, a=x, pitch=x.strides[0], rows=rows, depth=depth, panels=packed.panels,
+         panel_table=packed.panel_table, bias=packed.bias, out=out, out_pitch=out.strides[0], residual=added[0],
+         residual2=added[1], relu=int(relu), chunk=chunk, share=share, tiles=tile_table(), tile_rows=TARGET.tile_rows)
+    assert_close(out[:-1, :columns], np.maximum(expected, 0) if relu else expected, dtype=np.float32)
+    assert (out[-1] == GUARD).all()
+
+
+@given(seeds, st.sampled_from([3, 18, 36]), st.sampled_from([5, 16, 72]), sides, sides, st.booleans(), shares)
+@settings(max_examples=30)
+def test_stem(seed, c_in, c_out, height, width, relu, threads):
+    """Catches a border that is read as picture, odd sizes rounded down, taps in another order than the weights."""
+    x, weight, bias = normal(seed, 1, c_in, height, width), normal(seed, c_out, c_in, 3, 3), normal(seed + 1, c_out)
+    tensors = (torch.from_numpy(array).double() for array in (x, weight, bias))
+    expected = torch.nn.functional.conv2d(*tensors, stride=2, padding=1).numpy()[0].transpose(1, 2, 0)
+    expected = np.maximum(expected, 0) if relu else expected
+    weights = Weights({"s.weight": weight, "s.bias": bias})
+    packed, packed_input = weights.stem("s"), c_in == 3
+    pixel = 4 * (c_in if packed_input else round_up(c_in))
+    source = np.zeros((height + 2, width + 2, pixel // 4), np.float32)
+    cells = np.array([x.ctypes.data], np.int64)
+    if packed_input:
+        step("picture", records.PICTURE, threads, cell=cells, offset=0, channels=c_in, height=height, width=width,
+             out=source, row=source.strides[0])
+        assert (source[1:-1, 1:-1] == x[0].transpose(1, 2, 0)).all()
+        source[[0, -1]] = source[:, [0, -1]] = 0
+    else:
+        source[1:-1, 1:-1, :c_in] = x[0].transpose(1, 2, 0)
+    out = np.full((*expected.shape[:2], round_up(c_out)), GUARD, np.float32)
+    step("stem", records.STEM, threads, x=source, pixel=pixel, row=source.strides[0],
+         depth=9 if packed_input else c_in, taps=1 if packed_input else 3, out=out, out_pixel=out.strides[1],
+         out_row=out.strides[0], height=out.shape[0], width=out.shape[1], panels=packed.panels,
+         panel_table=packed.panel_table, bias=packed.bias, relu=int(relu), tiles=tile_table(),
+         tile_rows=TARGET.tile_rows)
+    assert_close(out[..., :c_out], expected, 3e-6, dtype=np.float32)
+    result = np.full((out.shape[0] * out.shape[1] + 1, c_out), GUARD, np.float32)
+    cells[0] = result.ctypes.data
+    step("result", records.RESULT, threads, x=out, pitch=out.strides[1], rows=len(result) - 1, channels=c_out,
+         cell=cells, offset=0)
+    assert (result[:-1] == out[..., :c_out].reshape(-1, c_out)).all() and (result[-1] == GUARD).all()
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+@given(seeds, st.integers(1, 2), st.sampled_from([1, 15, 16, 17, 40]), sides, sides, st.sampled_from([3, 5, 7]),
+       st.integers(1, 2), st.integers(0, 3), shares, st.integers(1, 3))
+@settings(max_examples=60)
+def test_depthwise(seed, images, dim, height, width, k, stride, activation, threads, bands):
+    """Catches borders, strides, bands that overlap or leave rows out, and lanes written over the channels beside."""
+    x, weight, bias = normal(seed, images, dim, height, width), normal(seed, dim, 1, k, k), normal(seed + 1, dim)
+    scale, shift = normal(seed + 2, dim), normal(seed + 3, dim)
+    y = depthwise_conv2d(x.astype(np.float64), weight, bias, stride=stride, padding=k // 2).transpose(0, 2, 3, 1)
+    expected = (y, np.maximum(y, 0), silu(y), np.maximum(np.maximum(y, 0) * scale + shift, 0))[activation]
+    source, out = padded(x.transpose(0, 2, 3, 1)), np.full((*y.shape[:3], round_up(dim) + LANES), GUARD, np.float32)
+    after = np.concatenate([by_vectors(scale).ravel(), by_vectors(shift).ravel()])
+    step("depthwise", records.DEPTHWISE, threads, x=source, pitch=source.strides[2], height=height, width=width,
+         kernel=k, stride=stride, out_height=y.shape[1], out_width=y.shape[2],
+         weights=np.ascontiguousarray(by_vectors(weight)), bias=np.ascontiguousarray(by_vectors(bias)), out=out,
+         out_pitch=out.strides[2], activation=activation, after=after, vectors=round_up(dim) // LANES, images=images,
+         lanes=(dim - 1) % LANES + 1, bands=min(bands, y.shape[1]))
+    assert_close(out[..., :dim], expected, 3e-6, dtype=np.float32)
+    assert (out[..., dim:] == GUARD).all()
+
+
+@given(seeds, st.integers(1, 2), st.sampled_from([16, 48]), sides, sides, st.sampled_from([3, 5, 7]), shares)
+@settings(max_examples=30)
+def test_wavelet_branch(seed, images, dim, height, width, k, threads):
+    """Catches sub-bands in another order, a sign, a border of the half-sized map, odd sizes, scratch that is shared."""
+    name = "op"
+    x, taps = normal(seed, images, dim, height, width), normal(seed + 1, 4 * dim, 1, k, k)
+    scale = normal(seed + 2, 1, 4 * dim, 1, 1)
+    banks = [np.tile(bank[:, None], (dim, 1, 1, 1)) for bank in filter_bank("db1")]
+    bands = analysis(x.astype(np.float64), banks[0])
+    expected = synthesis(depthwise_conv2d(bands, taps, padding=k // 2) * scale, banks[1], height, width)
+    weights = Weights({f"{name}.wt_filter": banks[0], f"{name}.iwt_filter": banks[1],
+                       f"{name}.wavelet_convs.0.weight": taps, f"{name}.wavelet_scale.0.weight": scale})
+    kernel, packed = weights.wavelet(name)
+    source = padded(x.transpose(0, 2, 3, 1))
+    out = np.full((images, height, width, dim + LANES), GUARD, np.float32)
+    size = 4 * (-(-height // 2)) * (-(-width // 2)) * VECTOR_BYTES
+    scratch = np.full(threads * size // 4, GUARD, np.float32)
+    step("wavelet_branch", records.WAVELET, threads, x=source, pitch=source.strides[2], height=height, width=width,
+         kernel=kernel, weights=packed, out=out, out_pitch=out.strides[2], vectors=dim // LANES, images=images,
+         scratch=scratch, scratch_size=size)
+    assert_close(out[..., :dim], expected.transpose(0, 2, 3, 1), 3e-6, dtype=np.float32)
+    assert (out[..., dim:] == GUARD).all()
+
+
+@given(seeds, st.integers(1, 3), st.sampled_from([16, 32, 48]), st.sampled_from([1, 2, 3, 4, 5, 7, 8, 33]),
+       st.integers(1, 14), shares)
+@settings(max_examples=30)
+def test_scan(seed, images, dim, length, rank, threads):
+    """Catches a direction scanned forwards, a state kept from the picture before, steps lost beyond a multiple of 4."""
+    u, dt = normal(seed, images, length, dim), normal(seed + 1, images, length, 2, rank + 2)
+    projection, bias = normal(seed + 2, 2, dim, rank, scale=0.3), normal(seed + 3, 2, dim)
+    A_logs, D = normal(seed + 4, 2 * dim, 1), normal(seed + 5, 2 * dim)
+    weights = Weights({"a.dt_projs_weight": projection, "a.dt_projs_bias": bias, "a.A_logs": A_logs, "a.Ds": D})
+    expected = np.zeros((images, length, dim))
+    for direction in range(2):
+        order = slice(None) if direction == 0 else slice(None, None, -1)
+        inputs, steps = u[:, order].astype(np.float64), dt[:, order, direction].astype(np.float64)
+        delta = np.logaddexp(0, steps[..., :rank] @ projection[direction].T + bias[direction])
+        A = -np.exp(A_logs.reshape(2, dim)[direction].astype(np.float64))
+        B, C = (steps[..., rank + i][:, None, None] for i in range(2))
+        y = selective_scan(*(np.ascontiguousarray(v.swapaxes(1, 2)[:, None]) for v in (inputs, delta)),
+                           A[None, :, None], B, C, D.reshape(2, dim)[direction][None].astype(np.float64))
+        expected += y[:, 0].swapaxes(1, 2)[:, order]
+    coefficients, out = padded(dt.reshape(images, length, -1)), np.full((images, length, dim), GUARD, np.float32)
+    step("scan", records.SCAN, threads, u=u, pitch=u.strides[1], coefficients=coefficients,
+         coefficients_pitch=coefficients.strides[1], rank=rank, parameters=weights.scan("a"), out=out,
+         out_pitch=out.strides[1], vectors=dim // LANES, images=images, length=length)
+    assert_close(out, expected, 5e-6, dtype=np.float32)
+
+
+@given(seeds, st.sampled_from([1, 2, 5, 17]), st.sampled_from([16, 48, 448]), st.sampled_from([0.0, 300.0]), shares)
+@settings(max_examples=20)
+def test_norm_gate(seed, rows, dim, offset, threads):
+    """Catches a variance from squares that cancel, another epsilon, SiLU on the wrong factor."""
+    y, z = normal(seed, rows, dim) + np.float32(offset), normal(seed + 1, rows, 2 * dim, scale=3)
+    weight, bias = normal(seed + 2, dim), normal(seed + 3, dim)
+    wide = y.astype(np.float64)
+    normed = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5) * weight + bias
+    out = np.full((rows, dim), GUARD, np.float32)
+    step("norm_gate", records.NORM_GATE, threads, y=y, pitch=y.strides[0], z=z[:, dim:], z_pitch=z.strides[0],
+         rows=rows, vectors=dim // LANES, parameters=np.concatenate([weight, bias]), out=out, out_pitch=out.strides[0])
+    # at a mean of 300 float32 values of deviation 1 are themselves known to 2e-5 only
+    assert_close(out, normed * silu(z[:, dim:].astype(np.float64)), 1e-4 if offset else 3e-6, dtype=np.float32)
+
+
+@given(seeds, st.integers(1, 3), st.sampled_from([1, 2, 63, 64, 65, 150]), st.sampled_from([16, 48]), shares)
+@settings(max_examples=20)
+def test_mean_gate_and_copy(seed, images, pixels, dim, threads):
+    """Catches pixels left out, a gate of the picture before, a copy that overwrites its neighbours."""
+    x, gates = normal(seed, images, pixels, dim), normal(seed + 1, images, dim, scale=5)
+    mean, scaled = np.full((images, dim), GUARD, np.float32), x.copy()
+    shape = dict(images=images, length=pixels, vectors=dim // LANES)
+    step("mean", records.MEAN, threads, x=x, pitch=x.strides[1], out=mean, out_pitch=mean.strides[0], **shape)
+    assert_close(mean, x.astype(np.float64).mean(1), dtype=np.float32)
+    step("gate", records.GATE, threads, x=scaled, pitch=x.strides[1], gate=gates, gate_pitch=gates.strides[0], **shape)
+    assert_close(scaled, x / (1 + np.exp(-gates[:, None].astype(np.float64))), dtype=np.float32)
+    target = np.full((images * pixels, dim), GUARD, np.float32)
+    step("copy_relu", records.COPY_RELU, threads, x=x.reshape(-1, dim)[:, 3:], pitch=x.strides[1], rows=len(target),
+         channels=dim - 5, out=target[:, 2:], out_pitch=target.strides[0])
+    assert (target[:, 2:-3] == np.maximum(x.reshape(-1, dim)[:, 3:-2], 0)).all()
+    assert (target[:, :2] == GUARD).all() and (target[:, -3:] == GUARD).all()
+
+
+# --------------------------------------------------------------------- the operations of the reference
+
+@given(seeds, st.integers(0, 2), st.integers(1, 4), channels, st.integers(1, 4), st.sampled_from([1, 2, 3, 7, 33]))
+@settings(max_examples=40)
+def test_selective_scan(seed, batch, K, dim, N, length):
+    """Catches states that mix, directions that share parameters, inputs written to; equal to the reference."""
+    u, delta = normal(seed, batch, K, dim, length), normal(seed + 1, batch, K, dim, length)
+    inputs = (u, np.log1p(np.exp(delta)), -np.exp(0.5 * normal(seed, K, dim, N)), normal(seed + 2, batch, K, N, length),
+              normal(seed + 3, batch, K, N, length), normal(seed, K, dim))
+    for array in inputs:
+        array.flags.writeable = False
+    expected = selective_scan(*(array.astype(np.float64) for array in inputs))
+    assert_close(selective_scan(*inputs, backend="numba"), expected, 5e-6, dtype=np.float32)
+
+
+@given(seeds, st.integers(0, 2), channels, sides, sides, st.integers(1, 7), st.integers(1, 7), st.integers(1, 3),
+       st.integers(0, 4), st.booleans())
+@settings(max_examples=60)
+def test_depthwise_conv2d(seed, batch, dim, height, width, k_h, k_w, stride, padding, with_bias):
+    """Catches even or oblong filters, paddings other than k // 2 and strides that the kernel does not know itself."""
+    x, weight = normal(seed, batch, dim, height, width), normal(seed + 1, dim, 1, k_h, k_w)
+    bias = normal(seed + 2, dim) if with_bias else None
+    if min(height + 2 * padding - k_h, width + 2 * padding - k_w) < 0:
+        with pytest.raises(ShapeError):
+            depthwise_conv2d(x, weight, bias, stride=stride, padding=padding, backend="numba")
+        return
+    expected = depthwise_conv2d(x.astype(np.float64), weight, bias, stride=stride, padding=padding)
+    assert_close(depthwise_conv2d(x, weight, bias, stride=stride, padding=padding, backend="numba"), expected, 3e-6,
+                 dtype=np.float32)
+
+
+def test_operations_refuse_other_dtypes():
+    """Catches float64 read as if it were float32."""
+    x = np.zeros((1, 2, 3, 3))
+    with pytest.raises(ShapeError, match="float32"):
+        depthwise_conv2d(x, np.zeros((2, 1, 3, 3)), backend="numba")
+    u, A, B = np.zeros((1, 1, 2, 3)), np.zeros((1, 2, 1)), np.zeros((1, 1, 1, 3))
+    with pytest.raises(ShapeError, match="float32"):
+        selective_scan(u, u, A, B, B, np.zeros((1, 2)), backend="numba")
+
+
+@pytest.mark.parametrize("triple, features, name, tile", [
+    ("x86_64-unknown-linux-gnu", "+avx2,+fma,+avx512f", "AVX-512", (9, 3)),
+    ("x86_64-pc-windows-msvc", "+avx2,+fma,-avx512f", "AVX2", (6, 1)),
+    ("x86_64-apple-darwin", "+sse4.2,+avx,-avx2", "SSE", (2, 1)), ("x86_64-unknown-linux-gnu", "", "SSE", (2, 1)),
+    ("aarch64-unknown-linux-gnu", "+neon", "NEON", (6, 1)), ("arm64-apple-darwin", "", "NEON", (6, 1)),
+    ("riscv64-unknown-linux-gnu", "+v", "generic", (2, 1))])
+def test_tile_by_processor(triple, features, name, tile):
+    """Catches a tile that spills its registers, and instructions a processor lacks."""
+    target = describe(triple, features)
+    assert (target.name, (target.tile_rows, target.tile_vectors)) == (name, tile)
+    assert target.is_x86 == triple.startswith("x86") and not (target.has_scalef and name != "AVX-512")
