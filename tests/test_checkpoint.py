@@ -285,6 +285,8 @@ HOSTILE = {
     "ordered dict of numbers": (stream(b"ccollections\nOrderedDict\nK\x01\x85R."), "list of pairs"),
     "bad utf-8": (stream(b"X\x01\x00\x00\x00\xff."), "malformed"),
     "nothing": (b"", "protocol 2"),
+    "long names in a wrong id": (stream(b"(", *(text("x" * 250) for _ in range(6)), b"tQ."),
+                                 r"got \('xxx.{,300}\.\.\."),
 }
 
 
@@ -292,8 +294,9 @@ HOSTILE = {
 def test_hostile_streams(name, bounded):
     """Catches numbers that outgrow the machine, hash collisions, terminal escapes and arguments of the wrong kind."""
     data, message = HOSTILE[name]
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message) as caught:
         pickle_tensors.load(data)
+    assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize("function", ["torch\nSize", "collections\nOrderedDict"])
@@ -379,6 +382,20 @@ def test_time_stays_bounded():
         with pytest.raises(CheckpointError, match="more than 1000000 values"):
             pickle_tensors.load(stream(body, b"."))
     assert time.process_time() - started < 120  # a guard against never ending, not a measurement
+
+
+def test_long_record_names_and_signalling_nans(tmp_path, recwarn):
+    """Faults that the fuzzer found: an error as long as a record's name, NumPy's warning instead of an error."""
+    refuse(zip_file(tmp_path / "a.pth", [*good_records(), ("x" * 60_000, b"")]), "none that torch.save writes")
+    raw = bytearray(zip_file(tmp_path / "b.pth", good_records()).read_bytes())
+    at = raw.index(b"archive/data/0") - 4  # in the record's own header: its name, says this, is 60,000 bytes long
+    raw[at:at + 2] = (60_000).to_bytes(2, "little")
+    (tmp_path / "b.pth").write_bytes(raw)
+    refuse(tmp_path / "b.pth", "damaged")
+    nans = np.array([0x7FF0000000000001], np.uint64).view(np.float64)
+    write_pth(tmp_path / "c.pth", {"x": nans})
+    refuse(tmp_path / "c.pth", "x: has NaN")
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
 
 
 # ----------------------------------------------------------------------------------------- safetensors

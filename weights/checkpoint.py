@@ -205,7 +205,7 @@ def _checked(tensors, allow_nonfinite):
     result = {}
     for name, array in tensors.items():
         if array.dtype.kind == "f":
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 narrowed = array.astype(np.float32, copy=False)
             if array.dtype == np.float64 and not np.array_equal(np.isfinite(array), np.isfinite(narrowed)):
                 raise CheckpointError(f"{name}: has values beyond float32")

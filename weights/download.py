@@ -43,6 +43,8 @@ def download(url: str, partial, *, progress: bool = True) -> None:
     cannot be reached; the part is kept), OSError where it cannot be written.
     """
     partial, most, failures, problem = Path(partial), 0, 0, ""
+    if not url.startswith(("https://", "http://")):
+        raise CheckpointError(f"{url}: must be an address that begins with https:// or http://")
     for _ in range(CONNECTIONS):
         try:
             _attempt(url, partial, progress)
@@ -131,7 +133,7 @@ def _copy(response, file, position, total, label):
     with bar:
         while True:
             try:
-                data = response.read(_CHUNK)
+                data = response.read1(_CHUNK)  # what is there, so that a killed process leaves it behind
             except (http.client.HTTPException, OSError) as error:
                 raise _Cut(f"the connection was lost after {position} bytes ({error})") from error
             if not data:

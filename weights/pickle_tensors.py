@@ -137,7 +137,8 @@ _repr.maxstring = _repr.maxother = 200
 
 def short(value) -> str:
     """A repr bounded in depth and length: a plain one of a nest of tuples can take for ever."""
-    return _repr.repr(value)
+    text = _repr.repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def load(data: bytes, strict: bool = False) -> Pickle:
