@@ -109,7 +109,7 @@ class Builder:
         pixel = channels * FLOAT_BYTES
         row = (width + 2) * pixel
         x = self.arena.take((height + 2) * row)
-        self.emit("picture", "", (1, channels, height, width), 0, 8 * channels * height * width, cell=self.cell(0),
+        self.emit("picture", "(input)", (1, channels, height, width), 0, 8 * channels * height * width, cell=self.cell(0),
                   offset=image * channels * height * width * FLOAT_BYTES, channels=channels, height=height, width=width,
                   out=x, row=row)
         for index, c_out in enumerate((w // 8, w // 4, w // 2, w)):
@@ -254,7 +254,7 @@ class Builder:
 
     def result(self, index, x: Map, pixels, first):
         """Hand rows to the caller's array, from its row `first` on."""
-        self.emit("result", f"result {index}", (pixels, x.channels), 0, 8 * pixels * x.channels, x=x.place,
+        self.emit("result", "(to the caller)", (pixels, x.channels), 0, 8 * pixels * x.channels, x=x.place,
                   pitch=x.pitch, rows=pixels, channels=x.channels, cell=self.cell(1 + index),
                   offset=first * x.channels * FLOAT_BYTES)
 
