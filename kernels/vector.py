@@ -65,6 +65,12 @@ def emit_store(builder, value, address):
     builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 4
 
 
+def emit_prefetch(builder, address):
+    """Ask for the cache line at an address, which need not exist."""
+    hints = [ir.Constant(INT32, value) for value in (0, 3, 1)]  # for reading, into the first level, data
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.inttoptr(address, BYTE_POINTER), *hints])
+
+
 def emit_splat(builder, scalar):
     kind = ir.VectorType(scalar.type, LANES)
     undefined = ir.Constant(kind, ir.Undefined)
