@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
 
 import numpy as np
 
 from mmref import functional as F
-from mmref.engine.plan import Plan, make_plan
+from mmref.engine.plan import Plan, make_plan, output_shape
 from mmref.engine.weights import Weights, check_haar
 from mmref.errors import ShapeError, ValueProblem
 from mmref.mobilemamba import MobileMamba, check_input, take_indices
 
 PLANS_KEPT = 4
 IMAGES_AT_ONCE = 8  # a thread, at most: bounds memory and the length of a plan
+
+_models = weakref.WeakSet()  # for their locks, after a fork
+
+
+def _renew_locks():
+    """In a forked child: the thread that held a lock did not come along."""
+    for model in _models:
+        model._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 class CompiledModel:
@@ -41,7 +55,7 @@ class CompiledModel:
         if model.dtype != np.float32:
             raise ValueProblem(f"model must be float32 for backend 'numba', got {model.dtype}")
         check_supported(model.config)
-        state = {name: np.array(array) for name, array in model.fold_batchnorm().state_dict().items()}
+        state = model.fold_batchnorm().state_dict()  # arrays of a copy, ours alone
         for name in state:
             if name.endswith(".wt_filter"):
                 check_haar(state, name.removesuffix(".wt_filter"))
@@ -52,6 +66,7 @@ class CompiledModel:
 
     def _start(self):
         self._lock = threading.Lock()
+        _models.add(self)
         self._weights = Weights(self._state)
         self._plans: OrderedDict[tuple, Plan] = OrderedDict()
 
@@ -101,10 +116,9 @@ class CompiledModel:
 
     def _run(self, x, outputs) -> list[np.ndarray]:
         check_input(x, self.config.in_chans, self.dtype)
-        from mmref.engine.plan import output_shape
         results = [np.empty(output_shape(self.config, x.shape, name), np.float32) for name in outputs]
         x = np.ascontiguousarray(x)
-        if outputs and len(x):
+        if len(x):
             with self._lock:
                 most = IMAGES_AT_ONCE * self._thread_count()
                 for first in range(0, len(x), most):
