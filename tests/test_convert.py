@@ -156,7 +156,7 @@ def test_a_full_disk(source, old):
             "sys.exit(main(['convert', sys.argv[1], sys.argv[2]]))")
     command = [sys.executable, "-c", code, str(source), str(old)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "File too large" in done.stderr, done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and f"{old}: File too large" in done.stderr, done.stderr
     assert old.read_bytes() == before and temporaries(old.parent) == []
 
 

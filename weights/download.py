@@ -59,6 +59,8 @@ def download(url: str, partial, *, progress: bool = True) -> None:
             raise CheckpointError(f"{url}: cannot be reached ({error.reason})") from error
         except (_Cut, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             problem = str(error) or type(error).__name__
+        except OSError as error:  # ours, not the server's: a full disk, which does not say where
+            raise OSError(error.errno, error.strerror, str(partial)) from error
         size = partial.stat().st_size if partial.exists() else 0
         failures = 0 if size > most else failures + 1
         most = max(most, size)
