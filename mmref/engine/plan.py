@@ -110,8 +110,8 @@ class Builder:
         row = (width + 2) * pixel
         x = self.arena.take((height + 2) * row)
         self.emit("picture", "(input)", (1, channels, height, width), 0, 8 * channels * height * width,
-                  cell=self.cell(0), offset=image * channels * height * width * FLOAT_BYTES, channels=channels, height=height, width=width,
-                  out=x, row=row)
+                  cell=self.cell(0), offset=image * channels * height * width * FLOAT_BYTES, channels=channels,
+                  height=height, width=width, out=x, row=row)
         for index, c_out in enumerate((w // 8, w // 4, w // 2, w)):
             matrix = self.weights.stem(f"patch_embed.{2 * index}")
             height, width, last = -(-height // 2), -(-width // 2), index == 3
