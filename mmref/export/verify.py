@@ -9,20 +9,26 @@ import numpy as np
 
 from mmref.errors import MissingBackend
 
-TOLERANCE = 1e-5  # of the largest logit; both sides compute in float32, in another order
+TOLERANCE = 1e-5  # of the largest logit
+ROUNDING = 3      # times mmref's own float32 error that a runtime may have where that is more than TOLERANCE
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One runtime on one input; `error` is the largest difference over the largest magnitude mmref answers."""
+    """One runtime on one input. Errors are against mmref in float64: the largest, over the largest logit.
+
+    `own` is the error of mmref in float32. With trained weights it is below 1e-6; parameters that let rounding grow
+    (untrained ones of the deeper variants: 1e-5) do so in every runtime, which says nothing about the graph.
+    """
 
     runtime: str
     shape: tuple[int, ...]
     error: float
+    own: float
 
     @property
     def passed(self) -> bool:
-        return self.error <= TOLERANCE
+        return self.error <= max(TOLERANCE, ROUNDING * self.own)
 
 
 def verify(model, path, shapes=None) -> list[Comparison]:
@@ -30,7 +36,7 @@ def verify(model, path, shapes=None) -> list[Comparison]:
 
     shapes: of the inputs (default: the training size, a batch of 3 of an odd size, a single pixel). All shapes go
     through one session, as a program that serves any picture would have it. A result of another shape or one that is
-    not finite counts as error infinity. Raises MissingBackend where no runtime is installed.
+    not finite counts as error infinity. The model must be float32. Raises MissingBackend where no runtime is installed.
     """
     runtimes = [name for name in OPENERS if find_spec(name.split()[0])]
     if not runtimes:
@@ -39,11 +45,14 @@ def verify(model, path, shapes=None) -> list[Comparison]:
     shapes = shapes or [(1, channels, side, side), (3, channels, side // 2 + 1, side // 3), (2, channels, 1, 1)]
     rng = np.random.default_rng(0)
     inputs = [rng.standard_normal(shape, np.float32) for shape in shapes]
-    expected = [np.asarray(model(x), np.float32) for x in inputs]
+    exact = model.astype(np.float64)
+    truths = [exact(x.astype(np.float64)) for x in inputs]
+    own = [_error(model(x), truth) for x, truth in zip(inputs, truths, strict=True)]
     found = []
     for name in runtimes:
         run = OPENERS[name](path)
-        found += [Comparison(name, x.shape, _error(run(x), y)) for x, y in zip(inputs, expected, strict=True)]
+        found += [Comparison(name, x.shape, _error(run(x), truth), mine)
+                  for x, truth, mine in zip(inputs, truths, own, strict=True)]
     return found
 
 
