@@ -10,6 +10,7 @@ from collections import OrderedDict
 import numpy as np
 
 from mmref import functional as F
+from mmref.engine.folding import FoldedParameters
 from mmref.engine.plan import Plan, make_plan, output_shape
 from mmref.engine.weights import Weights, check_haar
 from mmref.errors import ShapeError, ValueProblem
@@ -34,7 +35,7 @@ if hasattr(os, "register_at_fork"):
 class CompiledModel:
     """A network on compiled kernels, float32, any batch and picture size; `create_model(name, backend="numba")`.
 
-    model    a `MobileMamba`, folded or not, float32
+    model    a `MobileMamba`, folded or not, float32; it is kept, not copied, and must not be changed afterwards
     threads  how many work on a forward; None for as many as Numba has (NUMBA_NUM_THREADS, by default the cores). More
              than that are not started, however many are asked for
 
@@ -48,6 +49,7 @@ class CompiledModel:
 
     strides = MobileMamba.strides
     dtype = np.dtype(np.float32)
+    _TRAVEL = ("config", "transform", "class_names", "threads", "_model")  # what a pickle holds
 
     def __init__(self, model: MobileMamba, threads: int | None = None):
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
@@ -55,23 +57,24 @@ class CompiledModel:
         if model.dtype != np.float32:
             raise ValueProblem(f"model must be float32 for backend 'numba', got {model.dtype}")
         check_supported(model.config)
-        state = model.fold_batchnorm().state_dict()  # arrays of a copy, ours alone
+        state = model.state_dict()
         for name in state:
             if name.endswith(".wt_filter"):
                 check_haar(state, name.removesuffix(".wt_filter"))
         self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
         self.threads = threads
-        self._state = state
+        self._model = model
         self._start()
 
     def _start(self):
         self._lock = threading.Lock()
         _models.add(self)
-        self._weights = Weights(self._state)
+        self._parameters = FoldedParameters(self._model)
+        self._weights = Weights(self._parameters)
         self._plans: OrderedDict[tuple, Plan] = OrderedDict()
 
     def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_weights", "_plans")}
+        return {name: value for name, value in vars(self).items() if name in self._TRAVEL}
 
     def __setstate__(self, state):
         vars(self).update(state)
@@ -82,7 +85,7 @@ class CompiledModel:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Parameters by checkpoint name, batch norms folded. Copies."""
-        return {name: array.copy() for name, array in self._state.items()}
+        return self._model.fold_batchnorm().state_dict()
 
     # ------------------------------------------------------------------ forward
 
@@ -104,7 +107,9 @@ class CompiledModel:
         pooled = F.global_average_pool(x)
         if pre_logits or not self.config.num_classes:
             return pooled
-        return F.linear(pooled, self._state["head.weight"], self._state["head.bias"])
+        with self._lock:
+            weight, bias = self._parameters["head.weight"], self._parameters["head.bias"]
+        return F.linear(pooled, weight, bias)
 
     def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
         """As `MobileMamba.forward_intermediates`."""
@@ -146,6 +151,7 @@ class CompiledModel:
                 self._plans.popitem(last=False)
             self._plans[key] = make_plan(self.config, self._weights, shape, outputs, self._thread_count(),
                                          addresses(), tile_table())
+            self._parameters.forget()
         self._plans.move_to_end(key)
         return self._plans[key]
 

@@ -91,14 +91,17 @@ class Weights:
 
     def pointwise(self, name: str) -> Matrix:
         """A 1x1 convolution or linear layer."""
-        weight = self.state[f"{name}.weight"]
-        return self.once(name, lambda: self.pack_matrix(weight.reshape(weight.shape[:2]).T, self.state[f"{name}.bias"]))
+        def make():
+            weight = self.state[f"{name}.weight"]
+            return self.pack_matrix(weight.reshape(weight.shape[:2]).T, self.state[f"{name}.bias"])
+        return self.once(name, make)
 
     def stem(self, name: str) -> Matrix:
         """A 3x3 convolution, rows in the order (tap y, tap x, channel)."""
-        weight = self.state[f"{name}.weight"]
-        return self.once(name, lambda: self.pack_matrix(weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)),
-                                                        self.state[f"{name}.bias"]))
+        def make():
+            weight = self.state[f"{name}.weight"]
+            return self.pack_matrix(weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)), self.state[f"{name}.bias"])
+        return self.once(name, make)
 
     def out_projection(self, attention: str, scale: str) -> Matrix:
         def make():
@@ -109,9 +112,10 @@ class Weights:
 
     def coefficients(self, attention: str) -> Matrix:
         """x_proj of both directions side by side."""
-        weight = self.state[f"{attention}.x_proj_weight"]
-        return self.once(f"{attention}.x_proj",
-                         lambda: self.pack_matrix(weight.reshape(-1, weight.shape[2]).T, None))
+        def make():
+            weight = self.state[f"{attention}.x_proj_weight"]
+            return self.pack_matrix(weight.reshape(-1, weight.shape[2]).T, None)
+        return self.once(f"{attention}.x_proj", make)
 
     def _taps(self, weight, bias, after=None) -> Taps:
         return Taps(weight.shape[-1], len(weight), self.put(by_vectors(weight)), self.put(by_vectors(bias)),
