@@ -203,7 +203,7 @@ def test_the_directory_and_the_record_disagree(tmp_path):
     raw = bytearray(zip_file(tmp_path / "b.pth", good_records()).read_bytes())
     raw[raw.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "b.pth").write_bytes(raw)
-    refuse(tmp_path / "b.pth", "is encrypted")
+    refuse(tmp_path / "b.pth", "record 'data.pkl' is encrypted$")
 
 
 def test_damage_in_a_record_nobody_wants(tmp_path):
