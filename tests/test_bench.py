@@ -15,6 +15,7 @@ from mmref.bench.report import TIMM_COLUMNS, to_json, to_text
 from mmref.bench.worker import test_input as bench_input
 from mmref.cli import main
 from mmref.errors import MissingBackend, ValueProblem
+from mmref.layer import recording
 from mmref.model import create_model
 
 pytest.importorskip("onnxruntime")
@@ -81,6 +82,19 @@ def test_ratios_are_paired(tmp_path, monkeypatch):
     assert rows["torch-eager unfolded"].ratios == list(times["torch-eager unfolded"] / times["numpy unfolded"])
     macs = 1e9 * rows["numpy"].gmacs
     assert rows["numpy"].rates == pytest.approx(list(macs / times["numpy"] / report.calibration["rates"]))
+
+
+def test_parameters_are_like_trained_ones():
+    """Timing denormals (decays that underflow, activations out of hand), or comparing logits that are all rounding."""
+    network = create_model("mobilemamba_t2")
+    measure.settle_batch_norms(network)
+    largest = {}
+    with recording(lambda name, y, layer: largest.update({name: float(np.abs(y).max())})):
+        logits = network(bench_input((1, 3, 192, 192)))
+    deltas = [value for name, value in largest.items() if name.endswith(":delta")]
+    assert len(deltas) == 5 and max(deltas) < 20 and max(largest.values()) < 1e3
+    truth = network.astype(np.float64)(bench_input((1, 3, 192, 192)).astype(np.float64))
+    assert np.abs(truth).max() > 0.1 and np.abs(logits - truth).max() < 1e-5 * np.abs(truth).max()
 
 
 def test_workers_answer_as_the_model_does(tmp_path):

@@ -159,15 +159,39 @@ def _job(job, backend, unfolded=False):
 
 
 def _write_inputs(model, names, threads, reference, scratch):
-    """Parameters (random: times do not depend on them) and graph that all contestants of a model read."""
+    """Parameters and graph that all contestants of a model read."""
     from mmref.model import create_model
     network = create_model(model)
+    settle_batch_norms(network)
     parameters, graph = os.path.join(scratch, "parameters.npz"), os.path.join(scratch, "model.onnx")
     np.savez(parameters, **network.state_dict())
     if {"onnxruntime", "openvino"} & set(names):
         from mmref.export.onnx import export_onnx
         export_onnx(network, graph)
     return Job("", model, threads, parameters, graph, reference or "")
+
+
+FOLLOWED_BY = {"c": "bn", "dwconv3x3": "bn1", "dwconv1x1": "bn2"}  # convolutions and the batch norm behind them
+
+
+def settle_batch_norms(network):
+    """Give an untrained network's batch norms the statistics of what they meet in one forward, in place.
+
+    That is what training does. Without it activations grow from block to block (to 1e7 in T2's last scan); decays
+    exp(-delta) underflow to denormals there, on which processors are many times slower, and that would be measured.
+    """
+    from mmref.layer import recording
+    layers = dict(network.walk())
+
+    def settle(name, y, layer):  # called with a convolution's output, before its batch norm runs
+        parent, _, child = name.rpartition(".")
+        if child in FOLLOWED_BY:
+            norm = layers[f"{parent}.{FOLLOWED_BY[child]}"]
+            norm.running_mean, norm.running_var = y.mean((0, 2, 3)), y.var((0, 2, 3)) + np.float32(1e-3)
+    # Not the picture that is timed: its own statistics would make every channel's mean, and so all logits, zero.
+    pictures = np.random.default_rng(1).standard_normal((8, network.config.in_chans, 128, 128), np.float32)
+    with recording(settle):
+        network(pictures)
 
 
 def _own_size(model):
