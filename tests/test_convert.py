@@ -15,7 +15,7 @@ from assertions import assert_close
 
 from mmref.cli import main
 from mmref.errors import CheckpointError
-from mmref.weights import convert, read_checkpoint
+from mmref.weights import convert, read_checkpoint, safetensors_file
 from mmref.weights.pth_writer import write_pth
 
 STATE = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "a.bias": np.float32([1, 2, 3]),
@@ -60,6 +60,10 @@ def test_transposed_arrays(tmp_path):
     convert(tmp_path / "t.pth", tmp_path / "t.safetensors")
     assert_close(read_checkpoint(tmp_path / "t.safetensors").tensors["t"],
                  np.arange(6, dtype=np.float32).reshape(2, 3).T, 0)
+    views = {"t": STATE["a.weight"].T, "s": STATE["a.weight"][:, ::2], "r": STATE["a.bias"][::-1]}
+    safetensors_file.write(tmp_path / "v.safetensors", views)
+    for name, array in read_checkpoint(tmp_path / "v.safetensors").tensors.items():
+        assert_close(array, views[name], 0)
 
 
 def test_a_write_that_goes_wrong_is_noticed(source, old, monkeypatch):
@@ -156,7 +160,7 @@ def test_a_full_disk(source, old):
             "sys.exit(main(['convert', sys.argv[1], sys.argv[2]]))")
     command = [sys.executable, "-c", code, str(source), str(old)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and f"{old}: File too large" in done.stderr, done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and f"{old}: File too large" in done.stderr
     assert old.read_bytes() == before and temporaries(old.parent) == []
 
 
