@@ -1,9 +1,10 @@
 """The matrix product with everything that follows it in registers: bias, up to two residuals, ReLU.
 
-Parallel   the (panel, block of rows) pairs, panel by panel, in equal contiguous shares: with few rows a thread thus
-           reads its own part of the weights only. With `share` 1 the rows instead.
+Parallel   panels, and in the panel where two shares meet its rows: all shares have equally many vectors of results.
+           With few rows a thread reads its own part of the weights only.
 Loops      chunks of rows, panels, blocks of at most `tile_rows` rows, depth innermost.
 Moves      a panel (depth x 48 floats) stays in the cache while a chunk of rows passes it; an output is written once.
+           With few rows the weights' way from memory is what takes time: the tiles ask for the next panel meanwhile.
 Costs      2 * depth operations an output. A step of a 9 x 3 tile loads 3 vectors of weights and 9 single values for 27
            multiply-adds of 16 lanes: the multiply-adds are the limit, not the loads.
 
@@ -16,7 +17,7 @@ because its accumulators must be registers, not an array. The kernels call tiles
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -35,16 +36,14 @@ from mmref.kernels.vector import (
 )
 
 # `rows` rows of `a` lie `pitch` apart. For every tap in y and x (1 x 1 in a plain product) they hold `depth` values
-# side by side; the packed weights follow the same order. Residuals are addresses, 0 for none; relu is 0 or 1.
+# side by side; the packed weights follow the same order. Residuals are addresses, 0 for none; relu is 0 or 1. `ahead`
+# is memory that will be read next: `ahead_step` bytes of it are asked for at every step of the depth.
 TILE_ARGUMENTS = ("a", "pitch", "depth", "taps_y", "tap_y", "taps_x", "tap_x", "weights", "out", "out_pitch", "bias",
-                  "residual", "residual2", "relu")
+                  "residual", "residual2", "relu", "ahead", "ahead_step")
 TABLE_VECTORS = 4                                       # entry [rows * TABLE_VECTORS + vectors] of the address table
 TABLE_SIZE = (TARGET.tile_rows + 1) * TABLE_VECTORS
 _TILE_TYPE = ir.FunctionType(ir.VoidType(), [INT64] * len(TILE_ARGUMENTS))
 PANEL_BYTES = PANEL.itemsize
-# How far ahead of their use weights are asked for: some 300 cycles, which a trip to the third-level cache takes. The
-# hardware's own prefetching stops at every 4 kB. With 9 rows (a small picture's last stage) this is worth 40 %.
-PREFETCH_BYTES = 4096
 
 
 def _define_tile(module, rows: int, vectors: int) -> ir.Function:
@@ -55,6 +54,7 @@ def _define_tile(module, rows: int, vectors: int) -> ir.Function:
     argument = dict(zip(TILE_ARGUMENTS, function.args, strict=True))
     sums = [[cgutils.alloca_once_value(builder, constant(0)) for _ in range(vectors)] for _ in range(rows)]
     weights = cgutils.alloca_once_value(builder, argument["weights"])
+    steps = cgutils.alloca_once_value(builder, INT64(0))
 
     def times(stride, count):
         return builder.mul(stride, INT64(count))
@@ -74,8 +74,10 @@ def _define_tile(module, rows: int, vectors: int) -> ir.Function:
         with cgutils.for_range(builder, argument["depth"]) as k:
             position, value_offset = builder.load(weights), builder.shl(k.index, INT64(2))
             columns = [emit_load(builder, plus_bytes(position, VECTOR_BYTES * j)) for j in range(vectors)]
+            soon = builder.add(argument["ahead"], builder.mul(builder.load(steps), argument["ahead_step"]))
+            builder.store(builder.add(builder.load(steps), INT64(1)), steps)
             for j in range(vectors):
-                emit_prefetch(builder, plus_bytes(position, PREFETCH_BYTES + VECTOR_BYTES * j))
+                emit_prefetch(builder, plus_bytes(soon, VECTOR_BYTES * j))
             for i in range(rows):
                 value = emit_splat(builder, emit_load(builder, builder.add(starts[i], value_offset), FLOAT))
                 for j in range(vectors):
@@ -130,32 +132,62 @@ def call_tile(_context, tiles, rows, vectors, arguments):
     return types.void(types.int64, types.int64, types.int64, types.UniTuple(types.int64, len(TILE_ARGUMENTS))), generate
 
 
+@njit(error_model="numpy")
+def _first_row(panel, rows, tile_rows, all_vectors, thread, threads):
+    """Where in a panel's rows a thread begins, and the one before it ends: 0 .. rows.
+
+    All panels' vector-rows, one panel after the other, are cut into equal parts. Few rows are not cut: a panel's way
+    from memory is then what takes time, and two threads would both wait for it."""
+    before = panel.column // VECTOR_BYTES * rows
+    row = (rows * all_vectors * thread // threads - before + panel.vectors // 2) // panel.vectors
+    if rows <= tile_rows:
+        row = rows * (2 * row // (rows + 1))
+    return min(max(row, 0), rows)
+
+
+@njit(error_model="numpy")
+def _first_weights(record, thread, threads):
+    """What this thread will read first in a matrix product: an address in its weights (0 for no record)."""
+    if record == 0:
+        return 0
+    op = view(record, MATMUL)
+    return view(op.panel_table + op.panels * thread // threads * PANEL_BYTES, PANEL).weights
+
+
 def matmul(record, thread, threads):
     """Kernel of MATMUL."""
     op = view(record, MATMUL)
-    start, last = 0, op.rows
-    if op.share == 1:
-        start, last = op.rows * thread // threads, op.rows * (thread + 1) // threads
-    while start < last:
-        rows = min(op.chunk, last - start)
-        blocks = (rows + op.tile_rows - 1) // op.tile_rows
-        unit, units = 0, op.panels * blocks
-        if op.share == 0:
-            unit, units = units * thread // threads, units * (thread + 1) // threads
-        while unit < units:
-            panel = view(op.panel_table + unit // blocks * PANEL_BYTES, PANEL)
-            block = unit % blocks
-            i = start + rows * block // blocks
-            count = start + rows * (block + 1) // blocks - i
-            place = i * op.out_pitch + panel.column
-            residual = op.residual
-            if residual != 0:
-                residual += place
-            residual2 = op.residual2
-            if residual2 != 0:
-                residual2 += place
-            call_tile(op.tiles, count, panel.vectors,
-                      (op.a + i * op.pitch, op.pitch, op.depth, 1, 0, 1, 0, panel.weights, op.out + place,
-                       op.out_pitch, op.bias + panel.column, residual, residual2, op.relu))
-            unit += 1
-        start += rows
+    final = view(op.panel_table + (op.panels - 1) * PANEL_BYTES, PANEL)
+    all_vectors = final.column // VECTOR_BYTES + final.vectors
+    for start in range(0, op.rows, op.chunk):
+        rows = min(op.chunk, op.rows - start)
+        for p in range(op.panels):
+            panel_at = op.panel_table + p * PANEL_BYTES
+            panel = view(panel_at, PANEL)
+            first = _first_row(panel, rows, op.tile_rows, all_vectors, thread, threads)
+            last = _first_row(panel, rows, op.tile_rows, all_vectors, thread + 1, threads)
+            if first >= last:
+                continue
+            # while one panel is in use the next is on its way, a part of it with every block of rows
+            blocks = (last - first + op.tile_rows - 1) // op.tile_rows
+            ahead_step = (panel.vectors * VECTOR_BYTES + blocks - 1) // blocks
+            ahead = panel_at + PANEL_BYTES
+            if p + 1 < op.panels and _first_row(view(ahead, PANEL), rows, op.tile_rows, all_vectors, thread + 1,
+                                                threads) > 0:
+                ahead = view(ahead, PANEL).weights
+            else:
+                ahead = _first_weights(op.next, thread, threads)
+            for block in range(blocks):
+                i = start + first + (last - first) * block // blocks
+                count = start + first + (last - first) * (block + 1) // blocks - i
+                place = i * op.out_pitch + panel.column
+                residual = op.residual
+                if residual != 0:
+                    residual += place
+                residual2 = op.residual2
+                if residual2 != 0:
+                    residual2 += place
+                call_tile(op.tiles, count, panel.vectors,
+                          (op.a + i * op.pitch, op.pitch, op.depth, 1, 0, 1, 0, panel.weights, op.out + place,
+                           op.out_pitch, op.bias + panel.column, residual, residual2, op.relu,
+                           ahead + block * op.depth * ahead_step, ahead_step))

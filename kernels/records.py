@@ -21,9 +21,10 @@ def _record(fields: str) -> np.dtype:
 
 # matmul.py: out[i] = act(a[i] @ weights + bias + residual[i] + residual2[i]) for i < rows. Columns come in panels of at
 # most `tile_vectors` vectors, each packed by itself; `chunk` rows pass all panels before the next ones do. The
-# residuals (address 0: none) have the pitch of `out`. share: 0, threads divide the panels; 1, the rows.
-MATMUL = _record("a pitch rows depth panels panel_table bias out out_pitch residual residual2 relu chunk share tiles "
-                 "tile_rows")
+# residuals (address 0: none) have the pitch of `out`. next: the
+# record of the next MATMUL (0: none), whose first weights are asked for while the last of these are in use.
+MATMUL = _record("a pitch rows depth panels panel_table bias out out_pitch residual residual2 relu chunk tiles "
+                 "tile_rows next")
 # One panel: `column`, bytes from the first column of `out`; its vectors; the address of its packed weights.
 PANEL = _record("column vectors weights")
 

@@ -50,7 +50,8 @@ def stem(record, thread, threads):
                 count = op.width * (block + 1) // blocks - i
                 call_tile(op.tiles, count, panel.vectors,
                           (x + 2 * i * op.pixel, 2 * op.pixel, op.depth, 3, op.row, op.taps, op.pixel, panel.weights,
-                           out + i * op.out_pixel + panel.column, op.out_pixel, op.bias + panel.column, 0, 0, op.relu))
+                           out + i * op.out_pixel + panel.column, op.out_pixel, op.bias + panel.column, 0, 0, op.relu,
+                           panel.weights, 0))
 
 
 def result(record, thread, threads):

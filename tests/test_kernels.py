@@ -41,21 +41,21 @@ def padded(x, extra=0):
 
 
 @given(seeds, st.sampled_from([1, 2, 8, 9, 10, 19, 37]), st.sampled_from([1, 3, 16, 31, 64]),
-       st.sampled_from([1, 15, 16, 17, 47, 48, 49, 100]), st.integers(0, 2), st.booleans(), shares, st.integers(0, 1),
+       st.sampled_from([1, 15, 16, 17, 47, 48, 49, 100]), st.integers(0, 2), st.booleans(), shares,
        st.sampled_from([1, 5, 9, 1000]))
 @settings(max_examples=60)
-def test_matmul(seed, rows, depth, columns, residuals, relu, threads, share, chunk):
+def test_matmul(seed, rows, depth, columns, residuals, relu, threads, chunk):
     """Catches rows or columns beyond a tile left out or done twice, residuals of another row, writes behind the end."""
     a, matrix, bias = normal(seed, rows, depth), normal(seed + 1, depth, columns), normal(seed + 2, columns)
     added = [padded(normal(seed + 3 + i, rows, columns)) for i in range(residuals)]
     expected = a.astype(np.float64) @ matrix + bias + sum(part[:, :columns].astype(np.float64) for part in added)
     weights = Weights({})
-    packed = weights.pack_matrix(matrix, bias)
+    packed = weights.pack_matrix(matrix, bias, threads)
     x, out = padded(a), np.full((rows + 1, round_up(columns)), GUARD, np.float32)
     added += [0] * (2 - residuals)
     step("matmul", records.MATMUL, threads, a=x, pitch=x.strides[0], rows=rows, depth=depth, panels=packed.panels,
          panel_table=packed.panel_table, bias=packed.bias, out=out, out_pitch=out.strides[0], residual=added[0],
-         residual2=added[1], relu=int(relu), chunk=chunk, share=share, tiles=tile_table(), tile_rows=TARGET.tile_rows)
+         residual2=added[1], relu=int(relu), chunk=chunk, tiles=tile_table(), tile_rows=TARGET.tile_rows, next=0)
     assert_close(out[:-1, :columns], np.maximum(expected, 0) if relu else expected, dtype=np.float32)
     assert (out[-1] == GUARD).all()
 

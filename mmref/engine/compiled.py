@@ -70,7 +70,7 @@ class CompiledModel:
         self._lock = threading.Lock()
         _models.add(self)
         self._parameters = FoldedParameters(self._model)
-        self._weights = Weights(self._parameters)
+        self._weights = Weights(self._parameters, self._thread_count())
         self._plans: OrderedDict[tuple, Plan] = OrderedDict()
 
     def __getstate__(self):

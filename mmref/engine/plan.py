@@ -23,6 +23,7 @@ TOGETHER = -1
 RECORDS = {"picture": records.PICTURE, "stem": records.STEM, "matmul": records.MATMUL, "depthwise": records.DEPTHWISE,
            "wavelet_branch": records.WAVELET, "scan": records.SCAN, "norm_gate": records.NORM_GATE,
            "copy_relu": records.COPY_RELU, "mean": records.MEAN, "gate": records.GATE, "result": records.RESULT}
+WHOLE_BLOCKS = 3  # blocks of rows a thread must have in the last stage to take whole images
 CHUNK_BYTES = 1 << 19  # rows of a matrix product that pass all panels before others do: half a second-level cache
 
 
@@ -86,8 +87,8 @@ class Builder:
                        + matrix.depth * matrix.columns), barrier,
                   a=x.place, pitch=x.pitch, rows=rows, depth=matrix.depth, panels=matrix.panels,
                   panel_table=matrix.panel_table, bias=matrix.bias, out=out.from_channel(start), out_pitch=out.pitch,
-                  residual=residual, residual2=residual2, relu=int(relu), chunk=chunk, share=0, tiles=self.tiles,
-                  tile_rows=TARGET.tile_rows)
+                  residual=residual, residual2=residual2, relu=int(relu), chunk=chunk, tiles=self.tiles,
+                  tile_rows=TARGET.tile_rows, next=0)
 
     def depthwise(self, layer, x: Map, size, taps: Taps, out: Map, activation=records.ACTIVATION_NONE, stride=1,
                   start=0, lanes=LANES, barrier=True):
@@ -320,11 +321,22 @@ class Builder:
         return x, size
 
 
+def whole_images(batch: int, height: int, width: int, threads: int) -> tuple[int, int]:
+    """(images each thread takes whole, images worked on by all together).
+
+    Whole images need no barriers, but every thread then reads all weights: with few pixels in the last stage that takes
+    longer than the multiply-adds, and all together read them once."""
+    each, rest = divmod(batch, threads)
+    if threads == 1 or each * -(-height // 64) * -(-width // 64) < WHOLE_BLOCKS * TARGET.tile_rows:
+        return 0, batch
+    return each, rest
+
+
 def make_plan(config: Variant, weights: Weights, shape, outputs, threads: int, addresses, tiles: int) -> Plan:
     """`outputs`: of "0" to "3" (stem and stages), "pooled", "logits". `addresses`: {kernel: address}."""
     batch, _, height, width = shape
     cells = np.zeros(1 + len(outputs), np.int64)
-    each, rest = (divmod(batch, threads) if threads > 1 else (0, batch))
+    each, rest = whole_images(batch, height, width, threads)
     builders = []
     for owner in range(threads if each else 0):
         builder = Builder(config, weights, threads, owner, cells, tiles)
@@ -340,10 +352,14 @@ def make_plan(config: Variant, weights: Weights, shape, outputs, threads: int, a
     steps = np.zeros(len(operations), records.STEP)
     position, index = 0, 0
     for builder, block in zip(builders, blocks, strict=True):
-        base = block.ctypes.data
+        base, product = block.ctypes.data, None
         for operation in builder.operations:
             kind = RECORDS[operation.kernel]
             row = table[position:position + kind.itemsize].view(np.int64)
+            if operation.kernel == "matmul":  # each product knows the next one's weights
+                if product is not None:
+                    product["next"] = table.ctypes.data + position
+                product = row.view(kind)
             row[:] = [base + value.offset if isinstance(value, Place) else value
                       for value in (operation.fields[name] for name in kind.names)]
             steps[index] = (addresses[operation.kernel], table.ctypes.data + position, operation.owner,

@@ -55,8 +55,8 @@ def by_vectors(array: np.ndarray) -> np.ndarray:
 class Weights:
     """Packs on demand, by checkpoint name; keeps what it packed."""
 
-    def __init__(self, state: Mapping[str, np.ndarray]):
-        self.state = state
+    def __init__(self, state: Mapping[str, np.ndarray], threads: int = 1):
+        self.state, self.threads = state, threads
         self.packed: dict[str, Matrix | Taps | int] = {}
         self.slabs = Slabs()  # what the addresses point to
 
@@ -69,8 +69,8 @@ class Weights:
             self.packed[name] = make()
         return self.packed[name]
 
-    def pack_matrix(self, matrix: np.ndarray, bias: np.ndarray | None) -> Matrix:
-        """matrix (depth, columns)."""
+    def pack_matrix(self, matrix: np.ndarray, bias: np.ndarray | None, threads: int = 1) -> Matrix:
+        """matrix (depth, columns), whose columns `threads` will share."""
         depth, columns = matrix.shape
         vectors = round_up(columns) // LANES
         padded = np.zeros((depth, vectors * LANES), np.float32)
@@ -78,8 +78,9 @@ class Weights:
         padded_bias = np.zeros(vectors * LANES, np.float32)
         if bias is not None:
             padded_bias[:columns] = bias
-        panels = -(-vectors // TARGET.tile_vectors)
-        edges = [vectors * p // panels for p in range(panels + 1)]  # 10 vectors in tiles of 3: 2 + 3 + 2 + 3
+        # as few panels as tiles allow that threads can share evenly: 14 vectors are 2 + 2 + 3 and 2 + 2 + 3 for two
+        panels = min(vectors, threads * -(-vectors // (threads * TARGET.tile_vectors)))
+        edges = [vectors * p // panels for p in range(panels + 1)]
         table = np.zeros(panels, PANEL)
         data = np.concatenate([padded[:, LANES * a:LANES * b].ravel() for a, b in zip(edges, edges[1:], strict=False)])
         address = self.put(data)
@@ -93,7 +94,7 @@ class Weights:
         """A 1x1 convolution or linear layer."""
         def make():
             weight = self.state[f"{name}.weight"]
-            return self.pack_matrix(weight.reshape(weight.shape[:2]).T, self.state[f"{name}.bias"])
+            return self.pack_matrix(weight.reshape(weight.shape[:2]).T, self.state[f"{name}.bias"], self.threads)
         return self.once(name, make)
 
     def stem(self, name: str) -> Matrix:
@@ -107,14 +108,15 @@ class Weights:
         def make():
             scales = self.state[f"{scale}.weight"].reshape(-1)
             weight = self.state[f"{attention}.out_proj.weight"][:, :, 0, 0]
-            return self.pack_matrix((weight * scales[:, None]).T, self.state[f"{attention}.out_proj.bias"] * scales)
+            return self.pack_matrix((weight * scales[:, None]).T, self.state[f"{attention}.out_proj.bias"] * scales,
+                                    self.threads)
         return self.once(f"{attention}.out_proj", make)
 
     def coefficients(self, attention: str) -> Matrix:
         """x_proj of both directions side by side."""
         def make():
             weight = self.state[f"{attention}.x_proj_weight"]
-            return self.pack_matrix(weight.reshape(-1, weight.shape[2]).T, None)
+            return self.pack_matrix(weight.reshape(-1, weight.shape[2]).T, None, self.threads)
         return self.once(f"{attention}.x_proj", make)
 
     def _taps(self, weight, bias, after=None) -> Taps:
