@@ -125,6 +125,22 @@ def test_failures_are_reported_not_hidden(tmp_path, monkeypatch):
     assert "onnxruntime" in name and "nonexistent" in reason and reason in to_text(report)
 
 
+def test_a_contestant_that_dies_in_a_round(monkeypatch):
+    """A benchmark of an hour lost to the last contestant's crash, or its half-filled row in the table."""
+    ask = WorkerProcess.ask
+
+    def dying(worker, what, **arguments):
+        if what == "run" and worker.opened and worker.job.backend == "onnxruntime" and arguments["count"] > 1:
+            worker._process.kill()
+            worker._process.wait()
+        return ask(worker, what, **arguments)
+    monkeypatch.setattr(WorkerProcess, "ask", dying)
+    report = run_bench(Plan(("mobilemamba_nano",), img_size=16, rounds=2, turn=0.02, threads=1, starts=0,
+                            backends=("numpy", "onnxruntime")))
+    assert [(row.backend, len(row.rounds)) for row in report.results] == [("numpy", 2)]
+    assert any("onnxruntime" in name and "the process ended" in reason for name, reason in report.left_out.items())
+
+
 def test_a_worker_that_dies_or_sleeps(tmp_path):
     """Waiting for ever on a process that crashed or hangs."""
     with pytest.raises(WorkerFailed, match="no answer within"):

@@ -277,8 +277,14 @@ def _measure(plan, report, job, workers, calibrator, batch, side, progress):
         progress(f"{job.model}, batch {batch}, {side}x{side}", step, plan.rounds)
         rates.append(calibrator.ask("rate")["rate"])
         for name in order[step % len(order):] + order[:step % len(order)]:
+            if name not in results:
+                continue
             time.sleep(REST)
-            results[name].rounds.append(float(np.median(workers[name].ask("run", count=counts[name])["seconds"])))
+            try:
+                results[name].rounds.append(float(np.median(workers[name].ask("run", count=counts[name])["seconds"])))
+            except WorkerFailed as failure:
+                del results[name]
+                report.left_out[f"{name}, {job.model}, batch {batch}, {side}x{side}"] = str(failure)
     report.calibration["rates"] += rates
     baseline = report.baseline if report.baseline in results else next(iter(results), None)
     for name, result in results.items():

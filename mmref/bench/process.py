@@ -13,13 +13,14 @@ import time
 from dataclasses import asdict
 
 from mmref.bench.backends import Job
+from mmref.errors import MmrefError
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
                     "NUMBA_NUM_THREADS")
 CACHE_VARIABLES = ("MMREF_CACHE_DIR", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 
 
-class WorkerFailed(Exception):
+class WorkerFailed(MmrefError):
     """A contestant that could not be started, gave an error or no answer in time; the message is for people."""
 
 
@@ -31,7 +32,7 @@ class WorkerProcess:
     """
 
     def __init__(self, job: Job, cache: str | None = None, limit: float = 600):
-        self.limit, self._replies = limit, queue.Queue()
+        self.job, self.opened, self.limit, self._replies = job, None, limit, queue.Queue()
         environment = os.environ | {name: str(job.threads) for name in THREAD_VARIABLES}
         if cache is not None:
             environment |= {name: os.path.join(cache, name.lower()) for name in CACHE_VARIABLES}
