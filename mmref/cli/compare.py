@@ -1,0 +1,104 @@
+"""`mmref compare REFERENCE CANDIDATE`: the first layer that differs, by how much, and why. Status 0 same, 1 differs."""
+
+from __future__ import annotations
+
+NAME, HELP = "compare", "two traces: the first layer that differs, and why"
+
+
+def add_arguments(parser):
+    parser.add_argument("reference", metavar="REFERENCE", help="what `mmref trace` wrote")
+    parser.add_argument("candidate", metavar="CANDIDATE", help=".safetensors, .npz or a folder of .npy")
+    parser.add_argument("--map", metavar="FILE", help="lines `candidate's name = reference's name`, or a JSON object")
+    parser.add_argument("--weights", metavar="FILE", help="the reference's weights (default: where the trace says)")
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "float64", "float16"),
+                        help="what the candidate computes in; float16: stores its weights in (default: %(default)s)")
+    parser.add_argument("--all", action="store_true", help="every row, not only those around the first difference")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--html", metavar="FILE", help="also write one page with pictures of the differences")
+
+
+def run(args) -> int:
+    from mmref.cli.common import print_json
+    from mmref.validate.compare import compare
+    from mmref.validate.matching import read_mapping
+    from mmref.validate.trace_file import read_trace
+    reference, candidate = read_trace(args.reference), read_trace(args.candidate)
+    model, missing = model_of_trace(reference.manifest, args.weights)
+    mapping = read_mapping(args.map) if args.map else None
+    result = compare(reference, candidate, mapping, model, args.precision)
+    if missing:
+        result.note = "; ".join(filter(None, (result.note, missing)))
+    if args.html:
+        from mmref.validate.page import write_page
+        write_page(args.html, result, reference, candidate, args.reference, args.candidate)
+    if args.json:
+        print_json(finite(result.as_dict()))
+    else:
+        print(text(result, args.all))
+    return 0 if result.same else 1
+
+
+def model_of_trace(manifest, weights=None):
+    """(float64 model of a trace, "") or (None, why there is none). Weights named by hand must have its hash."""
+    import numpy as np
+
+    from mmref.errors import CheckpointError, MmrefError
+    from mmref.model import create_model
+    from mmref.validate.trace import hash_weights
+    source = weights or manifest.get("weights")
+    if not source or "model" not in manifest:
+        return None, "the trace does not say which weights it was made with: no mistakes tried"
+    try:
+        chosen = None if source == "pretrained" else source
+        model = create_model(manifest["model"], chosen, pretrained=chosen is None, dtype=np.float64,
+                             num_classes=manifest.get("num_classes") if chosen else None)
+        if manifest.get("folded") and not model.folded:
+            model = model.fold_batchnorm()
+    except (MmrefError, OSError) as error:
+        if weights:
+            raise
+        return None, f"weights of the reference not found ({error}): no mistakes tried"
+    if hash_weights(model) != manifest.get("weights_sha256"):
+        if weights:
+            raise CheckpointError(f"{weights}: --weights must be those of the trace, got others")
+        return None, f"{source}: other weights than those of the trace: no mistakes tried"
+    return model, ""
+
+
+def text(result, every=False) -> str:
+    """The table and the verdict, for people."""
+    from mmref.cli.common import table
+    rows = result.rows
+    if not every and not result.same:
+        at = next(i for i, row in enumerate(rows) if row.name == result.first)
+        rows = rows[max(0, at - 4):at + 7]
+    elif not every:
+        rows = rows[:3] + rows[-3:] if len(rows) > 6 else rows
+    lines = [table([(row.name, "x".join(map(str, row.shape)), row.layout, f"{row.max_abs:.2e}",
+                     f"{row.max_relative:.2e}", f"{row.error:.3g}", row.verdict) for row in rows],
+                   ("record", "shape", "layout", "max abs", "max rel", "in roundings", "verdict"))]
+    if len(rows) < len(result.rows):
+        lines.append(f"({len(result.rows)} records compared, {len(rows)} shown; --all shows the others)")
+    if result.matched_by == "shape and order":
+        lines += ["matched by shape and order:", *(f"  {row.name} = {row.candidate}" for row in rows)]
+    lines.append(f"matched by {result.matched_by}; judged as {result.precision}; "
+                 f"{result.unmatched_reference} of the reference's records have no partner, "
+                 f"{len(result.unmatched_candidate)} of the candidate's")
+    if result.same:
+        lines.append("SAME: every record agrees to rounding")
+    else:
+        lines.append(f"DIFFERS first at {result.first}")
+        lines += [f"  reproduced by: {d.text} (at {d.layer or 'the network'}) [{d.key}]" for d in result.diagnoses]
+    if result.note:
+        lines.append(f"  note: {result.note}")
+    return "\n".join(lines)
+
+
+def finite(value):
+    """JSON has no infinity: None instead."""
+    import math
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,68 @@
+"""`mmref trace PICTURE...|INPUT.npy -o trace.safetensors`: every named activation of a run."""
+
+from __future__ import annotations
+
+import sys
+
+NAME, HELP = "trace", "every activation of a run, to a file"
+
+
+def add_arguments(parser):
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures (a batch of them), or one .npy (B, 3, H, W) "
+                        "that is normalised already")
+    parser.add_argument("--model", default="mobilemamba_nano", help="default: %(default)s, whose weights are in the box")
+    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth (default: the model's own)")
+    parser.add_argument("--num-classes", type=int, help="checked against the weights")
+    parser.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
+    parser.add_argument("--filter", default="*", metavar="PATTERN", help="names to keep, for instance 'blocks1.*,output'")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="a .safetensors file")
+
+
+def run(args) -> int:
+    import numpy as np
+
+    from mmref.model import create_model
+    from mmref.validate.trace import trace_model
+    from mmref.validate.trace_file import trace_bytes, write_trace
+    model = create_model(args.model, args.weights, pretrained=args.weights is None, num_classes=args.num_classes,
+                         dtype=np.dtype(args.dtype))
+    x = read_input(args.inputs, model)
+    with progress(model) as seen:
+        trace = trace_model(model, x, args.filter, seen)
+    trace.manifest["weights"] = args.weights or "pretrained"
+    print(f"{len(trace.records)} records, {trace_bytes(trace) / 1e6:,.1f} MB", file=sys.stderr)
+    write_trace(args.output, trace)
+    print(f"{args.output}: {len(trace.records)} records of {model.config.name} on {tuple(x.shape)}, {args.dtype}")
+    return 0
+
+
+def read_input(paths, model):
+    """(B, 3, H, W) float32 or float64 from pictures or one .npy; a single (3, H, W) becomes a batch of one."""
+    from mmref.errors import ShapeError
+    from mmref.picture import load_batch
+    from mmref.validate.trace_file import read_npy
+    if not any(path.endswith(".npy") for path in paths):
+        return load_batch(paths, model.transform)
+    if len(paths) > 1:
+        raise ShapeError(f"INPUT must be pictures or one .npy, got {len(paths)} files with an .npy among them")
+    x = read_npy(paths[0])
+    x = x[None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[1] != model.config.in_chans or 0 in x.shape or x.dtype.kind != "f":
+        raise ShapeError(f"{paths[0]}: INPUT must be floats (batch, {model.config.in_chans}, height, width), "
+                         f"got {x.dtype} {x.shape}")
+    return x
+
+
+class progress:
+    """A bar over the layers, on a terminal only."""
+
+    def __init__(self, model):
+        self.total = sum(1 for _ in model.walk())
+
+    def __enter__(self):
+        from tqdm import tqdm
+        self.bar = tqdm(total=self.total, unit="layer", leave=False, disable=not sys.stderr.isatty())
+        return lambda name, value: self.bar.update()
+
+    def __exit__(self, *_):
+        self.bar.close()

@@ -1,0 +1,227 @@
+"""Which known mistake makes the first diverging layer come out as it did.
+
+The unit around that layer (stem, block, merging, head) is run again from the reference's own input with one mistake
+planted at a time, in every layer that may be to blame: the diverging one, what contains it, and what ran before it
+without being in the candidate. A mistake that reproduces the candidate to rounding is named. Before that, what
+needs no run: records permuted, flipped, scaled, taken from elsewhere, a picture prepared otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmref import functional as F
+from mmref.layer import recording
+from mmref.validate.faults import FAULTS
+from mmref.validate.trace import canonical, largest
+
+LIMIT = 60.0      # units of rounding noise within which a mistake reproduces the candidate
+CLOSER = 0.02     # and the share of the difference it may leave unexplained
+SHOWN = 3
+
+
+@dataclass
+class Diagnosis:
+    """`key` as in faults.py; `left` the error that remains, in units of rounding noise."""
+
+    key: str
+    text: str
+    layer: str
+    left: float
+
+
+def diagnose(model, reference, values, comparison, noise) -> tuple[list[Diagnosis], str]:
+    """(diagnoses, best first; a note where there is none). `values` {name: (candidate's array, layout)}."""
+    first = comparison.first
+    row = next(row for row in comparison.rows if row.name == first)
+    if row.verdict == "NOT FINITE":
+        return [], "NaN or infinity appears here"
+    got, unit = values[first][0], max(noise.get(first, 0.0), 1e-300)
+    if got is None:
+        return [], "another shape: padding, stride or the split of channels"
+    error = largest(got - reference[first])
+
+    def explains(array):
+        if array.shape != got.shape:
+            return None
+        with np.errstate(invalid="ignore", over="ignore"):
+            left = float(np.abs(array - got).max())
+        return left / unit if left <= max(CLOSER * error, 0) and left <= LIMIT * unit else None
+    if first == "input":
+        return of_input(reference["input"], got)
+    found = list(plain(first, reference, explains))
+    if model is None:
+        note = "" if found else "no known pattern; with the reference's weights (--weights) mistakes can be tried"
+        return found, note
+    if "input" not in reference:
+        return found, "the reference trace lacks its input, so no mistake can be tried"
+    checked = {row.name for row in comparison.rows if row.verdict == "same"}
+    found += planted(model.astype(np.float64), reference["input"], first, checked, explains)
+    found.sort(key=lambda diagnosis: diagnosis.left)
+    best = [d for d in found if d.left <= max(8 * found[0].left, 4.0)]
+    # Of equally good ones the layer that ends last is the nearest: the others reach the difference through it.
+    unique = list({d.key + d.text: d for d in best}.values())[:SHOWN]
+    return unique, "" if unique else "no mistake that mmref knows reproduces this difference"
+
+
+def plain(name, reference, explains):
+    """Patterns that need no run."""
+    expected = reference[name]
+    if expected.ndim >= 2 and len(expected) > 1:
+        for text, order in (("samples of the batch in reverse order", slice(None, None, -1)),
+                            ("every sample has the first one's result", np.zeros(len(expected), int)),
+                            ("samples of the batch shifted by one", np.roll(np.arange(len(expected)), 1)),
+                            ("samples of the batch shifted by one", np.roll(np.arange(len(expected)), -1))):
+            yield from _named("batch-mixed", text, name, explains(expected[order]))
+        mean = np.broadcast_to(expected.mean(0, keepdims=True), expected.shape)
+        yield from _named("batch-mixed", "every sample has the batch's mean", name, explains(mean))
+    if expected.ndim == 4:
+        for text, array in (("map mirrored left to right", expected[..., ::-1]),
+                            ("map upside down", expected[:, :, ::-1]), ("map turned round", expected[:, :, ::-1, ::-1]),
+                            ("rows and columns exchanged", expected.swapaxes(2, 3)),
+                            ("channels in reverse order", expected[:, ::-1])):
+            yield from _named("permuted", text, name, explains(array))
+    yield from _named("zero", "all zeros: never written?", name, explains(expected * 0))
+    before = [other for other in reference if other != name and reference[other].shape == expected.shape]
+    for other in before[-40:]:
+        yield from _named("wiring", f"this is the value of {other}", name, explains(reference[other]))
+
+
+def _named(key, text, layer, left):
+    if left is not None:
+        yield Diagnosis(key, text, layer, left)
+
+
+def of_input(expected, got):
+    """What was done to the picture: (diagnoses, note)."""
+    if expected.ndim != 4:
+        return [], "the two runs had different inputs"
+    found = []
+
+    def close(array):
+        return array.shape == got.shape and largest(array - got) <= 1e-3 * max(largest(got), 1e-30)
+    for text, array in (("colour channels reversed (BGR)", expected[:, ::-1]),
+                        ("picture mirrored", expected[..., ::-1]), ("picture upside down", expected[:, :, ::-1]),
+                        ("rows and columns exchanged", expected.swapaxes(2, 3))):
+        if close(array):
+            found.append(Diagnosis("input-permuted", text, "input", 0.0))
+    fits = [_line(expected[:, c].ravel(), got[:, d].ravel()) for c, d in ((0, 0), (1, 1), (2, 2))][:expected.shape[1]]
+    if not found and all(residual < 1e-4 for *_, residual in fits):
+        words = ", ".join(f"{a:.4g} * x + {b:.4g}" for a, b, _ in fits)
+        found.append(Diagnosis("normalisation", f"mean, deviation or range of the pixels differ: got {words}",
+                               "input", 0.0))
+    if not found:
+        height, width = expected.shape[2:]
+        for dy, dx in sorted(((i, j) for i in range(-4, 5) for j in range(-4, 5)), key=lambda s: abs(s[0]) + abs(s[1])):
+            if min(height, width) > 12 and (dy or dx):
+                ours = expected[:, :, 4 + dy:height - 4 + dy, 4 + dx:width - 4 + dx]
+                theirs = got[:, :, 4:height - 4, 4:width - 4]
+                if largest(ours - theirs) <= 1e-3 * max(largest(ours), 1e-30):
+                    found.append(Diagnosis("resize-crop", f"crop off by {dy} rows and {dx} columns", "input", 0.0))
+                    break
+        else:
+            similar = np.corrcoef(expected.ravel(), got.ravel())[0, 1] if expected.std() and got.std() else 0.0
+            if similar > 0.5:
+                found.append(Diagnosis("resize-crop", f"resize or crop off: pictures alike (correlation {similar:.3f}), "
+                                       "pixels not; look at the filter, antialiasing and rounding of sizes", "input", 0.0))
+    return found, "" if found else "the two runs had different inputs"
+
+
+def _line(x, y):
+    """(a, b, largest residual of y = a x + b over y's deviation)."""
+    a, b = np.polyfit(x, y, 1) if x.std() else (0.0, float(y.mean()) if y.size else 0.0)
+    return float(a), float(b), largest(y - a * x - b) / max(float(y.std()), 1e-30)
+
+
+# ------------------------------------------------------------------------------------------------ planted mistakes
+
+def planted(model, x, first, checked, explains):
+    """Diagnoses of the mistakes that reproduce record `first`."""
+    unit, inside, x = unit_of(model, np.asarray(x, np.float64), first)
+    if unit is None:
+        return
+    order = list(_outputs(unit, x))
+    names = {canonical(layer.name): path for path, layer in unit.walk()}
+    until = order.index(first) if first in order else len(order)
+    owner = first.split(":")[0]
+    for name, path in names.items():
+        contains = not path or owner == name or owner.startswith(f"{name}.") or first in ("output",)
+        earlier = name not in checked and (name not in order or order.index(name) <= until)
+        within = name.startswith(f"{owner}.") and name not in checked
+        if not (contains or earlier or within):
+            continue
+        for key, text, plant in FAULTS.get(type(_at(unit, path)), ()):
+            copied = clone(unit)
+            if plant(_at(copied, path)) is False:
+                continue
+            with np.errstate(all="ignore"):
+                outputs = _outputs(copied, x)
+            value = outputs.get(first if first in outputs else "", None)
+            left = None if value is None else explains(value)
+            if left is not None:
+                yield Diagnosis(key, text, name, left)
+    if inside == "head":
+        for key, text, value in (("pooling", "maximum instead of mean over the pixels", x.max((2, 3))),
+                                 ("pooling", "sum instead of mean over the pixels", x.sum((2, 3))),
+                                 ("pooling", "one pixel instead of the mean over all", x[:, :, 0, 0]),
+                                 ("batch-mixed", "mean over the batch too: samples mixed",
+                                  np.broadcast_to(x.mean((0, 2, 3)), x.shape[:2]))):
+            outputs = _outputs(model.head, value)
+            left = explains(outputs.get(first if first in outputs else "", value))
+            if left is not None:
+                yield Diagnosis(key, text, "head", left)
+
+
+def unit_of(model, x, first):
+    """(the unit that computes record `first`, its kind, its input): stem, a child of a stage, or the head."""
+    if first.startswith("patch_embed"):
+        return model.patch_embed, "stem", x
+    x = model.patch_embed(x)
+    for stage in (model.blocks1, model.blocks2, model.blocks3):
+        children = list(stage.children.values())
+        for child in children:
+            if first == child.name or first.startswith(child.name + ".") or (first == stage.name and
+                                                                             child is children[-1]):
+                return child, "block", x
+            x = child(x)
+    if first.startswith("head") or first == "output":
+        return _Tail(model.head), "head", x
+    return None, "", x
+
+
+class _Tail:
+    """Pooling and head, with the walk of the head."""
+
+    def __init__(self, head):
+        self.head, self.name = head, head.name
+
+    def walk(self):
+        return self.head.walk()
+
+    def __call__(self, x):
+        return self.head(F.global_average_pool(x) if x.ndim == 4 else x)
+
+
+def _outputs(unit, x):
+    """{canonical name: output} of a unit, its result under "" as well."""
+    outputs = {}
+    with recording(lambda name, value, layer: outputs.__setitem__(canonical(name), value)):
+        outputs[""] = unit(x)
+    return outputs
+
+
+def clone(layer):
+    """A copy whose layers may be changed; parameters are shared."""
+    if isinstance(layer, _Tail):
+        return _Tail(clone(layer.head))
+    copied = copy.copy(layer)
+    for name, child in layer.children.items():
+        setattr(copied, name, clone(child))
+    return copied
+
+
+def _at(unit, path):
+    return next(layer for found, layer in unit.walk() if found == path)
