@@ -16,6 +16,7 @@ import mmref
 from mmref.engine import CompiledModel, plan_table
 from mmref.engine.memory import Arena
 from mmref.errors import ShapeError, ValueProblem
+from mmref.layer import Scale
 from mmref.parameters import load_parameters
 from mmref.variants import VARIANTS
 
@@ -31,6 +32,8 @@ def nano():
     for _, layer, name in model.named_parameters():
         if name in ("running_mean", "bias"):
             setattr(layer, name, rng.normal(0, 0.2, layer.shapes[name]).astype(np.float32))
+        if isinstance(layer, Scale):  # all ones at the start of a training: folding them could be forgotten
+            setattr(layer, name, getattr(layer, name) * rng.uniform(0.5, 2, layer.shapes[name]).astype(np.float32))
     return model.astype(np.float64), CompiledModel(model, threads=2)
 
 
