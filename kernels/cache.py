@@ -40,10 +40,10 @@ def sources_hash() -> str:
 
 
 def candidates() -> list[Path]:
-    """Cache folders to try, best first; MMREF_CACHE_DIR, if set, is the only one."""
-    own = os.environ.get("MMREF_CACHE_DIR")
+    """Cache folders to try, best first; MMREF_CACHE_DIR or else MMREF_HOME, if set, is the only one."""
+    own = os.environ.get("MMREF_CACHE_DIR") or os.environ.get("MMREF_HOME")
     if own:
-        return [Path(own)]
+        return [Path(own).expanduser()]
     if sys.platform == "win32":
         places = [os.environ.get("LOCALAPPDATA")]
     elif sys.platform == "darwin":

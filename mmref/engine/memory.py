@@ -49,12 +49,13 @@ class Slabs:
 
 @dataclass(frozen=True)
 class Place:
-    """An address in a block that has none yet: bytes from its start."""
+    """An address in a block that has none yet: bytes from the start of the plan's block of that number."""
 
     offset: int
+    block: int = 0
 
     def __add__(self, count: int) -> Place:
-        return Place(self.offset + count)
+        return Place(self.offset + count, self.block)
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Map:
 class Arena:
     """Hands out places in a block whose size is known once everything is handed out."""
 
-    def __init__(self):
-        self.size = 0
+    def __init__(self, block: int = 0):
+        self.block, self.size = block, 0
         self.holes: list[tuple[int, int]] = []  # (offset, size), by offset, never touching each other
 
     def take(self, size: int) -> Place:
@@ -82,13 +83,13 @@ class Arena:
         for index, (offset, hole) in enumerate(self.holes):
             if hole >= size:
                 self.holes[index:index + 1] = [(offset + size, hole - size)] if hole > size else []
-                return Place(offset)
+                return Place(offset, self.block)
         if self.holes and sum(self.holes[-1]) == self.size:  # lengthen the hole at the end
             offset, _ = self.holes.pop()
         else:
             offset = self.size
         self.size = offset + size
-        return Place(offset)
+        return Place(offset, self.block)
 
     def give(self, place: Place, size: int) -> None:
         """Take back a place: what is handed out after this may lie there."""

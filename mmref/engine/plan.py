@@ -1,9 +1,9 @@
 """The plan of a forward: which operations, in which order, on which memory, by which threads.
 
-A batch is planned in two parts. Where every thread can have whole images, it works on its own, in its own memory, with
-no barrier: stem and stage 1 image by image (their maps are large and should stay in the cache), stages 2 and 3 with all
-its images at once (their weights are large and should be read once). The images that are left over, and single ones,
-are worked on by all threads together, each operation divided among them, with a barrier after it.
+A batch is planned in two parts. Stem and stage 1 go image by image: their maps are large and should stay in the cache.
+Where there are enough images each thread takes whole ones, on memory of its own, without barriers. Images that are left
+over, single ones, and stages 2 and 3 of the whole batch (small maps, large weights, which should be read once) are
+worked on by all threads together, each operation divided among them, with a barrier after it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ TOGETHER = -1
 RECORDS = {"picture": records.PICTURE, "stem": records.STEM, "matmul": records.MATMUL, "depthwise": records.DEPTHWISE,
            "wavelet_branch": records.WAVELET, "scan": records.SCAN, "norm_gate": records.NORM_GATE,
            "copy_relu": records.COPY_RELU, "mean": records.MEAN, "gate": records.GATE, "result": records.RESULT}
-WHOLE_BLOCKS = 3  # blocks of rows a thread must have in the last stage to take whole images
 CHUNK_BYTES = 1 << 19  # rows of a matrix product that pass all panels before others do: half a second-level cache
 
 
@@ -66,7 +65,7 @@ class Builder:
         self.config, self.weights, self.owner, self.tiles = config, weights, owner, tiles
         self.shares = shares if owner == TOGETHER else 1
         self.cells = cells
-        self.arena, self.operations = Arena(), []
+        self.arena, self.operations = Arena(owner), []
 
     def emit(self, kernel, layer, shape, macs, moved, barrier=True, /, **fields):
         self.operations.append(Operation(kernel, layer, shape, fields, macs, moved, self.owner,
@@ -261,48 +260,48 @@ class Builder:
 
     # ------------------------------------------------------------------------------- the network
 
-    def network(self, first_image, images, height, width, outputs):
-        """`images` images of the batch from `first_image` on; `outputs` as in `Plan`."""
+    def front(self, first_image, images, stage1: Map, height, width, outputs):
+        """Stem and stage 1 of `images` images from `first_image` on, into their places in the batch's `stage1`."""
         small = -(-height // 16), -(-width // 16)
-        pixels = small[0] * small[1]
-        depth = self.config.depths[0]
-        stage1 = self.arena.map(images * pixels, self.config.widths[0])
-        slice_size = pixels * stage1.pitch
-        arena, stem_operations = self.arena, None
-        for image in range(images):
-            if stem_operations is None:
-                stem_map = self.picture_and_stem(first_image, height, width)
+        pixels, depth = small[0] * small[1], self.config.depths[0]
+        stem_map, stem_operations = None, []
+        for image in range(first_image, first_image + images):
+            if stem_map is None:
+                stem_map = self.picture_and_stem(image, height, width)
                 stem_operations = self.operations[-5:]
             else:  # another picture, the same memory
-                offset = (first_image + image) * self.config.in_chans * height * width * FLOAT_BYTES
+                offset = image * self.config.in_chans * height * width * FLOAT_BYTES
                 entry = stem_operations[0]
                 self.operations += [replace(entry, fields={**entry.fields, "offset": offset}), *stem_operations[1:]]
             x = stem_map
             if "0" in outputs:
-                self.result(outputs.index("0"), x, pixels, (first_image + image) * pixels)
+                self.result(outputs.index("0"), x, pixels, image * pixels)
             for index in range(depth):
-                last = index == depth - 1
-                out = Map(stage1.place + image * slice_size, stage1.pitch, stage1.channels, 0) if last else None
+                out = None
+                if index == depth - 1:
+                    out = Map(stage1.place + image * pixels * stage1.pitch, stage1.pitch, stage1.channels, 0)
                 y = self.block(f"blocks1.{index}", x, (1, *small), 0, out)
                 if index:
-                    arena.free(x)
+                    self.arena.free(x)
                 x = y
-        x, size = stage1, (images, *small)
+
+    def back(self, images, stage1: Map, height, width, outputs):
+        """Stages 2 and 3 and the head of the whole batch."""
+        x, size = stage1, (images, -(-height // 16), -(-width // 16))
         for stage in (1, 2, 3):
             if stage > 1:
                 x, size = self.later_stage(stage, x, size)
             if str(stage) in outputs:
-                count = size[1] * size[2]
-                self.result(outputs.index(str(stage)), x, images * count, first_image * count)
+                self.result(outputs.index(str(stage)), x, images * size[1] * size[2], 0)
         if "pooled" in outputs or "logits" in outputs:
             pooled = self.mean("head (mean)", x, images, size[1] * size[2])
             if "pooled" in outputs:
-                self.result(outputs.index("pooled"), pooled, images, first_image)
+                self.result(outputs.index("pooled"), pooled, images, 0)
             if "logits" in outputs:
                 head = self.weights.pointwise("head")
-                logits = arena.map(images, head.columns)
+                logits = self.arena.map(images, head.columns)
                 self.matmul("head", pooled, head, logits, (images, head.columns))
-                self.result(outputs.index("logits"), logits, images, first_image)
+                self.result(outputs.index("logits"), logits, images, 0)
 
     def later_stage(self, stage, x, size):
         """Downsampling trio and blocks of stage 2 or 3; frees x."""
@@ -321,38 +320,30 @@ class Builder:
         return x, size
 
 
-def whole_images(batch: int, height: int, width: int, threads: int) -> tuple[int, int]:
-    """(images each thread takes whole, images worked on by all together).
-
-    Whole images need no barriers, but every thread then reads all weights: with few pixels in the last stage that takes
-    longer than the multiply-adds, and all together read them once."""
-    each, rest = divmod(batch, threads)
-    if threads == 1 or each * -(-height // 64) * -(-width // 64) < WHOLE_BLOCKS * TARGET.tile_rows:
-        return 0, batch
-    return each, rest
-
-
 def make_plan(config: Variant, weights: Weights, shape, outputs, threads: int, addresses, tiles: int) -> Plan:
     """`outputs`: of "0" to "3" (stem and stages), "pooled", "logits". `addresses`: {kernel: address}."""
     batch, _, height, width = shape
     cells = np.zeros(1 + len(outputs), np.int64)
-    each, rest = whole_images(batch, height, width, threads)
+    each = batch // threads if threads > 1 else 0
+    together = Builder(config, weights, threads, TOGETHER, cells, tiles)
+    stage1 = together.arena.map(batch * -(-height // 16) * -(-width // 16), config.widths[0])
     builders = []
     for owner in range(threads if each else 0):
         builder = Builder(config, weights, threads, owner, cells, tiles)
-        builder.network(owner * each, each, height, width, outputs)
+        builder.front(owner * each, each, stage1, height, width, outputs)
         builders.append(builder)
-    if rest:
-        builder = Builder(config, weights, threads, TOGETHER, cells, tiles)
-        builder.network(batch - rest, rest, height, width, outputs)
-        builders.append(builder)
-    blocks = [aligned_zeros(builder.arena.size + VECTOR_BYTES) for builder in builders]
+    if builders:
+        builders[-1].operations[-1].barrier = True
+    together.front(each * threads, batch - each * threads, stage1, height, width, outputs)
+    together.back(batch, stage1, height, width, outputs)
+    builders.append(together)
+    blocks = {builder.arena.block: aligned_zeros(builder.arena.size + VECTOR_BYTES) for builder in builders}
     operations = [operation for builder in builders for operation in builder.operations]
     table = aligned_zeros(sum(RECORDS[operation.kernel].itemsize for operation in operations))
     steps = np.zeros(len(operations), records.STEP)
     position, index = 0, 0
-    for builder, block in zip(builders, blocks, strict=True):
-        base, product = block.ctypes.data, None
+    for builder in builders:
+        product = None
         for operation in builder.operations:
             kind = RECORDS[operation.kernel]
             row = table[position:position + kind.itemsize].view(np.int64)
@@ -360,14 +351,14 @@ def make_plan(config: Variant, weights: Weights, shape, outputs, threads: int, a
                 if product is not None:
                     product["next"] = table.ctypes.data + position
                 product = row.view(kind)
-            row[:] = [base + value.offset if isinstance(value, Place) else value
+            row[:] = [blocks[value.block].ctypes.data + value.offset if isinstance(value, Place) else value
                       for value in (operation.fields[name] for name in kind.names)]
             steps[index] = (addresses[operation.kernel], table.ctypes.data + position, operation.owner,
                             operation.barrier)
             position += kind.itemsize
             index += 1
     return Plan(tuple(shape), tuple(outputs), tuple(output_shape(config, shape, name) for name in outputs), threads,
-                operations, cells, steps, [table, *blocks])
+                operations, cells, steps, [table, *blocks.values()])
 
 
 def output_shape(config: Variant, shape, output: str) -> tuple[int, ...]:
