@@ -75,7 +75,7 @@ sets(Conv2d, "kernel-flipped", "kernel turned round: convolution where cross-cor
      weight=lambda c: _if(c.kernel > 1, c.weight[:, :, ::-1, ::-1]))
 sets(Conv2d, "kernel-transposed", "rows and columns of the kernel exchanged",
      weight=lambda c: _if(c.kernel > 1, c.weight.swapaxes(2, 3)))
-sets(Conv2d, "bias-missing", "bias of the convolution left out", bias=lambda c: _if(c.bias is not None, c.bias * 0))
+sets(Conv2d, "bias-missing", "bias of the convolution left out", bias=lambda c: None if c.bias is None else c.bias * 0)
 sets(Conv2d, "transposed-projection", "weight of the projection transposed",
      weight=lambda c: _if(c.groups == 1, c.weight.reshape(c.weight.shape[1], c.weight.shape[0], *c.weight.shape[2:])
                           .swapaxes(0, 1)))
