@@ -77,7 +77,8 @@ def picture(batch=1, height=40, width=56, seed=0):
 
 def layers():
     """Threading layers that load in a new process (here, another package may have brought a TBB along)."""
-    probe = subprocess.run([sys.executable, "-c", "from numba.np.ufunc import tbbpool"], capture_output=True, check=False)
+    code = "from numba.np.ufunc import tbbpool"
+    probe = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     return ["omp", "workqueue", "tbb"] if probe.returncode == 0 else ["omp", "workqueue"]
 
 
