@@ -11,7 +11,6 @@ import argparse
 import os
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 
 # name of the command and its module: help line, which stands here so that `mmref --help` loads no command
 COMMANDS = {
@@ -27,7 +26,6 @@ COMMANDS = {
     "compare": "two traces: the first layer that differs, and why",
     "check": "a Python callable against the network, on inputs that break things",
     "selftest": "the published figures on this machine",
-    "show": "pictures of what happens inside",
 }
 
 
@@ -66,8 +64,6 @@ def _parser(argv):
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     wanted = argv[0] if argv else None
     for name, help_line in COMMANDS.items():
-        if find_spec(f"mmref.cli.{name}") is None:
-            continue
         command = commands.add_parser(name, help=help_line, description=f"mmref {name}: {help_line}.")
         if name == wanted:
             module = import_module(f"mmref.cli.{name}")
