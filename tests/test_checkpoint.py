@@ -8,10 +8,10 @@ import struct
 import subprocess
 import sys
 import tarfile
-import time
 import tracemalloc
 import types
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -37,8 +37,10 @@ def bounded():
 
 
 def refuse(path, message, **options):
+    modules = set(sys.modules)
     with pytest.raises(CheckpointError, match=message) as caught:
         read_checkpoint(path, **options)
+    assert {m for m in set(sys.modules) - modules if not m.startswith(("mmref", "encodings"))} == set()
     assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 1500
 
 
@@ -204,6 +206,20 @@ def test_the_directory_and_the_record_disagree(tmp_path):
     raw[raw.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "b.pth").write_bytes(raw)
     refuse(tmp_path / "b.pth", "record 'data.pkl' is encrypted$")
+
+
+def test_records_inside_records(tmp_path):
+    """Catches one stretch of the file read as several records: a small file that means a large one."""
+    inner = zip_file(tmp_path / "inner.pth", [("data/1", bytes(10_000))]).read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        for name, data in (*good_records(), ("data/2", inner)):
+            archive.writestr(f"archive/{name}", data)
+        hidden = zipfile.ZipInfo("archive/data/1")
+        hidden.file_size = hidden.compress_size = 10_000
+        hidden.CRC = zlib.crc32(bytes(10_000))
+        hidden.header_offset = archive.fp.tell() - len(inner)
+        archive.filelist.append(hidden)
+    refuse(tmp_path / "a.pth", "records overlap")
 
 
 def test_damage_in_a_record_nobody_wants(tmp_path):
@@ -376,12 +392,10 @@ def test_names_that_cannot_be_shown(tmp_path, name):
 
 
 def test_time_stays_bounded():
-    """Catches quadratic work: a million marks or memo writes end at once by the count of values."""
-    started = time.process_time()
+    """Catches quadratic work: a million marks or memo writes end by the count of values, or this never ends."""
     for body in (b"(" * 2_000_000, b"Nq\x00" * 1_000_000, b"}" * 2_000_000):
         with pytest.raises(CheckpointError, match="more than 1000000 values"):
             pickle_tensors.load(stream(body, b"."))
-    assert time.process_time() - started < 120  # a guard against never ending, not a measurement
 
 
 def test_long_record_names_and_signalling_nans(tmp_path, recwarn):

@@ -122,7 +122,8 @@ def leftovers(path):
 def test_the_manifest():
     """Catches a figure or name that differs from the table of variants, and a missing file."""
     entries = store.manifest()
-    assert len(entries) == 12 and {e.variant for e in entries.values()} == set(ACCURACY)
+    published = {name for name, figures in ACCURACY.items() if "top1_dagger" in figures}  # nano is our own
+    assert len(entries) == 12 and {e.variant for e in entries.values()} == published
     for name, entry in entries.items():
         dagger = name.endswith("s")
         figures = ACCURACY[entry.variant]

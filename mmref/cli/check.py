@@ -1,4 +1,7 @@
-"""`mmref check module:callable`: f(batch) against the network on awkward inputs. Status 0 same, 1 differs, 2 bad input."""
+"""`mmref check module:callable`: f(batch) against the network on awkward inputs.
+
+Exit status 0 same, 1 differs, 2 bad input.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ def add_arguments(parser):
                         "the working folder is importable")
     parser.add_argument("--model", default="mobilemamba_nano", help="default: %(default)s")
     parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth (default: the model's own)")
-    parser.add_argument("--examples", type=int, default=60, help="inputs to try before shrinking (default: %(default)s)")
+    parser.add_argument("--examples", type=int, default=60,
+                        help="inputs to try before shrinking (default: %(default)s)")
     parser.add_argument("--max-side", type=int, default=96, help="largest height and width (default: %(default)s)")
     parser.add_argument("--max-batch", type=int, default=4, help="largest batch (default: %(default)s)")
     parser.add_argument("--size", metavar="HxW", help="only this size, for graphs of a fixed one")
@@ -42,6 +46,7 @@ def run(args) -> int:
         print(f"DIFFERS; the smallest input found ({tried} tried): batch {failure.batch}, {failure.height} x "
               f"{failure.width} pixels, {failure.fill} of magnitude {failure.magnitude:g}, seed {failure.seed}")
         print(f"  {failure.reason}")
-        print(f"  input again: mmref.validate.check.make_input(({failure.batch}, 3, {failure.height}, {failure.width}), "
+        shape = (failure.batch, 3, failure.height, failure.width)
+        print(f"  input again: mmref.validate.check.make_input({shape}, "
               f"{failure.fill!r}, {failure.magnitude:g}, {failure.seed})")
     return 0 if failure is None else 1

@@ -8,13 +8,16 @@ NAME, HELP = "trace", "every activation of a run, to a file"
 
 
 def add_arguments(parser):
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures (a batch of them), or one .npy (B, 3, H, W) "
+    parser.add_argument("inputs", nargs="+", metavar="INPUT",
+                        help="pictures (a batch of them), or one .npy (B, 3, H, W) "
                         "that is normalised already")
-    parser.add_argument("--model", default="mobilemamba_nano", help="default: %(default)s, whose weights are in the box")
+    parser.add_argument("--model", default="mobilemamba_nano",
+                        help="default: %(default)s, whose weights are in the box")
     parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth (default: the model's own)")
     parser.add_argument("--num-classes", type=int, help="checked against the weights")
     parser.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
-    parser.add_argument("--filter", default="*", metavar="PATTERN", help="names to keep, for instance 'blocks1.*,output'")
+    parser.add_argument("--filter", default="*", metavar="PATTERN",
+                        help="names to keep, for instance 'blocks1.*,output'")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="a .safetensors file")
 
 

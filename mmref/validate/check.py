@@ -1,6 +1,7 @@
 """A callable against the network, on inputs that break ports: failures are shrunk to the smallest input.
 
-Hypothesis draws shapes, batch sizes, ranges and seeds; NumPy draws the values. It is an extra: `pip install hypothesis`.
+Hypothesis draws shapes, batch sizes, ranges and seeds; NumPy draws the values. It is an extra:
+`pip install hypothesis`.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def model_of(label, model):
     if label.startswith("float16"):
         if "folded" in label:
             model = model.astype(np.float32).fold_batchnorm().astype(np.float64)
-        for name, layer, attribute in model.named_parameters():
+        for _, layer, attribute in model.named_parameters():
             rounded = getattr(layer, attribute).astype(np.float16)
             setattr(layer, attribute, rounded.astype(np.float64))
     return model

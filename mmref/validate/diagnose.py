@@ -125,8 +125,9 @@ def of_input(expected, got):
         else:
             similar = np.corrcoef(expected.ravel(), got.ravel())[0, 1] if expected.std() and got.std() else 0.0
             if similar > 0.5:
-                found.append(Diagnosis("resize-crop", f"resize or crop off: pictures alike (correlation {similar:.3f}), "
-                                       "pixels not; look at the filter, antialiasing and rounding of sizes", "input", 0.0))
+                text = (f"resize or crop off: pictures alike (correlation {similar:.3f}), pixels not; look at the "
+                        f"filter, antialiasing and rounding of sizes")
+                found.append(Diagnosis("resize-crop", text, "input", 0.0))
     return found, "" if found else "the two runs had different inputs"
 
 

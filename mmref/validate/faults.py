@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from mmref import functional as F
-from mmref.layer import (BatchNorm, Conv2d, ConvBN, LayerNorm, Linear, ReLU, Residual, Scale, Sequential, Sigmoid)
+from mmref.layer import BatchNorm, Conv2d, ConvBN, LayerNorm, Linear, ReLU, Residual, Scale, Sequential, Sigmoid
 from mmref.mobilemamba import FFN, Block, Head, PatchMerging, SqueezeExcite, Stem
 from mmref.mrffi import MRFFI, LocalConv, WaveletMamba, join
 from mmref.selective_scan import selective_scan
@@ -280,7 +280,8 @@ def _ss2d(m, x, *, swap=False, gate="silu", inner="silu", early_gate=False, mean
 
 
 def _scan(m, x, *, columns=False, reverse=(False, True), back=(False, True), use=None, step="softplus", bias=True,
-          skip=True, decay="exp", input_="euler", order="dtBC", directions=None, mixed=False, carried=False, rows=False):
+          skip=True, decay="exp", input_="euler", order="dtBC", directions=None, mixed=False, carried=False,
+          rows=False):
     """SS2D.scan for two directions, spelled out with a switch for every mistake."""
     (K, D, R), N = m.dt_projs_weight.shape, m.d_state
     batch, _, height, width = x.shape

@@ -67,7 +67,8 @@ def _parameter(name, shape, seed):
         return normal(0.2, 1.0)
     if "wavelet_scale" in path:
         return normal(0.1, 0.5)
-    scales = {"A_logs": 0.5, "dt_projs_weight": 0.5 * shape[-1] ** -0.5, "x_proj_weight": shape[-1] ** -0.5, "bias": 0.1}
+    scales = {"A_logs": 0.5, "dt_projs_weight": 0.5 * shape[-1] ** -0.5, "x_proj_weight": shape[-1] ** -0.5,
+              "bias": 0.1}
     return normal(scales.get(leaf, int(np.prod(shape[1:])) ** -0.5))
 
 

@@ -23,7 +23,8 @@ def read_mapping(path) -> dict[str, str]:
         try:
             mapping = json.loads(text)
         except ValueError as error:
-            raise ValueProblem(f"{path}: --map must be a JSON object or lines `candidate = reference`: {error}") from error
+            message = f"{path}: --map must be a JSON object or lines `candidate = reference`: {error}"
+            raise ValueProblem(message) from error
     else:
         lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
         if not all("=" in line for line in lines):
@@ -53,7 +54,8 @@ def match(reference, candidate, mapping=None) -> tuple[dict[str, str], str]:
         return {name: exact[name] for name in reference if name in exact}, "names"
     pairs = align(reference, candidate)
     if not pairs:
-        raise ValueProblem(f"CANDIDATE must share names or shapes with REFERENCE, got {', '.join(list(candidate)[:5])}, "
+        first = ", ".join(list(candidate)[:5])
+        raise ValueProblem(f"CANDIDATE must share names or shapes with REFERENCE, got {first}, "
                            "... (--map FILE says which is which)")
     return pairs, "shape and order"
 

@@ -70,8 +70,8 @@ def _gallery(result, reference, candidate):
         images = "".join(_image(array[sample, channel], *limits, word) for array, limits, word in (
             (ours, (low, high), "reference"), (theirs, (low, high), "candidate"),
             (difference, (0, difference[sample, channel].max()), "difference")))
-        figures.append(f"<figure><div>{images}</div><figcaption>{html.escape(row.name)}<br><small>sample {sample}, channel "
-                       f"{channel}; reference, candidate, absolute difference</small></figcaption></figure>")
+        figures.append(f"<figure><div>{images}</div><figcaption>{html.escape(row.name)}<br><small>sample {sample}, "
+                       f"channel {channel}; reference, candidate, absolute difference</small></figcaption></figure>")
     return f'<h2>Where they differ</h2><div class="gallery">{"".join(figures)}</div>' if figures else ""
 
 

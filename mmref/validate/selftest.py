@@ -106,7 +106,8 @@ def report(result) -> str:
              f"machine   {machine['cpu']}, {machine['cores']} logical processors, {' '.join(machine['vector'])}",
              f"system    {machine['system']}, Python {machine['python']}",
              f"libraries {', '.join(f'{name} {version}' for name, version in machine['libraries'].items())}",
-             f"model     {model['name']}{' (folded)' if model['folded'] else ''}, weights {model['weights_sha256'][:16]}",
+             f"model     {model['name']}{' (folded)' if model['folded'] else ''}, "
+             f"weights {model['weights_sha256'][:16]}",
              ""]
     for check in result["checks"]:
         word = {True: "ok", False: "FAIL", None: "not run"}[check["passed"]]
