@@ -1,0 +1,70 @@
+"""The recipes of docs/validate.md, run as they stand there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mmref
+from mmref.validate.compare import compare
+from mmref.validate.trace import trace_model
+from mmref.validate.trace_file import read_trace
+
+TEXT = (Path(__file__).parents[1] / "docs" / "validate.md").read_text()
+RECIPES = dict(re.findall(r"```python recipe=(\w+)\n(.*?)```", TEXT, re.S))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mmref.create_model("mobilemamba_nano", pretrained=True, dtype=np.float64)
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(0).standard_normal((2, 3, 83, 145)).astype(np.float32)
+
+
+def run(name, tmp_path, monkeypatch, **names):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(RECIPES[name], f"recipe {name}", "exec"), names)
+    return read_trace("candidate.npz")
+
+
+def test_torch(model, x, tmp_path, monkeypatch):
+    """Catches a hook that keeps a view, or names that no longer match."""
+    torch = pytest.importorskip("torch")
+    import torch_reference
+    network = torch_reference.create("nano", 10)
+    state = {k: torch.tensor(np.asarray(v, np.float32)) for k, v in model.state_dict().items()}
+    network.load_state_dict(state, strict=False)
+    candidate = run("torch", tmp_path, monkeypatch, network=network, x=torch.from_numpy(x))
+    result = compare(trace_model(model, x), candidate, model=model)
+    assert result.same and len(result.rows) > 300, result.first
+
+
+def test_onnx(model, x, tmp_path, monkeypatch):
+    """Catches names of mmref's own export that the recipe does not turn into layers' names."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from mmref.export.onnx import export_onnx
+    export_onnx(model.astype(np.float32), tmp_path / "model.onnx")
+    candidate = run("onnx", tmp_path, monkeypatch, x=x)
+    result = compare(trace_model(model, x), candidate, model=model)
+    assert result.same and len(result.rows) > 80, (result.first, [r for r in result.rows if r.verdict != "same"][:3])
+
+
+def test_numpy(model, x, tmp_path, monkeypatch):
+    """Catches a wrapper that changes the result."""
+    single = model.astype(np.float32)
+    candidate = run("numpy", tmp_path, monkeypatch, x=x, stem=single.patch_embed, network=lambda x, stem: stem(x))
+    result = compare(trace_model(model, x), candidate, model=model)
+    assert result.same and [row.name for row in result.rows] == ["input", "patch_embed"]
+
+
+def test_jax(x, tmp_path, monkeypatch):
+    """Catches a recipe that JAX's arrays do not fit."""
+    pytest.importorskip("jax")
+    assert "relu" in run("jax", tmp_path, monkeypatch, x=x).records
