@@ -1,8 +1,8 @@
 """The compiled engine: the same network, planned once for an input shape and run by kernels (mmref.kernels).
 
-    weights.py   parameters folded and packed             plan.py     operations, memory and threads of one input shape
-    memory.py    where activations lie                    compiled.py CompiledModel, which has the NumPy model's face
-    table.py     a plan as a table for people
+    walk.py      the network as operations, in order      plan.py     those as records, with memory and threads
+    weights.py   parameters folded and packed             compiled.py CompiledModel, which has the NumPy model's face
+    memory.py    where activations lie                    table.py    a plan as a table for people
 
 docs/engine.md follows one block from the NumPy text to the rows of its plan.
 """

@@ -11,7 +11,8 @@ import numpy as np
 
 from mmref import functional as F
 from mmref.engine.folding import FoldedParameters
-from mmref.engine.plan import Plan, make_plan, output_shape
+from mmref.engine.plan import Plan, make_plan
+from mmref.engine.walk import output_shape
 from mmref.engine.weights import Weights, check_haar
 from mmref.errors import ShapeError, ValueProblem
 from mmref.mobilemamba import MobileMamba, check_input, take_indices

@@ -67,8 +67,9 @@ class Map:
     channels: int
     size: int  # bytes in the arena
 
-    def from_channel(self, first: int) -> Place:
-        return self.place + first * FLOAT_BYTES
+    def part(self, first: int, channels: int) -> Map:
+        """`channels` of them from channel `first` on; not to be freed."""
+        return Map(self.place + first * FLOAT_BYTES, self.pitch, channels, 0)
 
 
 class Arena:
