@@ -142,10 +142,11 @@ class CpuWalk(Walk):
             x, pixel, row, channels = out, out_pixel, out_row, c_out
         return Map(x, pixel, w, height * row)
 
-    def front(self, first_image, images, stage1: Map, height, width):
-        """Stem and stage 1 of `images` images from `first_image` on, into their places in the batch's `stage1`."""
+    def network(self, first_image, images, height, width):
+        """All of the network for `images` images from `first_image` on."""
         size = 1, -(-height // 16), -(-width // 16)
         pixels = size[1] * size[2]
+        stage1 = self.arena.map(images * pixels, self.config.widths[0])
         stem_map, stem_operations = None, []
         for image in range(first_image, first_image + images):
             if stem_map is None:
@@ -156,8 +157,9 @@ class CpuWalk(Walk):
                 entry = stem_operations[0]
                 self.operations += [replace(entry, fields={**entry.fields, "offset": offset}), *stem_operations[1:]]
             self.result("0", stem_map, size, image * pixels)
-            self.first_stage(stem_map, size, Map(stage1.place + image * pixels * stage1.pitch, stage1.pitch,
-                                                 stage1.channels, 0))
+            place = stage1.place + (image - first_image) * pixels * stage1.pitch
+            self.first_stage(stem_map, size, Map(place, stage1.pitch, stage1.channels, 0))
+        self.later_stages(stage1, (images, *size[1:]), first_image)
 
 
 def make_plan(config: Variant, weights: Weights, shape, outputs, threads: int, addresses, tiles: int) -> Plan:
@@ -165,18 +167,13 @@ def make_plan(config: Variant, weights: Weights, shape, outputs, threads: int, a
     batch, _, height, width = shape
     cells = np.zeros(1 + len(outputs), np.int64)
     each = batch // threads if threads > 1 else 0
-    together = CpuWalk(config, weights, outputs, threads, TOGETHER, cells, tiles)
-    stage1 = together.arena.map(batch * -(-height // 16) * -(-width // 16), config.widths[0])
+    shares = [(owner, owner * each, each) for owner in range(threads)] if each else []
+    if batch > each * threads:
+        shares.append((TOGETHER, each * threads, batch - each * threads))
     walks = []
-    for owner in range(threads if each else 0):
-        walk = CpuWalk(config, weights, outputs, threads, owner, cells, tiles)
-        walk.front(owner * each, each, stage1, height, width)
-        walks.append(walk)
-    if walks:
-        walks[-1].operations[-1].barrier = True
-    together.front(each * threads, batch - each * threads, stage1, height, width)
-    together.later_stages(stage1, (batch, -(-height // 16), -(-width // 16)))
-    walks.append(together)
+    for owner, first, images in shares:
+        walks.append(CpuWalk(config, weights, outputs, threads, owner, cells, tiles))
+        walks[-1].network(first, images, height, width)
     blocks = {walk.arena.block: aligned_zeros(walk.arena.size + VECTOR_BYTES) for walk in walks}
     operations = [operation for walk in walks for operation in walk.operations]
     table = aligned_zeros(sum(RECORDS[operation.kernel].itemsize for operation in operations))

@@ -210,22 +210,24 @@ class Walk:
             x = y
         return x
 
-    def later_stages(self, stage1: Map, size):
-        """Stages 2 and 3 and the head of a batch; hands over every map from stage 1 on that was asked for."""
+    def later_stages(self, stage1: Map, size, first_image=0):
+        """Stages 2 and 3 and the head; hands over every map from stage 1 on that was asked for.
+
+        first_image: where these images stand in the caller's batch."""
         x = stage1
         for stage in (1, 2, 3):
             if stage > 1:
                 x, size = self.later_stage(stage, x, size)
-            self.result(str(stage), x, size)
+            self.result(str(stage), x, size, first_image * size[1] * size[2])
         images = size[0]
         if "pooled" in self.outputs or "logits" in self.outputs:
             pooled = self.mean("head (mean)", x, images, size[1] * size[2])
-            self.result("pooled", pooled, (images, 1, 1))
+            self.result("pooled", pooled, (images, 1, 1), first_image)
             if "logits" in self.outputs:
                 head = self.weights.pointwise("head")
                 logits = self.arena.map(images, head.columns)
                 self.matmul("head", pooled, head, logits, (images, head.columns))
-                self.result("logits", logits, (images, 1, 1))
+                self.result("logits", logits, (images, 1, 1), first_image)
 
     def later_stage(self, stage, x, size):
         """Downsampling trio and blocks of stage 2 or 3; frees x."""
