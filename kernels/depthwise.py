@@ -3,7 +3,7 @@
 Parallel   (image, vector of 16 channels, band of rows).
 Loops      output rows, output pixels, taps.
 Moves      an input vector is read k*k times, from the first-level cache; three times for 3x3 of stride 1, whose window
-           slides along the row in registers.
+           slides along the row in registers, with the nine taps beside it.
 Costs      2 * k*k operations an output: too few for the multiply-add limit, the loads are it.
 """
 
@@ -48,38 +48,72 @@ def _write(target, total, lanes):
 
 
 @njit(error_model="numpy")
-def _row_3x3(x, row, height, width, pitch, weights, bias, out, out_pitch, activation, after, shift, lanes):
-    """One row of a 3x3 convolution of stride 1. Columns of the window: left, centre, right; rows: 0 above, 1, 2."""
+def _above_and_below(row, height, x, line, pitch, zero):
+    """(address, distance of pixels) of the rows above and below a row of the map. One outside the map is the vector of
+    zeros, again and again."""
+    above, above_step, below, below_step = x + (row - 1) * line, pitch, x + (row + 1) * line, pitch
+    if row == 0:
+        above, above_step = zero, 0
+    if row + 1 == height:
+        below, below_step = zero, 0
+    return above, above_step, below, below_step
+
+
+@njit(error_model="numpy")
+def _rows_3x3(x, first, last, height, width, pitch, weights, bias, out, out_pitch, activation, after, shift, lanes,
+              zero):
+    """Rows first .. last - 1 of a 3x3 convolution of stride 1. Columns of the window: left, centre, right; rows: 0
+    above, 1, 2."""
     w0, w1, w2 = load(weights), load(weights + VECTOR_BYTES), load(weights + 2 * VECTOR_BYTES)
     w3, w4, w5 = load(weights + 3 * VECTOR_BYTES), load(weights + 4 * VECTOR_BYTES), load(weights + 5 * VECTOR_BYTES)
     w6, w7, w8 = load(weights + 6 * VECTOR_BYTES), load(weights + 7 * VECTOR_BYTES), load(weights + 8 * VECTOR_BYTES)
-    above, below = row > 0, row + 1 < height
     line = width * pitch
-    source = x + row * line
-    left0, left1, left2, centre0, centre2 = zeros(), zeros(), zeros(), zeros(), zeros()
-    if above:
-        centre0 = load(source - line)
-    centre1 = load(source)
-    if below:
-        centre2 = load(source + line)
-    for column in range(width):
-        right0, right1, right2 = zeros(), zeros(), zeros()
-        if column + 1 < width:
-            source += pitch
-            if above:
-                right0 = load(source - line)
-            right1 = load(source)
-            if below:
-                right2 = load(source + line)
-        total, other = fma(left0, w0, bias), centre0 * w1  # two sums: half the latency
-        total, other = fma(right0, w2, total), fma(left1, w3, other)
-        total, other = fma(centre1, w4, total), fma(right1, w5, other)
-        total, other = fma(left2, w6, total), fma(centre2, w7, other)
-        total = fma(right2, w8, total) + other
-        _write(out, _finish(total, activation, after, shift), lanes)
-        out += out_pitch
-        left0, left1, left2 = centre0, centre1, centre2
-        centre0, centre1, centre2 = right0, right1, right2
+    for row in range(first, last):
+        at1 = x + row * line
+        at0, step0, at2, step2 = _above_and_below(row, height, x, line, pitch, zero)
+        left0, left1, left2 = zeros(), zeros(), zeros()
+        centre0, centre1, centre2 = load(at0), load(at1), load(at2)
+        for column in range(width):
+            right0, right1, right2 = zeros(), zeros(), zeros()
+            if column + 1 < width:
+                at0, at1, at2 = at0 + step0, at1 + pitch, at2 + step2
+                right0, right1, right2 = load(at0), load(at1), load(at2)
+            total, other = fma(left0, w0, bias), centre0 * w1  # two sums: half the latency
+            total, other = fma(right0, w2, total), fma(left1, w3, other)
+            total, other = fma(centre1, w4, total), fma(right1, w5, other)
+            total, other = fma(left2, w6, total), fma(centre2, w7, other)
+            total = fma(right2, w8, total) + other
+            _write(out, _finish(total, activation, after, shift), lanes)
+            out += out_pitch
+            left0, left1, left2 = centre0, centre1, centre2
+            centre0, centre1, centre2 = right0, right1, right2
+
+
+@njit(error_model="numpy")
+def _rows_3x3_stride_2(x, first, last, height, width, pitch, weights, bias, out, out_width, out_pitch, activation,
+                       after, shift, lanes, zero):
+    """Rows first .. last - 1 of the result of a 3x3 convolution of stride 2; the window as in `_rows_3x3`."""
+    w0, w1, w2 = load(weights), load(weights + VECTOR_BYTES), load(weights + 2 * VECTOR_BYTES)
+    w3, w4, w5 = load(weights + 3 * VECTOR_BYTES), load(weights + 4 * VECTOR_BYTES), load(weights + 5 * VECTOR_BYTES)
+    w6, w7, w8 = load(weights + 6 * VECTOR_BYTES), load(weights + 7 * VECTOR_BYTES), load(weights + 8 * VECTOR_BYTES)
+    line = width * pitch
+    for row in range(first, last):
+        at1 = x + 2 * row * line
+        at0, step0, at2, step2 = _above_and_below(2 * row, height, x, line, pitch, zero)
+        left0, left1, left2 = zeros(), zeros(), zeros()
+        for column in range(out_width):
+            right0, right1, right2 = zeros(), zeros(), zeros()
+            if 2 * column + 1 < width:
+                right0, right1, right2 = load(at0 + step0), load(at1 + pitch), load(at2 + step2)
+            total, other = fma(left0, w0, bias), load(at0) * w1
+            total, other = fma(right0, w2, total), fma(left1, w3, other)
+            total, other = fma(load(at1), w4, total), fma(right1, w5, other)
+            total, other = fma(left2, w6, total), fma(load(at2), w7, other)
+            total = fma(right2, w8, total) + other
+            _write(out, _finish(total, activation, after, shift), lanes)
+            out += out_pitch
+            left0, left1, left2 = right0, right1, right2
+            at0, at1, at2 = at0 + 2 * step0, at1 + 2 * pitch, at2 + 2 * step2
 
 
 @njit(error_model="numpy")
@@ -116,14 +150,20 @@ def depthwise(record, thread, threads):
         lanes = LANES
         if vector == op.vectors - 1:
             lanes = op.lanes
-        for row in range(op.out_height * band // op.bands, op.out_height * (band + 1) // op.bands):
-            target = out + row * op.out_width * op.out_pitch
-            if k == 3 and stride == 1:
-                _row_3x3(x, row, op.height, op.width, op.pitch, weights, bias, target, op.out_pitch, op.activation,
-                         after, shift, lanes)
-            else:
-                _row(x, row, op.height, op.width, op.pitch, k, stride, weights, bias, target, op.out_width,
-                     op.out_pitch, op.activation, after, shift, lanes)
+        first, last = op.out_height * band // op.bands, op.out_height * (band + 1) // op.bands
+        target = out + first * op.out_width * op.out_pitch
+        if k == 3 and stride == 1:
+            _rows_3x3(x, first, last, op.height, op.width, op.pitch, weights, bias, target, op.out_pitch, op.activation,
+                      after, shift, lanes, op.zero)
+            continue
+        if k == 3 and stride == 2:
+            _rows_3x3_stride_2(x, first, last, op.height, op.width, op.pitch, weights, bias, target, op.out_width,
+                               op.out_pitch, op.activation, after, shift, lanes, op.zero)
+            continue
+        for row in range(first, last):
+            _row(x, row, op.height, op.width, op.pitch, k, stride, weights, bias, target, op.out_width, op.out_pitch,
+                 op.activation, after, shift, lanes)
+            target += op.out_width * op.out_pitch
 
 
 def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0):
@@ -161,5 +201,6 @@ def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0)
     run_alone("depthwise", DEPTHWISE, dict(
         x=source, pitch=4 * lanes, height=height, width=width, kernel=k, stride=stride, out_height=out_height,
         out_width=out_width, weights=pack_channels(taps.reshape(channels, k * k)), bias=pack_channels(shift), out=out,
-        out_pitch=4 * lanes, activation=ACTIVATION_NONE, vectors=lanes // LANES, images=batch, lanes=LANES, bands=1))
+        out_pitch=4 * lanes, activation=ACTIVATION_NONE, vectors=lanes // LANES, images=batch, lanes=LANES, bands=1,
+        zero=np.zeros(LANES, np.float32)))
     return out[..., :channels].transpose(0, 3, 1, 2)

@@ -13,7 +13,7 @@ import numpy as np
 from mmref.kernels.records import NORM_GATE, view
 from mmref.kernels.target import LANES, VECTOR_BYTES
 from mmref.kernels.vector import broadcast, fma, lane_sum, load, store, zeros
-from mmref.kernels.vector_math import silu
+from mmref.kernels.vector_math import silu, silu_each
 
 EPSILON = np.float32(1e-5)
 
@@ -35,7 +35,12 @@ def norm_gate(record, thread, threads):
             centred = load(y + v * VECTOR_BYTES) - mean
             squares = fma(centred, centred, squares)
         scale = broadcast(np.float32(1) / np.sqrt(lane_sum(squares) / size + EPSILON))
-        for v in range(vectors):
-            at = v * VECTOR_BYTES
+        for v in range(0, vectors - 1, 2):
+            at, next = v * VECTOR_BYTES, (v + 1) * VECTOR_BYTES
+            gate0, gate1 = silu_each((load(z + at), load(z + next)))
+            store(out + at, fma((load(y + at) - mean) * scale, load(weight + at), load(bias + at)) * gate0)
+            store(out + next, fma((load(y + next) - mean) * scale, load(weight + next), load(bias + next)) * gate1)
+        if vectors % 2 == 1:
+            at = (vectors - 1) * VECTOR_BYTES
             normed = fma((load(y + at) - mean) * scale, load(weight + at), load(bias + at))
             store(out + at, normed * silu(load(z + at)))

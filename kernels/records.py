@@ -14,6 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from mmref.kernels.target import VECTOR_BYTES
+
 
 def _record(fields: str) -> np.dtype:
     return np.dtype([(name, np.int64) for name in fields.split()])
@@ -36,17 +38,30 @@ PICTURE = _record("cell offset channels height width out row")
 RESULT = _record("x pitch rows channels cell offset")
 
 # depthwise.py: k x k with padding k//2, then an activation; `lanes` of the last vector may be written (16, unless other
-# channels lie beside them); `after` is the scale and shift of ACTIVATION_LOCAL; `bands` of rows to a vector.
+# channels lie beside them); `after` is the scale and shift of ACTIVATION_LOCAL; `bands` of rows to a vector; `zero` is
+# the address of 16 zeros.
 DEPTHWISE = _record("x pitch height width kernel stride out_height out_width weights bias out out_pitch activation "
-                    "after vectors images lanes bands")
+                    "after vectors images lanes bands zero")
 ACTIVATION_NONE, ACTIVATION_RELU, ACTIVATION_SILU, ACTIVATION_LOCAL = range(4)
 
 # wavelet_branch.py: Haar analysis, k x k on four sub-bands, synthesis; `scratch` has four sub-bands for a thread.
 WAVELET = _record("x pitch height width kernel weights out out_pitch vectors images scratch scratch_size")
 
+
+def wavelet_line_bytes(width, k):
+    """From one row of the sub-bands to the next: the pixels of a vector of channels, the zeros that a k x k filter sees
+    beside them, and one more, because pixels are worked on in pairs."""
+    return ((width + 1) // 2 + 2 * (k // 2) + 1) * VECTOR_BYTES
+
+
+def wavelet_scratch_bytes(height, width, k):
+    """`scratch_size`: what one thread needs."""
+    return 4 * ((height + 1) // 2) * wavelet_line_bytes(width, k)
+
+
 # scan.py: both directions. `parameters` of a vector and direction: `rank` rows of the step-size projection, its bias,
-# A, D. `coefficients` of a pixel: for each direction `rank` floats dt, then B, then C.
-SCAN = _record("u pitch coefficients coefficients_pitch rank parameters out out_pitch vectors images length")
+# A * log2(e), D. `coefficients` of a pixel: for each direction `rank` floats dt, then B, then C. `zero` as above.
+SCAN = _record("u pitch coefficients coefficients_pitch rank parameters out out_pitch vectors images length zero")
 
 # selective_scan.py, the reference's operation: arrays padded to whole vectors, channels last; A and D by vectors.
 STATES = _record("u delta A B C D out states directions sequences length channel_vectors scratch scratch_size")

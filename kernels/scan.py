@@ -16,8 +16,8 @@ from numba import njit
 
 from mmref.kernels.records import SCAN, view
 from mmref.kernels.target import VECTOR_BYTES
-from mmref.kernels.vector import fma, load, load_broadcast, store, zeros
-from mmref.kernels.vector_math import exp, softplus
+from mmref.kernels.vector import fma, fma_broadcast_each, load, load_broadcast, multiply_each, store, zeros
+from mmref.kernels.vector_math import exp2, exp2_each, softplus, softplus_each
 
 
 @njit(error_model="numpy")
@@ -25,6 +25,20 @@ def _step(h, delta, decay, u, coefficients, D):
     """(new state, output) of one step; B lies at `coefficients` and C behind it."""
     h = fma(decay, h, delta * u * load_broadcast(coefficients))
     return h, fma(h, load_broadcast(coefficients + 4), D * u)
+
+
+@njit(error_model="numpy")
+def _four_steps(h, delta, decay, u, step_u, coefficients, step_c, D, before, step_before, y, step_y):
+    """The state after four steps. Outputs are added to what lies at `before`, and stored at y."""
+    h, y0 = _step(h, delta[0], decay[0], load(u), coefficients, D)
+    h, y1 = _step(h, delta[1], decay[1], load(u + step_u), coefficients + step_c, D)
+    h, y2 = _step(h, delta[2], decay[2], load(u + 2 * step_u), coefficients + 2 * step_c, D)
+    h, y3 = _step(h, delta[3], decay[3], load(u + 3 * step_u), coefficients + 3 * step_c, D)
+    store(y, y0 + load(before))
+    store(y + step_y, y1 + load(before + step_before))
+    store(y + 2 * step_y, y2 + load(before + 2 * step_before))
+    store(y + 3 * step_y, y3 + load(before + 3 * step_before))
+    return h
 
 
 def scan(record, thread, threads):
@@ -47,35 +61,28 @@ def scan(record, thread, threads):
             u = op.u + first * op.pitch + vector * VECTOR_BYTES
             c = op.coefficients + first * op.coefficients_pitch + direction * (rank + 2) * 4
             y = op.out + first * op.out_pitch + vector * VECTOR_BYTES
+            before, step_before = op.zero, 0
+            if direction == 1:
+                before, step_before = y, step_y
             h, left = zeros(), length
-            while left >= 4:
-                d0, d1, d2, d3 = bias, bias, bias, bias
+            while left >= 8:
+                delta = bias, bias, bias, bias, bias, bias, bias, bias
                 for r in range(rank):
-                    w, at = load(weights + r * VECTOR_BYTES), c + 4 * r
-                    d0, d1 = fma(load_broadcast(at), w, d0), fma(load_broadcast(at + step_c), w, d1)
-                    d2, d3 = fma(load_broadcast(at + 2 * step_c), w, d2), fma(load_broadcast(at + 3 * step_c), w, d3)
-                d0, d1, d2, d3 = softplus(d0), softplus(d1), softplus(d2), softplus(d3)
-                e0, e1, e2, e3 = exp(d0 * A), exp(d1 * A), exp(d2 * A), exp(d3 * A)
+                    delta = fma_broadcast_each(delta, c + 4 * r, step_c, load(weights + r * VECTOR_BYTES))
+                delta = softplus_each(delta)
+                decay = exp2_each(multiply_each(delta, A))
                 at = c + 4 * rank
-                h, y0 = _step(h, d0, e0, load(u), at, D)
-                h, y1 = _step(h, d1, e1, load(u + step_u), at + step_c, D)
-                h, y2 = _step(h, d2, e2, load(u + 2 * step_u), at + 2 * step_c, D)
-                h, y3 = _step(h, d3, e3, load(u + 3 * step_u), at + 3 * step_c, D)
-                if direction == 1:
-                    y0, y1 = y0 + load(y), y1 + load(y + step_y)
-                    y2, y3 = y2 + load(y + 2 * step_y), y3 + load(y + 3 * step_y)
-                store(y, y0)
-                store(y + step_y, y1)
-                store(y + 2 * step_y, y2)
-                store(y + 3 * step_y, y3)
-                u, c, y, left = u + 4 * step_u, c + 4 * step_c, y + 4 * step_y, left - 4
+                h = _four_steps(h, delta[:4], decay[:4], u, step_u, at, step_c, D, before, step_before, y,
+                                step_y)
+                h = _four_steps(h, delta[4:], decay[4:], u + 4 * step_u, step_u, at + 4 * step_c, step_c, D,
+                                before + 4 * step_before, step_before, y + 4 * step_y, step_y)
+                u, c, y, left = u + 8 * step_u, c + 8 * step_c, y + 8 * step_y, left - 8
+                before += 8 * step_before
             while left > 0:
-                delta = bias
+                delta1 = bias
                 for r in range(rank):
-                    delta = fma(load_broadcast(c + 4 * r), load(weights + r * VECTOR_BYTES), delta)
-                delta = softplus(delta)
-                h, y0 = _step(h, delta, exp(delta * A), load(u), c + 4 * rank, D)
-                if direction == 1:
-                    y0 = y0 + load(y)
-                store(y, y0)
-                u, c, y, left = u + step_u, c + step_c, y + step_y, left - 1
+                    delta1 = fma(load_broadcast(c + 4 * r), load(weights + r * VECTOR_BYTES), delta1)
+                delta1 = softplus(delta1)
+                h, y0 = _step(h, delta1, exp2(delta1 * A), load(u), c + 4 * rank, D)
+                store(y, y0 + load(before))
+                u, c, y, left, before = u + step_u, c + step_c, y + step_y, left - 1, before + step_before

@@ -44,9 +44,9 @@ class VectorModel(models.PrimitiveModel):
 
 # ------------------------------------------------------- emitting LLVM: values in, value out
 
-def constant(value: float) -> ir.Constant:
-    """The same float32 in every lane."""
-    return ir.Constant(VECTOR, [float(value)] * LANES)
+def constant(value: float, kind: ir.VectorType = VECTOR) -> ir.Constant:
+    """The same number in every lane of a vector of that type."""
+    return ir.Constant(kind, [value] * kind.count)
 
 
 def call(builder, name, returns, values):
@@ -81,7 +81,7 @@ def emit_splat(builder, scalar):
 def emit_fma(builder, x, y, z):
     """x * y + z, rounded once where the processor can."""
     if TARGET.has_fma:
-        return call(builder, f"llvm.fma.v{LANES}f32", VECTOR, [x, y, z])
+        return call(builder, f"llvm.fma.v{x.type.count}f32", x.type, [x, y, z])
     return builder.fadd(builder.fmul(x, y), z)
 
 
@@ -97,6 +97,21 @@ def emit_minimum(builder, x, limit):
 
 def emit_relu(builder, x):
     return emit_maximum(builder, x, constant(0.0))
+
+
+def emit_join(builder, values):
+    """Vectors end to end, as one value of as many times 16 lanes; there must be 2, 4, 8, ... of them."""
+    while len(values) > 1:
+        lanes = ir.Constant(ir.VectorType(INT32, 2 * values[0].type.count), list(range(2 * values[0].type.count)))
+        values = [builder.shuffle_vector(*pair, lanes) for pair in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
+
+
+def emit_split(builder, wide):
+    """The vectors that `emit_join` put end to end."""
+    undefined = ir.Constant(wide.type, ir.Undefined)
+    return [builder.shuffle_vector(wide, undefined, ir.Constant(INDEX_VECTOR, list(range(first, first + LANES))))
+            for first in range(0, wide.type.count, LANES)]
 
 
 def emit_mask(builder, count):
@@ -120,6 +135,43 @@ def operation(returns, *arguments):
         typing.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names])
         return intrinsic(typing)
     return decorate
+
+
+def operation_on_each(emit):
+    """Decorator: an elementwise `emit(builder, value)` becomes a Numba intrinsic on a tuple of 2, 4, 8, ... vectors.
+
+    The vectors are worked on in step, one operation on all of them before the next. A chain of operations that wait for
+    each other (a polynomial by Horner's rule) leaves most of a processor idle; several chains side by side fill it."""
+    def typing(_context, values):
+        def generate(context, builder, _signature, arguments):
+            parts = cgutils.unpack_tuple(builder, arguments[0], values.count)
+            results = emit_split(builder, emit(builder, emit_join(builder, parts)))
+            return context.make_tuple(builder, values, results)
+        return signature(values, values), generate
+    typing.__name__, typing.__doc__ = emit.__name__, emit.__doc__
+    return intrinsic(typing)
+
+
+@intrinsic
+def fma_broadcast_each(_context, sums, address, step, x):
+    """sums[i] + x * (the float at address + i * step), for every vector of the tuple `sums`."""
+    def generate(context, builder, _signature, arguments):
+        packed, at, step, x = arguments
+        results = []
+        for total in cgutils.unpack_tuple(builder, packed, sums.count):
+            results.append(emit_fma(builder, emit_splat(builder, emit_load(builder, at, FLOAT)), x, total))
+            at = builder.add(at, step)
+        return context.make_tuple(builder, sums, results)
+    return signature(sums, sums, types.int64, types.int64, vector), generate
+
+
+@intrinsic
+def multiply_each(_context, values, factor):
+    """values[i] * factor."""
+    def generate(context, builder, _signature, arguments):
+        parts = cgutils.unpack_tuple(builder, arguments[0], values.count)
+        return context.make_tuple(builder, values, [builder.fmul(part, arguments[1]) for part in parts])
+    return signature(values, values, vector), generate
 
 
 @operation(vector, types.int64)

@@ -18,28 +18,33 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from mmref.kernels.target import LANES, TARGET
+from mmref.kernels.target import TARGET
 from mmref.kernels.vector import (
-    INDEX_VECTOR,
     INT32,
     VECTOR,
     call,
     constant,
     emit_fma,
+    emit_join,
     emit_maximum,
     emit_minimum,
+    emit_split,
     operation,
+    operation_on_each,
     vector,
 )
 
 LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440054690583e-4    # high: 9 bits, so n * LN2_HIGH is exact
 EXP_LOWEST, EXP_HIGHEST = -104.0, 89.0                       # beyond: 0 and infinity
+EXP2_LOWEST, EXP2_HIGHEST = -151.0, 129.0
 SILU_LOWEST = -110.0                                         # x exp(x) rounds to -0 from here on
 
 # (exp(r) - 1 - r) / r**2 on |r| <= ln(2)/2, and (log1p(e) - e) / e**2 on 0 <= e <= 1: minimax fits, highest power first
 # (weighted least squares on Chebyshev nodes, reweighted until level); their own error is below 0.05 of the last place
 EXP_TAIL = (0.0013814539415761828, 0.00836874544620514, 0.04166838899254799, 0.1666652113199234, 0.4999999403953552)
+EXP2 = (0.00015353360504377633, 0.0013398875016719103, 0.00961843691766262, 0.055503323674201965, 0.24022647738456726,
+        0.6931471824645996, 1.0)
 LOG1P_TAIL = (-0.003290468594059348, 0.020086241886019707, -0.05745723098516464, 0.10661128163337708,
               -0.15344880521297455, 0.19692102074623108, -0.24958018958568573, 0.33330464363098145, -0.4999993145465851)
 
@@ -48,27 +53,34 @@ def _fused(builder, x, y, z):
     """x * y + z rounded once; where there is no such instruction, in float64 (the products are then exact)."""
     if TARGET.has_fma:
         return emit_fma(builder, x, y, z)
-    double = ir.VectorType(ir.DoubleType(), LANES)
+    double = ir.VectorType(ir.DoubleType(), x.type.count)
     x, y, z = (builder.fpext(value, double) for value in (x, y, z))
-    return builder.fptrunc(builder.fadd(builder.fmul(x, y), z), VECTOR)
+    return builder.fptrunc(builder.fadd(builder.fmul(x, y), z), ir.VectorType(ir.FloatType(), double.count))
 
 
 def _polynomial(builder, x, coefficients):
     """Horner's rule, highest power first."""
-    value = constant(coefficients[0])
+    value = constant(coefficients[0], x.type)
     for coefficient in coefficients[1:]:
-        value = _fused(builder, value, x, constant(coefficient))
+        value = _fused(builder, value, x, constant(coefficient, x.type))
     return value
 
 
-def _exp_parts(builder, x):
-    """(p, n) with exp(x) = p * 2**n, p in [0.7, 1.42], n integral floats; x must be clamped or NaN."""
-    n = call(builder, f"llvm.nearbyint.v{LANES}f32", VECTOR, [builder.fmul(x, constant(LOG2_E))])
-    r = _fused(builder, n, constant(-LN2_HIGH), x)
-    r = _fused(builder, n, constant(-LN2_LOW), r)
-    tail = _polynomial(builder, r, EXP_TAIL)
-    p = _fused(builder, builder.fmul(r, r), tail, r)
-    return builder.fadd(p, constant(1.0)), n
+def _nearest(builder, x):
+    return call(builder, f"llvm.nearbyint.v{x.type.count}f32", x.type, [x])
+
+
+def _reduced(builder, x):
+    """(r, n) with x = n ln 2 + r, |r| <= ln(2) / 2, n integral floats; x must be clamped or NaN."""
+    n = _nearest(builder, builder.fmul(x, constant(LOG2_E, x.type)))
+    r = _fused(builder, n, constant(-LN2_HIGH, x.type), x)
+    return _fused(builder, n, constant(-LN2_LOW, x.type), r), n
+
+
+def _exp_nonzero(builder, x):
+    """exp(x) for x that is clamped or NaN."""
+    r, n = _reduced(builder, x)
+    return _times_power_of_two(builder, _polynomial(builder, r, (*EXP_TAIL, 1.0, 1.0)), n)
 
 
 def _times_power_of_two(builder, p, n):
@@ -76,24 +88,69 @@ def _times_power_of_two(builder, p, n):
     if TARGET.has_scalef:
         every_lane = ir.Constant(ir.IntType(16), -1)
         nearest = ir.Constant(INT32, 4)  # round to nearest, by the control register
-        return call(builder, "llvm.x86.avx512.mask.scalef.ps.512", VECTOR, [p, n, constant(0.0), every_lane, nearest])
-    n = builder.fptosi(n, INDEX_VECTOR)
-    half = builder.ashr(n, ir.Constant(INDEX_VECTOR, [1] * LANES))
+        return emit_join(builder, [
+            call(builder, "llvm.x86.avx512.mask.scalef.ps.512", VECTOR, [p, n, constant(0.0), every_lane, nearest])
+            for p, n in zip(emit_split(builder, p), emit_split(builder, n), strict=True)])
+    integers = ir.VectorType(INT32, n.type.count)
+    n = builder.fptosi(n, integers)
+    half = builder.ashr(n, constant(1, integers))
     for exponent in (half, builder.sub(n, half)):  # both factors normal, the first product exact
-        biased = builder.add(exponent, ir.Constant(INDEX_VECTOR, [127] * LANES))
-        factor = builder.bitcast(builder.shl(biased, ir.Constant(INDEX_VECTOR, [23] * LANES)), VECTOR)
-        p = builder.fmul(p, factor)
+        biased = builder.add(exponent, constant(127, integers))
+        p = builder.fmul(p, builder.bitcast(builder.shl(biased, constant(23, integers)), p.type))
     return p
 
 
 def emit_exp(builder, x):
-    x = emit_maximum(builder, emit_minimum(builder, x, constant(EXP_HIGHEST)), constant(EXP_LOWEST))
-    return _times_power_of_two(builder, *_exp_parts(builder, x))
+    x = emit_minimum(builder, x, constant(EXP_HIGHEST, x.type))
+    return _exp_nonzero(builder, emit_maximum(builder, x, constant(EXP_LOWEST, x.type)))
 
 
-def _minus_magnitude(builder, x):
-    magnitude = call(builder, f"llvm.fabs.v{LANES}f32", VECTOR, [x])
-    return builder.fneg(magnitude)
+def emit_exp2(builder, x):
+    x = emit_minimum(builder, x, constant(EXP2_HIGHEST, x.type))
+    x = emit_maximum(builder, x, constant(EXP2_LOWEST, x.type))
+    n = _nearest(builder, x)
+    return _times_power_of_two(builder, _polynomial(builder, builder.fsub(x, n), EXP2), n)
+
+
+def emit_softplus(builder, x):
+    magnitude = call(builder, f"llvm.fabs.v{x.type.count}f32", x.type, [x])
+    e = _exp_nonzero(builder, emit_maximum(builder, builder.fneg(magnitude), constant(EXP_LOWEST, x.type)))
+    log1p = _fused(builder, builder.fmul(e, e), _polynomial(builder, e, LOG1P_TAIL), e)
+    return builder.fadd(emit_maximum(builder, x, constant(0.0, x.type)), log1p)
+
+
+def _reciprocal_estimate(builder, d):
+    """1 / d, to 2**-14 at least."""
+    if not TARGET.has_scalef:
+        return builder.fdiv(constant(1.0, d.type), d)
+    every_lane = ir.Constant(ir.IntType(16), -1)
+    return emit_join(builder, [call(builder, "llvm.x86.avx512.rcp14.ps.512", VECTOR, [part, constant(0.0), every_lane])
+                               for part in emit_split(builder, d)])
+
+
+def _over_one_plus_exp(builder, numerator, x):
+    """numerator / (1 + exp(-x)), for finite numerators."""
+    one = constant(1.0, x.type)
+    x = emit_maximum(builder, emit_minimum(builder, x, constant(-EXP_LOWEST, x.type)), constant(SILU_LOWEST, x.type))
+    r, n = _reduced(builder, builder.fneg(x))
+    held = emit_minimum(builder, n, constant(126.0, x.type))
+    power = _times_power_of_two(builder, one, held)
+    tail = builder.fmul(r, _polynomial(builder, r, (*EXP_TAIL, 1.0)))  # exp(r) - 1
+    sum_ = builder.fadd(power, one)
+    d = _fused(builder, power, tail, sum_)
+    lost = _fused(builder, power, tail, builder.fsub(sum_, d))
+    reciprocal = _reciprocal_estimate(builder, d)
+    quotient = builder.fmul(numerator, reciprocal)
+    excess = _fused(builder, quotient, d, builder.fneg(numerator))  # with this sign a zero keeps its own
+    excess = _fused(builder, quotient, lost, excess)
+    quotient = _fused(builder, builder.fneg(reciprocal), excess, quotient)
+    return _times_power_of_two(builder, quotient, builder.fsub(held, n))
+
+
+def emit_silu(builder, x):
+    low = emit_maximum(builder, x, constant(SILU_LOWEST, x.type))
+    large = builder.fcmp_ordered(">", x, constant(40.0, x.type))  # is x itself; of infinity there is no quotient
+    return builder.select(large, x, _over_one_plus_exp(builder, low, x))
 
 
 @operation(vector, vector)
@@ -103,51 +160,42 @@ def exp(builder, x):
 
 
 @operation(vector, vector)
+def exp2(builder, x):
+    """2 to the x."""
+    return emit_exp2(builder, x)
+
+
+@operation(vector, vector)
 def softplus(builder, x):
     """log(1 + exp(x))."""
-    e = emit_exp(builder, _minus_magnitude(builder, x))
-    log1p = _fused(builder, builder.fmul(e, e), _polynomial(builder, e, LOG1P_TAIL), e)
-    return builder.fadd(emit_maximum(builder, x, constant(0.0)), log1p)
-
-
-def _reciprocal(builder, d):
-    """1 / d to 2e-7: an estimate and one step of Newton where AVX-512 offers one (a division takes 16 cycles)."""
-    if not TARGET.has_scalef:
-        return builder.fdiv(constant(1.0), d)
-    every_lane = ir.Constant(ir.IntType(16), -1)
-    estimate = call(builder, "llvm.x86.avx512.rcp14.ps.512", VECTOR, [d, constant(0.0), every_lane])
-    return _fused(builder, estimate, _fused(builder, builder.fneg(d), estimate, constant(1.0)), estimate)
-
-
-def _logistic_times(builder, x, factor):
-    """factor / (1 + exp(-x)), factor x or 1, corrected once: only exp's own error and one rounding stay."""
-    low = emit_maximum(builder, x, constant(SILU_LOWEST))
-    p, n = _exp_parts(builder, emit_maximum(builder, _minus_magnitude(builder, x), constant(SILU_LOWEST)))
-    e = _times_power_of_two(builder, p, n)
-    negative = builder.fcmp_ordered("<", x, constant(0.0))
-    factor = low if factor is x else factor
-    p = builder.select(negative, p, constant(1.0))
-    n = builder.select(negative, n, constant(0.0))
-    numerator = builder.fmul(factor, p)
-    denominator = builder.fadd(e, constant(1.0))
-    lost_above = _fused(builder, factor, p, builder.fneg(numerator))
-    lost_below = builder.fsub(e, builder.fsub(denominator, constant(1.0)))
-    reciprocal = _reciprocal(builder, denominator)
-    quotient = builder.fmul(numerator, reciprocal)
-    rest = _fused(builder, builder.fneg(quotient), denominator, numerator)
-    rest = _fused(builder, builder.fneg(quotient), lost_below, builder.fadd(rest, lost_above))
-    return _times_power_of_two(builder, _fused(builder, rest, reciprocal, quotient), n)
+    return emit_softplus(builder, x)
 
 
 @operation(vector, vector)
 def silu(builder, x):
     """x / (1 + exp(-x)); -0 at -infinity."""
-    large = builder.fcmp_ordered(">", x, constant(40.0))  # is x itself; infinity would meet infinity - infinity
-    settled = builder.or_(large, builder.fcmp_ordered("==", x, constant(0.0)))  # -0 would lose its sign
-    return builder.select(settled, x, _logistic_times(builder, x, x))
+    return emit_silu(builder, x)
 
 
 @operation(vector, vector)
 def sigmoid(builder, x):
     """1 / (1 + exp(-x))."""
-    return _logistic_times(builder, x, constant(1.0))
+    return _over_one_plus_exp(builder, constant(1.0), x)
+
+
+@operation_on_each
+def exp2_each(builder, x):
+    """`exp2` of every vector of a tuple."""
+    return emit_exp2(builder, x)
+
+
+@operation_on_each
+def softplus_each(builder, x):
+    """`softplus` of every vector of a tuple."""
+    return emit_softplus(builder, x)
+
+
+@operation_on_each
+def silu_each(builder, x):
+    """`silu` of every vector of a tuple."""
+    return emit_silu(builder, x)

@@ -38,8 +38,8 @@ def truth(name, x):
     """The function in float64, at float32 arguments."""
     x = x.astype(np.float64)
     e = np.exp(-np.abs(x))
-    if name == "exp":
-        return np.exp(x)
+    if name in ("exp", "exp2"):
+        return getattr(np, name)(x)
     if name == "softplus":
         return np.maximum(x, 0) + np.log1p(e)
     sigmoid = np.where(x >= 0, 1, e) / (1 + e)
@@ -63,13 +63,13 @@ def worst(name, x):
         return float(np.max(np.abs(y[plain] - right[plain]) / np.spacing(np.abs(rounded[plain])).astype(np.float64)))
 
 
-@pytest.mark.parametrize("name", ["exp", "softplus", "silu", "sigmoid"])
+@pytest.mark.parametrize("name", ["exp", "exp2", "softplus", "silu", "sigmoid"])
 def test_whole_range(name):
     """Catches clamping where results are still denormal, overflow, lost NaN, and a wrong polynomial anywhere."""
     assert worst(name, all_floats(1009)) <= LIMIT
 
 
-@pytest.mark.parametrize("name", ["exp", "softplus", "silu", "sigmoid"])
+@pytest.mark.parametrize("name", ["exp", "exp2", "softplus", "silu", "sigmoid"])
 @pytest.mark.parametrize("low, high", [(-105, -85), (-30, -2), (-2, 2), (2, 90)])
 def test_dense_where_it_curves(name, low, high):
     """Catches a polynomial whose coefficients are off in the last digits, and a wrong border of the range reduction."""
@@ -91,5 +91,5 @@ def test_special_values():
 def test_every_lane_is_its_own():
     """Catches a result that depends on a neighbour in the vector, or a lane mixed up with another."""
     x = np.random.default_rng(0).uniform(-90, 90, 64 * LANES).astype(np.float32)
-    for name in ("exp", "softplus", "silu", "sigmoid"):
+    for name in ("exp", "exp2", "softplus", "silu", "sigmoid"):
         np.testing.assert_array_equal(evaluate(name, x)[::-1], evaluate(name, x[::-1].copy()))

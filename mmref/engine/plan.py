@@ -79,11 +79,12 @@ class CpuWalk(Walk):
         return dict(x=x.place, pitch=x.pitch, height=height, width=width, kernel=taps.kernel, stride=stride,
                     out_height=out_height, out_width=out_width, weights=taps.weights, bias=taps.bias, out=out.place,
                     out_pitch=out.pitch, activation=ACTIVATIONS[activation], after=taps.after, vectors=vectors,
-                    images=images, lanes=lanes, bands=1 if whole else min(self.shares, out_height))
+                    images=images, lanes=lanes, bands=1 if whole else min(self.shares, out_height),
+                    zero=self.weights.zero_vector())
 
     def wavelet_branch_fields(self, x, size, channels, kernel, weights, out):
         images, height, width = size
-        bands = 4 * (-(-height // 2)) * (-(-width // 2)) * VECTOR_BYTES
+        bands = records.wavelet_scratch_bytes(height, width, kernel)
         taken = self.shares * bands
         scratch = Map(self.arena.take(taken), 0, 0, taken)
         return dict(x=x.place, pitch=x.pitch, height=height, width=width, kernel=kernel, weights=weights,
@@ -96,7 +97,7 @@ class CpuWalk(Walk):
     def scan_fields(self, u, coefficients, rank, parameters, y, images, length):
         return dict(u=u.place, pitch=u.pitch, coefficients=coefficients.place, coefficients_pitch=coefficients.pitch,
                     rank=rank, parameters=parameters, out=y.place, out_pitch=y.pitch, vectors=u.channels // LANES,
-                    images=images, length=length)
+                    images=images, length=length, zero=self.weights.zero_vector())
 
     def norm_gate_fields(self, y, z, parameters, out, pixels):
         return dict(y=y.place, pitch=y.pitch, z=z.place, z_pitch=z.pitch, rows=pixels, vectors=y.channels // LANES,

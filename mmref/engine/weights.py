@@ -4,7 +4,7 @@ What is folded here, beyond batch norms:
     residual depthwise  x + conv(x): one is added to the centre tap
     base_scale          into the rows of out_proj and its bias
     wavelet             the filters' 1/2 * 1/2 and wavelet_scale into the taps of the sub-bands' convolution
-    A_logs              -exp(A_logs)
+    A_logs              -exp(A_logs) * log2(e): the scan's decays are powers of two
 Matrices are cut into panels of up to `tile_vectors` vectors of 16 columns, each panel row by row; taps and
 channelwise parameters are grouped by vectors of 16 channels. What is left over is zero.
 """
@@ -88,6 +88,10 @@ class Weights:
             table[p] = (a * VECTOR_BYTES, b - a, address + depth * a * VECTOR_BYTES)
         return Matrix(depth, columns, panels, self.put(table), self.put(padded_bias))
 
+    def zero_vector(self) -> int:
+        """Address of 16 zeros: what a convolution reads outside a map."""
+        return self.once("zeros", lambda: self.put(np.zeros(LANES, np.float32)))
+
     # ------------------------------------------------------------------------- by checkpoint name
 
     def pointwise(self, name: str) -> Matrix:
@@ -147,11 +151,11 @@ class Weights:
         return self.once(f"{name}.wavelet", make)
 
     def scan(self, attention: str) -> int:
-        """Address of: for each vector of channels and direction, `rank` rows of dt_projs, its bias, A, D."""
+        """Address of: for each vector of channels and direction, `rank` rows of dt_projs, its bias, A * log2(e), D."""
         def make():
             projection = self.state[f"{attention}.dt_projs_weight"]                    # (2, D, R)
             columns = (projection, self.state[f"{attention}.dt_projs_bias"][:, :, None],
-                       -np.exp(self.state[f"{attention}.A_logs"]).reshape(2, -1, 1),
+                       -np.exp(self.state[f"{attention}.A_logs"]).reshape(2, -1, 1) * np.float32(np.log2(np.e)),
                        self.state[f"{attention}.Ds"].reshape(2, -1, 1))
             rows = np.concatenate(columns, axis=2)                                     # (2, D, R + 3)
             return self.put(by_vectors(rows.swapaxes(0, 1)))
