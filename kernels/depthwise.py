@@ -14,16 +14,9 @@ from numba import njit
 
 from mmref.errors import ShapeError
 from mmref.kernels.packing import pack_channels
-from mmref.kernels.records import (
-    ACTIVATION_LOCAL,
-    ACTIVATION_NONE,
-    ACTIVATION_RELU,
-    ACTIVATION_SILU,
-    DEPTHWISE,
-    view,
-)
+from mmref.kernels.records import ACTIVATION_LOCAL, ACTIVATION_NONE, ACTIVATION_RELU, ACTIVATION_SILU, DEPTHWISE
 from mmref.kernels.target import LANES, VECTOR_BYTES, round_up
-from mmref.kernels.vector import fma, load, relu, store, store_part, zeros
+from mmref.kernels.vector import fma, load, relu, store, store_part, view, zeros
 from mmref.kernels.vector_math import silu
 
 

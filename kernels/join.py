@@ -5,9 +5,9 @@ Parallel   pixels. Loops: channels, 16 at a time. Moves: the channels once in, o
 
 from __future__ import annotations
 
-from mmref.kernels.records import COPY_RELU, view
+from mmref.kernels.records import COPY_RELU
 from mmref.kernels.target import LANES
-from mmref.kernels.vector import load_part, relu, store_part
+from mmref.kernels.vector import load_part, relu, store_part, view
 
 
 def copy_relu(record, thread, threads):

@@ -21,7 +21,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from mmref.kernels.records import MATMUL, PANEL, view
+from mmref.kernels.records import MATMUL, PANEL
 from mmref.kernels.target import TARGET, VECTOR_BYTES
 from mmref.kernels.vector import (
     FLOAT,
@@ -33,6 +33,7 @@ from mmref.kernels.vector import (
     emit_relu,
     emit_splat,
     emit_store,
+    view,
 )
 
 # `rows` rows of `a` lie `pitch` apart. For every tap in y and x (1 x 1 in a plain product) they hold `depth` values

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref.kernels.records import NORM_GATE, view
+from mmref.kernels.records import NORM_GATE
 from mmref.kernels.target import LANES, VECTOR_BYTES
-from mmref.kernels.vector import broadcast, fma, lane_sum, load, store, zeros
+from mmref.kernels.vector import broadcast, fma, lane_sum, load, store, view, zeros
 from mmref.kernels.vector_math import silu, silu_each
 
 EPSILON = np.float32(1e-5)

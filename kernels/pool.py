@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref.kernels.records import MEAN, view
+from mmref.kernels.records import MEAN
 from mmref.kernels.target import VECTOR_BYTES
-from mmref.kernels.vector import broadcast, load, store, zeros
+from mmref.kernels.vector import broadcast, load, store, view, zeros
 
 
 def mean(record, thread, threads):

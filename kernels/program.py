@@ -40,11 +40,11 @@ from mmref.kernels import (
     stem,
     wavelet_branch,
 )
-from mmref.kernels.records import STEP, view
+from mmref.kernels.records import STEP
 from mmref.kernels.target import TARGET
 from mmref.kernels.team import STATE_WORDS, barrier
 from mmref.kernels.team import join as join_team
-from mmref.kernels.vector import INT64, call, operation
+from mmref.kernels.vector import INT64, call, operation, view
 
 KERNELS = (matmul.matmul, stem.stem, stem.picture, stem.result, depthwise.depthwise, wavelet_branch.wavelet_branch,
            scan.scan, norm_gate.norm_gate, join.copy_relu, pool.mean, squeeze_excite.gate, selective_scan.scan_states,

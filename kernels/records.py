@@ -10,9 +10,6 @@ padding of a pixel is finite and never reaches a real channel: the weights that 
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from mmref.kernels.target import VECTOR_BYTES
 
@@ -81,19 +78,3 @@ GATE = _record("x pitch images length vectors gate gate_pitch")
 # team.py: kernel, record; `owner` is the one thread that runs it, -1 for all together; `barrier` 1 where every thread
 # must have finished it before any goes on.
 STEP = _record("function record owner barrier")
-
-
-@intrinsic
-def view(_context, address, dtype):
-    """The record of a dtype above that lies at an address; its fields read as attributes."""
-    def generate(context, builder, signature, values):
-        return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
-    return dtype.dtype(types.int64, dtype), generate
-
-
-@intrinsic
-def load_integer(_context, address):
-    """The int64 at an address."""
-    def generate(context, builder, signature, values):
-        return builder.load(builder.inttoptr(values[0], ir.IntType(64).as_pointer()))
-    return types.int64(types.int64), generate

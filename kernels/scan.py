@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from numba import njit
 
-from mmref.kernels.records import SCAN, view
+from mmref.kernels.records import SCAN
 from mmref.kernels.target import VECTOR_BYTES
-from mmref.kernels.vector import fma, fma_broadcast_each, load, load_broadcast, multiply_each, store, zeros
+from mmref.kernels.vector import fma, fma_broadcast_each, load, load_broadcast, multiply_each, store, view, zeros
 from mmref.kernels.vector_math import exp2, exp2_each, softplus, softplus_each
 
 

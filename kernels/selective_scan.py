@@ -16,9 +16,9 @@ import numpy as np
 
 from mmref.errors import ShapeError
 from mmref.kernels.packing import pack_channels
-from mmref.kernels.records import STATES, view
+from mmref.kernels.records import STATES
 from mmref.kernels.target import LANES, VECTOR_BYTES, round_up
-from mmref.kernels.vector import fma, load, load_broadcast, store, zeros
+from mmref.kernels.vector import fma, load, load_broadcast, store, view, zeros
 from mmref.kernels.vector_math import exp
 
 

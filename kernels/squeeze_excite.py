@@ -6,9 +6,9 @@ The means before it are pool.py's, the two small matrix products between them ma
 
 from __future__ import annotations
 
-from mmref.kernels.records import GATE, view
+from mmref.kernels.records import GATE
 from mmref.kernels.target import VECTOR_BYTES
-from mmref.kernels.vector import load, store
+from mmref.kernels.vector import load, store, view
 from mmref.kernels.vector_math import sigmoid
 
 

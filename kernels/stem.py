@@ -13,8 +13,18 @@ Costs      18 * c_in operations an output.
 from __future__ import annotations
 
 from mmref.kernels.matmul import PANEL_BYTES, call_tile
-from mmref.kernels.records import PANEL, PICTURE, RESULT, STEM, load_integer, view
-from mmref.kernels.vector import LANES, load, load_part, load_scalar, store_interleaved, store_part, store_scalar
+from mmref.kernels.records import PANEL, PICTURE, RESULT, STEM
+from mmref.kernels.vector import (
+    LANES,
+    load,
+    load_integer,
+    load_part,
+    load_scalar,
+    store_interleaved,
+    store_part,
+    store_scalar,
+    view,
+)
 
 
 def picture(record, thread, threads):

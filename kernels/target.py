@@ -9,17 +9,17 @@ accumulators must stay in registers, beside the `vectors` weights and one broadc
     SSE or AVX alone, 16 registers of 4 2 x 1:  8 + 4 + 1 = 13
     NEON, 32 registers of 4             6 x 1: 24 + 4 + 1 = 29
 
-Numba's own variables NUMBA_CPU_NAME and NUMBA_CPU_FEATURES restrict the features, and this module obeys them: that is
-how the tests run the narrow tiles on a wide machine.
+Numba's own variables NUMBA_CPU_NAME, NUMBA_CPU_FEATURES and NUMBA_ENABLE_AVX=0 restrict the features, and this module
+obeys them: that is how the tests run the narrow tiles on a wide machine. Numba itself is not imported: a process that
+finds its kernels in the cache does not need it.
 """
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
-from numba.core import config
-from numba.core.codegen import get_host_cpu_features
 
 LANES = 16
 FLOAT_BYTES = 4
@@ -51,8 +51,19 @@ def describe(triple: str, features: str) -> Target:
     return Target("SSE", 2, 1, False, False, True)
 
 
-TARGET = describe(llvm.get_default_triple(),
-                  get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES)
+def processor() -> tuple[str, str, str]:
+    """(LLVM triple, processor's name, features) that kernels are compiled for: this machine, or what variables say."""
+    name, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
+    if features is None:
+        found = llvm.get_host_cpu_features()
+        if os.environ.get("NUMBA_ENABLE_AVX") == "0":
+            found.update({feature: False for feature in found if feature.startswith("avx")})
+        features = "" if name == "generic" else found.flatten()
+    return llvm.get_process_triple(), name or llvm.get_host_cpu_name(), features
+
+
+TRIPLE, CPU_NAME, CPU_FEATURES = processor()
+TARGET = describe(TRIPLE, CPU_FEATURES)
 
 
 def round_up(count: int, step: int = LANES) -> int:

@@ -174,6 +174,26 @@ def multiply_each(_context, values, factor):
     return signature(values, values, vector), generate
 
 
+@intrinsic
+def view(_context, address, dtype):
+    """The record of a dtype (records.py) that lies at an address; its fields read as attributes."""
+    def generate(context, builder, signature, values):
+        return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
+    return dtype.dtype(types.int64, dtype), generate
+
+
+@operation(types.int64, types.int64)
+def load_integer(builder, address):
+    """The int64 at an address."""
+    return builder.load(builder.inttoptr(address, INT64.as_pointer()))
+
+
+@operation(types.void, types.int64, types.int64)
+def store_integer(builder, address, value):
+    """The int64 at an address."""
+    builder.store(value, builder.inttoptr(address, INT64.as_pointer()))
+
+
 @operation(vector, types.int64)
 def load(builder, address):
     """16 consecutive floats."""

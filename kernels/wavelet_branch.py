@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from numba import njit
 
-from mmref.kernels.records import WAVELET, view, wavelet_line_bytes
 from mmref.kernels.target import VECTOR_BYTES
-from mmref.kernels.vector import fma, load, store, zeros
+from mmref.kernels.vector import fma, load, store, view, zeros
 
 _line_bytes = njit(wavelet_line_bytes)
 
