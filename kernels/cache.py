@@ -1,45 +1,40 @@
 """Where compiled kernels are kept between processes, and what happens when they cannot be.
 
-Numba writes machine code to files that it loads with pickle: whoever can write them can run code as us. So the folder
-is our own, below the user's cache folder, readable and writable by the user alone; a shared temporary folder will not
-do. Its name holds a hash of the kernels' sources, of versions and of the processor, because Numba looks at the one file
-a function stands in and not at those it calls. A list of checksums stands beside the files: one that does not agree (a
-full disk, a crash) is removed before Numba sees it.
+Whoever can write the file of machine code can run code as us. So it must belong to the user (or to root, who may have
+filled the folder for all), nobody else may be able to write it or its folder, and a shared temporary folder will not
+do. Its name holds a hash of the kernels' sources, of the compiler's version and of the processor. It begins with a
+checksum: a file that does not agree with its own (a full disk, a crash) is not loaded. It is written under another name
+first, so that it appears whole, whoever else writes the same.
 
-Any failure (no folder can be written, a file cannot be loaded or saved) ends in compiling without a cache: 10 seconds
-more, the same results.
+Any failure (no folder can be written, the file cannot be read) ends in compiling: some seconds more, the same results.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import stat
 import sys
 import tempfile
 from pathlib import Path
 
-CHECKSUMS = "checksums.json"
+from mmref.kernels.target import CPU_FEATURES, CPU_NAME, TRIPLE
+
+CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 def sources_hash() -> str:
-    """Of all kernel files, the versions of what compiles them, and the processor they are compiled for."""
-    import llvmlite.binding
-    import numba
-    import numpy
-    from numba.core import config
-    from numba.core.codegen import get_host_cpu_features
-    processor = (llvmlite.binding.get_host_cpu_name(), get_host_cpu_features(), config.CPU_NAME, config.CPU_FEATURES)
-    parts = (sys.version, numba.__version__, llvmlite.__version__, numpy.__version__, processor, config.OPT)
-    digest = hashlib.sha256(repr(parts).encode())
+    """Of all kernel files, of what compiles them, and of the processor they are compiled for."""
+    import llvmlite  # its version stands for Numba's, too: each Numba goes with one llvmlite
+    digest = hashlib.sha256(repr((llvmlite.__version__, os.environ.get("NUMBA_OPT"), TRIPLE, CPU_NAME,
+                                  CPU_FEATURES)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def candidates() -> list[Path]:
+def folders() -> list[Path]:
     """Cache folders to try, best first; MMREF_CACHE_DIR or else MMREF_HOME, if set, is the only one."""
     own = os.environ.get("MMREF_CACHE_DIR") or os.environ.get("MMREF_HOME")
     if own:
@@ -50,60 +45,51 @@ def candidates() -> list[Path]:
         places = ["~/Library/Caches"]
     else:
         places = [os.environ.get("XDG_CACHE_HOME"), "~/.cache"]
-    return [Path(place).expanduser() / "mmref" for place in places if place]
+    found = []
+    for place in filter(None, places):
+        with contextlib.suppress(RuntimeError):  # no home
+            found.append(Path(place).expanduser() / "mmref")
+    return found
 
 
-def _private(folder: Path) -> bool:
-    """Whether nobody else can write into the folder."""
+def _private(path: Path) -> bool:
+    """Whether nobody but the user and root can write there."""
     if not hasattr(os, "getuid"):
         return True
-    status = folder.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    status = path.stat()
+    return status.st_uid in (os.getuid(), 0) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def folder() -> Path | None:
-    """A folder for these kernels that exists, is ours alone and can be written; None if there is none."""
-    for base in candidates():
-        with contextlib.suppress(OSError, RuntimeError):
-            place = base / f"kernels-{sources_hash()}"
-            place.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not _private(place):
+def load() -> bytes | None:
+    """The object file of these sources for this processor, None where none is kept or it cannot be trusted."""
+    name = f"kernels-{sources_hash()}"
+    for base in folders():
+        with contextlib.suppress(OSError):
+            place = base / name
+            if not (_private(place.parent) and _private(place)):
                 continue
-            with tempfile.TemporaryFile(dir=place) as probe:
-                probe.write(b"x")
-            return place
+            data = place.read_bytes()
+            if hashlib.sha256(data[CHECKSUM_BYTES:]).digest() == data[:CHECKSUM_BYTES]:
+                return data[CHECKSUM_BYTES:]
     return None
 
 
-def _checksums(place: Path) -> dict[str, str]:
-    return {str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(place.rglob("*")) if path.is_file() and path.suffix in (".nbi", ".nbc")}
-
-
-def is_filled(place: Path) -> bool:
-    """Whether the folder holds kernels of an earlier process; removes files that are not as they were written."""
-    try:
-        expected = json.loads((place / CHECKSUMS).read_text())
-        found = _checksums(place)
-    except (OSError, ValueError):
-        expected, found = {}, {}
+def save(code: bytes) -> bool:
+    """Keep the object file for later processes; False where no private folder can be written."""
+    name = f"kernels-{sources_hash()}"
+    for base in folders():
         with contextlib.suppress(OSError):
-            found = _checksums(place)
-    if not isinstance(expected, dict):
-        expected = {}
-    sound = bool(expected)
-    for name in set(found) | set(expected):
-        if found.get(name) != expected.get(name):
-            sound = False
-            with contextlib.suppress(OSError):
-                (place / name).unlink()
-    return sound
-
-
-def seal(place: Path) -> None:
-    """Write down what the files are now; a failure leaves them to be compiled again."""
-    with contextlib.suppress(OSError):
-        text = json.dumps(_checksums(place), indent=0)
-        with tempfile.NamedTemporaryFile("w", dir=place, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, place / CHECKSUMS)
+            base.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not _private(base):
+                continue
+            with tempfile.NamedTemporaryFile(dir=base, prefix=f"{name}-", delete=False) as file:
+                temporary = Path(file.name)
+                try:
+                    file.write(hashlib.sha256(code).digest() + code)
+                    file.close()
+                    os.replace(temporary, base / name)
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
+            return True
+    return False

@@ -22,7 +22,7 @@ DEPTH, TILES = 256, 400     # a run of 0.2 to 1 ms on each thread
 def multiply_add_rate(threads: int | None = None, seconds: float = 0.2) -> float:
     """Billions of float32 operations a second (a multiply-add is two), median over `seconds` of runs.
 
-    threads: how many run at once (None: all that Numba may start). Raises ValueProblem where threads < 1.
+    threads: how many run at once (None: as many as there are cores). Raises ValueProblem where threads < 1.
     """
     threads = threads_available() if threads is None else threads
     if threads < 1:

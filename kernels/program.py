@@ -1,12 +1,12 @@
-"""Running a plan's steps: a table of STEP (records.py), walked by all threads of a team (team.py) at the same time.
+"""Running a plan's steps: machine code loaded once a process, threads that wait for work, one call a forward.
 
-Parallel   every member walks the whole table. A step without an owner is cut into shares, dealt out to the members; one
-           with an owner (one picture of a batch) is run by one of them, whole.
+`library()` takes the kernels from the cache (cache.py) or compiles them (compile.py), the first time they are needed in
+a process. Only compiling imports Numba. What runs is described in team.py.
+
+Parallel   every member of a team walks the whole table of STEP (records.py). A step without an owner is cut into
+           shares, dealt out to the members; one with an owner (one picture of a batch) is run by one of them, whole.
 Loops      steps; where one says so, the barrier after it.
-Moves      32 bytes a step. Kernels are called by their addresses, so that each is compiled, cached and loaded by
-           itself, once for all shapes, variants and plans.
-
-`library()` compiles the kernels, or loads them from the cache, the first time they are needed in a process.
+Moves      32 bytes a step. Kernels are called by their addresses: one compile serves all shapes, variants and plans.
 """
 
 from __future__ import annotations
@@ -16,131 +16,70 @@ import os
 import sys
 import threading
 from functools import cache as once
-from functools import partial
 from typing import NamedTuple
 
+import llvmlite.binding as llvm
 import numpy as np
-from llvmlite import ir
-from numba import cfunc, get_num_threads, njit, prange, set_num_threads, types
-from numba.core import cgutils, config
-from numba.core.typing.templates import signature
-from numba.extending import intrinsic
-from numba.np.ufunc import parallel as numba_threads
 
-from mmref.kernels import (
-    cache,
-    depthwise,
-    join,
-    matmul,
-    norm_gate,
-    pool,
-    scan,
-    selective_scan,
-    squeeze_excite,
-    stem,
-    wavelet_branch,
-)
-from mmref.kernels.records import STEP
+from mmref.errors import MissingBackend
+from mmref.kernels import cache
+from mmref.kernels.records import STEP, TEAM
 from mmref.kernels.target import TARGET
-from mmref.kernels.team import STATE_WORDS, barrier
-from mmref.kernels.team import join as join_team
-from mmref.kernels.vector import INT64, call, operation, view
 
-KERNELS = (matmul.matmul, stem.stem, stem.picture, stem.result, depthwise.depthwise, wavelet_branch.wavelet_branch,
-           scan.scan, norm_gate.norm_gate, join.copy_relu, pool.mean, squeeze_excite.gate, selective_scan.scan_states,
-           matmul.install_tiles)
-KERNEL_SIGNATURE = types.void(types.int64, types.int64, types.int64)
-STEP_BYTES = STEP.itemsize
-MONOTONIC_CLOCK = 6 if sys.platform == "darwin" else 1
-
-
-@intrinsic
-def call_kernel(_context, address, record, share, shares):
-    """Call machine code: void kernel(record, share, shares)."""
-    def generate(context, builder, _signature, values):
-        function_type = ir.FunctionType(ir.VoidType(), [INT64] * 3)
-        builder.call(builder.inttoptr(values[0], function_type.as_pointer()), values[1:])
-        return context.get_dummy_value()
-    return signature(types.void, *[types.int64] * 4), generate
-
-
-@operation(types.int64)
-def nanoseconds(builder):
-    """The monotonic clock (not on Windows, where operations are not timed: 0)."""
-    if sys.platform == "win32":
-        return ir.Constant(INT64, 0)
-    spec = cgutils.alloca_once(builder, ir.ArrayType(INT64, 2))
-    call(builder, "clock_gettime", ir.IntType(32), [ir.Constant(ir.IntType(32), MONOTONIC_CLOCK), spec])
-    seconds, rest = (builder.extract_value(builder.load(spec), i) for i in range(2))
-    return builder.add(builder.mul(seconds, ir.Constant(INT64, 1_000_000_000)), rest)
-
-
-@operation(types.void, types.int64, types.int64)
-def store_integer(builder, address, value):
-    builder.store(value, builder.inttoptr(address, INT64.as_pointer()))
-
-
-@njit
-def run_shares(steps, count, state, shares, times, member, team):
-    """What one member of a team does in a forward; `times` (0: none) takes nanoseconds by step."""
-    last = nanoseconds()
-    for index in range(count):
-        step = view(steps + index * STEP_BYTES, STEP)
-        mine = member == 0
-        if step.owner < 0:
-            for share in range(member, shares, team):
-                call_kernel(step.function, step.record, share, shares)
-        else:
-            mine = step.owner % team == member
-            if mine:
-                call_kernel(step.function, step.record, 0, 1)
-        if step.barrier != 0:
-            barrier(state, team)
-        if times != 0:
-            now = nanoseconds()
-            if mine:
-                store_integer(times + 8 * index, now - last)
-            last = now
-
-
-def run_serial(steps, count, state, shares, times):
-    """All shares on the calling thread."""
-    run_shares(steps, count, state, shares, times, 0, 1)
-
-
-def run_team(steps, count, state, shares, times):
-    """All shares on as many threads as come in time."""
-    for _thread in prange(shares):
-        member, team = join_team(state, shares)
-        if member >= 0:
-            run_shares(steps, count, state, shares, times, member, team)
+KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "wavelet_branch", "scan", "norm_gate", "copy_relu",
+           "mean", "gate", "scan_states")
+TILE_TABLE = (TARGET.tile_rows + 1) * 4     # entries of matmul.py's table of tiles
+MOST_THREADS = 1024
 
 
 class Library(NamedTuple):
-    """Compiled code: kernels' addresses by name, the table of tiles, and the two ways to run steps."""
+    """Compiled code: kernels' addresses by name, the table of tiles, and functions of team.py."""
 
     addresses: dict[str, int]
     tiles: np.ndarray
-    serial: object
-    parallel: object
-    keep: list          # what owns the machine code
+    walk_alone: object
+    lead: object
+    work: object
+    prepare: object
 
 
-RUN_SIGNATURE = types.void(*[types.int64] * 5)
+class Workers:
+    """Threads that sleep until there is a job, and the record TEAM they share. They end with the process."""
+
+    def __init__(self):
+        self.team = _immortal(np.zeros(TEAM.itemsize + 64, np.uint8))
+        self.address = self.team.ctypes.data + -self.team.ctypes.data % 64
+        self.count = 0
+        self.busy = threading.Lock()
+        library().prepare(self.address)
+
+    def run(self, shares, steps, count, times):
+        """A job of so many shares by the calling thread and as many workers as come in time."""
+        with self.busy:
+            while self.count < shares - 1:
+                threading.Thread(target=library().work, args=(self.address,), name="mmref", daemon=True).start()
+                self.count += 1
+            library().lead(self.address, steps, count, shares, times)
+
+
 _compiling = threading.RLock()
-_launching = threading.RLock()      # the workqueue layer aborts the process where two threads enter it
-_orphaned = False                   # in a child forked after Numba's threads were started: it has none of them
+_workers: Workers | None = None
 
 
 def _after_fork():
-    """In a forked child: locks that another thread held stay locked for ever, and threads are gone."""
-    global _compiling, _launching, _orphaned
-    _compiling, _launching = threading.RLock(), threading.RLock()
-    _orphaned = _orphaned or numba_threads._is_initialized
+    """In a forked child: locks that another thread held stay locked for ever, and threads did not come along."""
+    global _compiling, _workers
+    _compiling, _workers = threading.RLock(), None
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _immortal(thing):
+    """Keep until the process ends: threads may be running in it when the interpreter tidies up."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    return thing
 
 
 def library() -> Library:
@@ -151,70 +90,50 @@ def library() -> Library:
 
 @once
 def _library() -> Library:
-    place = cache.folder()
-    note = _Progress(len(KERNELS) + 2, quiet=place is not None and cache.is_filled(place))
-    if place is None:
-        note.say("no private cache folder can be written: kernels are compiled anew in every process")
-    kernels = {function.__name__: _compile(partial(_build_kernel, function), place, note) for function in KERNELS}
-    serial = _compile(partial(_build_runner, run_serial), place, note)
-    parallel = _compile(partial(_build_runner, run_team, parallel=True), place, note)
-    if place is not None and not note.quiet:
-        cache.seal(place)
-    note.end()
-    addresses = {name: kernel.address for name, kernel in kernels.items()}
-    tiles = np.zeros(matmul.TABLE_SIZE, np.int64)
-    install = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(addresses.pop("install_tiles"))
-    install(tiles.ctypes.data, 0, 1)
-    return Library(addresses, tiles, serial, parallel, list(kernels.values()))
-
-
-def _build_kernel(function, **how):
-    return cfunc(KERNEL_SIGNATURE, error_model="numpy", **how)(function)
-
-
-def _build_runner(function, **how):
-    return njit(RUN_SIGNATURE, nogil=True, error_model="numpy", **how)(function)
-
-
-def _compile(build, place, note):
-    """Compile or load one function, from the cache folder if that works."""
-    try:
-        if place is None:
-            return build()
-        before = config.CACHE_DIR
-        config.CACHE_DIR = str(place)
+    code = cache.load()
+    if code is not None:
         try:
-            return build(cache=True)
-        except Exception as error:  # a damaged file can raise anything when it is loaded
-            note.say(f"the kernel cache in {place} cannot be used ({type(error).__name__}: {error})")
-            return build()
-        finally:
-            config.CACHE_DIR = before
-    finally:
-        note.step()
+            return _link(code)
+        except RuntimeError as error:
+            print(f"mmref: kept kernels cannot be loaded ({error})", file=sys.stderr)
+    code = _compile()
+    if not cache.save(code):
+        print("mmref: no private cache folder can be written: kernels are compiled anew in every process",
+              file=sys.stderr)
+    return _link(code)
 
 
-class _Progress:
-    """One line on stderr that says why the first answer takes ten seconds."""
+def _link(code: bytes) -> Library:
+    """Load an object file. RuntimeError where it is none."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = _immortal(llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
 
-    def __init__(self, steps, quiet):
-        self.steps, self.quiet, self.bar = steps, quiet, None
+    def function(name, arguments):
+        address = engine.get_function_address(f"mmref_{name}")
+        if not address:
+            raise RuntimeError(f"they lack {name}")
+        return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(address)
+    addresses = {name: ctypes.cast(function(name, 3), ctypes.c_void_p).value for name in KERNELS}
+    tiles = _immortal(np.zeros(TILE_TABLE, np.int64))
+    function("install_tiles", 3)(tiles.ctypes.data, 0, 1)
+    return Library(addresses, tiles, function("walk_alone", 4), function("lead", 5), function("work", 1),
+                   function("prepare", 1))
 
-    def say(self, text):
-        print(f"mmref: {text}", file=sys.stderr)
 
-    def step(self):
-        if self.quiet:
-            return
-        if self.bar is None:
-            from tqdm import tqdm
-            text = f"mmref: compiling kernels for {TARGET.name}, kept for the next time"
-            self.bar = tqdm(total=self.steps, file=sys.stderr, desc=text, bar_format="{desc}: {n}/{total}, {elapsed}")
-        self.bar.update()
-
-    def end(self):
-        if self.bar is not None:
-            self.bar.close()
+def _compile() -> bytes:
+    """Compile the kernels, with a line on stderr that says why the first answer takes seconds."""
+    try:
+        from mmref.kernels.compile import FUNCTIONS, compile_kernels
+    except ImportError as error:
+        raise MissingBackend(f"kernels must be compiled, which needs Numba: {error}; pip install numba") from error
+    from tqdm import tqdm
+    text = f"mmref: compiling kernels for {TARGET.name}, kept for the next time"
+    with tqdm(total=len(FUNCTIONS), file=sys.stderr, desc=text, bar_format="{desc}: {n}/{total}, {elapsed}") as bar:
+        return compile_kernels(bar.update)
 
 
 def addresses() -> dict[str, int]:
@@ -228,29 +147,30 @@ def tile_table() -> int:
 
 
 def threads_available() -> int:
-    """How many threads Numba may start (NUMBA_NUM_THREADS, by default the cores)."""
-    return config.NUMBA_NUM_THREADS
+    """How many threads work where nobody says how many: NUMBA_NUM_THREADS, else the cores this process may use."""
+    asked = os.environ.get("NUMBA_NUM_THREADS", "")
+    if asked.isdigit() and int(asked):
+        return min(int(asked), MOST_THREADS)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(steps: np.ndarray, shares: int, times: np.ndarray | None = None) -> None:
-    """Run steps planned in `shares`, on as many threads where Numba starts that many.
+    """Run steps planned in `shares`, on as many threads (fewer where some come late; more than cores work too).
 
     steps: array of STEP, whose records the caller keeps; times: None, or int64 by step for its nanoseconds. May be
-    called from several Python threads, also at once. In a process forked after Numba started its threads the calling
-    thread does all shares (same result, slower): start processes with `spawn`.
+    called from several Python threads, also at once (they wait for each other unless `shares` is 1), and in forked
+    processes, which start threads of their own.
     """
-    compiled = library()
-    state = np.zeros(STATE_WORDS, np.int64)
-    arguments = (steps.ctypes.data, len(steps), state.ctypes.data, shares, 0 if times is None else times.ctypes.data)
-    if shares == 1 or _orphaned:  # OpenMP kills a forked child that asks for its parent's threads
-        return compiled.serial(*arguments)
-    with _launching:
-        before = get_num_threads()
-        set_num_threads(min(shares, threads_available()))
-        try:
-            compiled.parallel(*arguments)
-        finally:
-            set_num_threads(before)
+    global _workers
+    times = 0 if times is None else times.ctypes.data
+    if shares == 1:
+        library().walk_alone(steps.ctypes.data, len(steps), 1, times)
+        return
+    with _compiling:
+        if _workers is None:
+            _workers = Workers()
+        workers = _workers
+    workers.run(shares, steps.ctypes.data, len(steps), times)
 
 
 def run_alone(kernel: str, dtype: np.dtype, fields: dict) -> None:

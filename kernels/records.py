@@ -75,6 +75,13 @@ MEAN = _record("x pitch images length vectors out out_pitch")
 # squeeze_excite.py: x[image, pixel] *= sigmoid(gate[image]), in place.
 GATE = _record("x pitch images length vectors gate gate_pitch")
 
-# team.py: kernel, record; `owner` is the one thread that runs it, -1 for all together; `barrier` 1 where every thread
+# team.py: what threads that work together share; words that several write lie in cache lines of their own, and `lock`
+# and `wake` have room for any system's mutex and condition variable. A forward is a job: `count` steps; `times`: where
+# their nanoseconds go (0: nowhere); `core`: the leader's.
+TEAM = np.dtype({"names": ["job", "barrier", "left", "asleep", "steps", "count", "times", "core", "lock", "wake"],
+                 "formats": [np.int64] * 10, "offsets": [0, 64, 128, 192, 256, 264, 272, 280, 320, 448],
+                 "itemsize": 576})
+
+# team.py: kernel, record; `owner` is the one member that runs it, -1 for all together; `barrier` 1 where every thread
 # must have finished it before any goes on.
 STEP = _record("function record owner barrier")

@@ -5,15 +5,19 @@ What may hang, crash the process or take another code path from the start runs i
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import multiprocessing
 import os
+import stat
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 from assertions import assert_close
@@ -21,7 +25,7 @@ from assertions import assert_close
 import mmref
 import mmref.engine
 from mmref.kernels import cache, program
-from mmref.kernels.records import COPY_RELU, STEP
+from mmref.kernels.records import COPY_RELU, STEP, TEAM
 from mmref.kernels.target import TARGET
 
 WATCHDOG = 240  # seconds that no test here needs on the slowest machine; a hang ends there
@@ -55,11 +59,11 @@ def check_chain(run, turns, seed=0):
             np.testing.assert_array_equal(maps[i, :ROWS], expected)
 
 
-def in_process(code, **environment):
-    """Run Python code in a new process under the watchdog; returns (stdout, stderr)."""
+def in_process(code, *, prepare=None, **environment):
+    """Run Python code in a new process under the watchdog, `prepare()` before; returns (stdout, stderr)."""
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **environment}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, timeout=WATCHDOG, text=True,
-                          capture_output=True)
+                          capture_output=True, preexec_fn=prepare)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout, done.stderr
 
@@ -76,51 +80,119 @@ def picture(batch=1, height=40, width=56, seed=0):
 # ---------------------------------------------------------------------------------------- teams
 
 def layers():
-    """Threading layers that load in a new process (here, another package may have brought a TBB along)."""
-    code = "from numba.np.ufunc import tbbpool"
-    probe = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    return ["omp", "workqueue", "tbb"] if probe.returncode == 0 else ["omp", "workqueue"]
+    """Numba's threading layers that load in a new process, and none."""
+    found = ["none"]
+    for layer, module in (("omp", "omppool"), ("workqueue", "workqueue"), ("tbb", "tbbpool")):
+        probe = [sys.executable, "-c", f"from numba.np.ufunc import {module}"]
+        if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            found.append(layer)
+    return found
 
 
 @pytest.mark.parametrize("layer", layers())
 def test_hammer(layer):
     """Catches deadlocks, early barriers and lost shares: teams of 1 to 16 on few cores, several Python threads at once,
-    under every threading layer there is. (workqueue aborts the process where two threads enter it together.)"""
-    code = """
-        import threading, numpy as np
+    with pauses after which workers sleep, and beside a program that uses one of Numba's threading layers itself."""
+    code = f"""
+        import threading, time, numpy as np
         import test_engine_threads as t
         from mmref.kernels import program
-        failures = []
+        failures, done, layer = [], threading.Event(), {layer!r}
         def work(seed):
             try:
+                rng = np.random.default_rng(seed)
                 for turn in range(6):
                     for shares in (1, 2, 3, 4, 16):
                         t.check_chain(lambda steps: program.run(steps, shares), 4, seed + turn)
+                        time.sleep(0.004 * rng.random())
             except BaseException as error:
                 failures.append(repr(error))
+        def neighbour():
+            import numba
+            @numba.njit(parallel=True)
+            def add(x):
+                for i in numba.prange(len(x)):
+                    x[i] += 1
+            x, turns = np.zeros(5000), 0
+            while not done.is_set():
+                add(x)
+                turns += 1
+            assert (x == turns).all() and numba.threading_layer() == layer, numba.threading_layer()
         threads = [threading.Thread(target=work, args=(100 * i,)) for i in range(3)]
-        for thread in threads: thread.start()
+        other = threading.Thread(target=neighbour) if layer != "none" else threading.Thread()
+        for thread in (other, *threads): thread.start()
         for thread in threads: thread.join()
+        done.set()
+        other.join()
         assert not failures, failures
-        import numba
-        print(numba.threading_layer())
+        print(program._workers.count)
     """
-    out, _ = in_process(code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="4")
-    assert out.strip() == layer
+    out, err = in_process(code, NUMBA_THREADING_LAYER="default" if layer == "none" else layer, NUMBA_NUM_THREADS="4")
+    assert out.strip() == "15" and "Traceback" not in err, err
+
+
+def one_step(kernel):
+    """A table of one step that calls a Python function once, as share 0 of the leader."""
+    callback = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(lambda record, share, shares: kernel(share))
+    steps = np.zeros(1, STEP)
+    steps[0] = ctypes.cast(callback, ctypes.c_void_p).value, 0, -1, 1
+    return steps, callback
 
 
 def test_share_that_comes_late():
-    """Catches a team that waits for a thread that never starts: all shares of the region run one after the other."""
-    def run(steps):
-        state = np.zeros(program.STATE_WORDS, np.int64)
-        before = numba.get_num_threads()
-        numba.set_num_threads(1)
-        try:
-            program.library().parallel(steps.ctypes.data, len(steps), state.ctypes.data, 4, 0)
-        finally:
-            numba.set_num_threads(before)
-        assert state[0] == (1 << 32) + 1  # closed, with one member
-    check_chain(run, 3)
+    """Catches a team that waits for a thread that never starts, and one that lets a thread in when work has begun."""
+    workers = program.Workers()
+    word = np.frombuffer((ctypes.c_char * TEAM.itemsize).from_address(workers.address), np.int64)
+    ran, teams = [], []
+
+    def kernel(share):
+        ran.append(share)
+        teams.append(int(word[0] & 0xFFFF))
+        if len(ran) == 1:  # a worker appears in the middle of a job, finds it closed, and waits for the next
+            threading.Thread(target=program.library().work, args=(workers.address,), daemon=True).start()
+            time.sleep(0.05)
+    steps, _callback = one_step(kernel)
+    for _ in range(50):
+        program.library().lead(workers.address, steps.ctypes.data, 1, 2, 0)
+        assert sorted(ran[-2:]) == [0, 1] and len(ran) % 2 == 0
+        if teams[-1] == 2:
+            break
+    assert teams[:2] == [1, 1] and teams[-1] == 2, teams
+    check_chain(lambda steps: program.library().lead(workers.address, steps.ctypes.data, len(steps), 4, 0), 3)
+
+
+def test_sleepers_are_woken():
+    """Catches a wake-up that gets lost: workers that are never seen again once they have slept."""
+    workers = program.Workers()
+    asleep = np.frombuffer((ctypes.c_char * TEAM.itemsize).from_address(workers.address), np.int64)
+    asleep = asleep[TEAM.fields["asleep"][1] // 8:][:1]
+
+    def until(count):
+        end = time.monotonic() + WATCHDOG
+        while asleep[0] != count:
+            assert time.monotonic() < end, f"{asleep[0]} of {workers.count} sleep, not {count}"
+            time.sleep(0.001)
+    steps, _callback = one_step(lambda share: share or until(0))  # share 0 is the leader's: it waits in its job
+    for _ in range(20):
+        workers.run(4, steps.ctypes.data, 1, 0)
+        until(workers.count)
+
+
+def test_process_ends_while_workers_live():
+    """Catches threads that run in memory which the interpreter has freed: at exit they spin, sleep, or are at work."""
+    for pause in ("0", "0.0005", "0.02"):
+        code = f"""
+            import threading, time, mmref, mmref.engine
+            import test_engine_threads as t
+            compiled = mmref.engine.CompiledModel(mmref.create_model("mobilemamba_nano", seed=3), threads=4)
+            def forever():
+                while True: compiled(t.picture(2))
+            compiled(t.picture(1))
+            if {pause} == 0:
+                threading.Thread(target=forever, daemon=True).start()
+            time.sleep({pause})
+        """
+        assert in_process(code) == ("", "")
 
 
 def test_any_team_gives_the_same_bits(model):
@@ -140,11 +212,14 @@ def test_more_threads_than_cores(model):
         import numpy as np, mmref, mmref.engine
         import test_engine_threads as t
         model = mmref.create_model("mobilemamba_nano", seed=3)
-        outs = [mmref.engine.CompiledModel(model, threads=n)(t.picture(5)) for n in (1, 16)]
-        np.testing.assert_array_equal(*outs)
-        print(mmref.kernels.program.threads_available())
+        outs = [mmref.engine.CompiledModel(model, threads=n)(t.picture(5)) for n in (1, 16, None)]
+        np.testing.assert_array_equal(outs[0], outs[1])
+        np.testing.assert_array_equal(outs[0], outs[2])
+        print(mmref.kernels.program._workers.count)
     """
-    assert in_process(code, NUMBA_NUM_THREADS="16")[0].strip() == "16"
+    assert in_process(code)[0].strip() == "15"
+    assert in_process("from mmref.kernels.program import threads_available as f; print(f())",
+                      NUMBA_NUM_THREADS="3")[0].strip() == "3"
 
 
 def test_concurrent_callers(model):
@@ -163,22 +238,32 @@ def test_concurrent_callers(model):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_child():
-    """Catches OpenMP's end of a forked child that uses its parent's threads, and locks that stay locked in it."""
+    """Catches a child that waits for its parent's threads, or for locks that were taken when it was forked: in pauses,
+    and while another thread is at work."""
     code = """
-        import os, signal, numpy as np, mmref, mmref.engine
+        import os, signal, threading, warnings, numpy as np, mmref, mmref.engine
         import test_engine_threads as t
+        from mmref.kernels import program
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later advise against what is done here
         compiled = mmref.engine.CompiledModel(mmref.create_model("mobilemamba_nano", seed=3), threads=2)
         x = t.picture(2)
-        expected = compiled(x)
-        for _ in range(3):
+        expected, done = compiled(x), threading.Event()
+        def forever():
+            while not done.is_set(): compiled(x)
+        busy = threading.Thread(target=forever)
+        for turn in range(8):
+            if turn == 2: busy.start()
             child = os.fork()
             if child == 0:
                 signal.alarm(60)
-                os._exit(0 if np.array_equal(compiled(x), expected) else 3)
+                same = all(np.array_equal(compiled(x), expected) for _ in range(20))
+                os._exit(0 if same and program._workers.count == 1 else 3)
             assert os.waitpid(child, 0)[1] == 0
+        done.set()
+        busy.join()
         np.testing.assert_array_equal(compiled(x), expected)
     """
-    in_process(code, NUMBA_NUM_THREADS="2")
+    in_process(code)
 
 
 def forward_of_pickle(compiled):
@@ -196,78 +281,118 @@ def test_spawned_child(model):
 # ---------------------------------------------------------------------------------------- cache
 
 LOAD = """
-    import sys
+    import sys, numpy as np
+    import test_engine_threads as t
     from mmref.kernels import program
-    program.library()
-    from mmref.kernels.depthwise import depthwise_conv2d
-    import numpy as np
-    y = depthwise_conv2d(np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 3, 3), np.float32), padding=1)
-    assert y[0, 0, 1, 1] == 9 and y[0, 0, 0, 0] == 4
-    print(sum(hits for f in [program.library().serial] for hits in f.stats.cache_hits.values()))
+    t.check_chain(lambda steps: program.run(steps, 2), 1)
+    print("compiled" if "numba" in sys.modules else "loaded")
 """
 
 
-def test_cache_cold_warm_corrupt(tmp_path):
-    """Catches a cache that is not used, one that is trusted when damaged, and silence while it compiles."""
-    out, err = in_process(LOAD, MMREF_CACHE_DIR=str(tmp_path))
-    assert out.strip() == "0" and "compiling kernels" in err
-    out, err = in_process(LOAD, MMREF_CACHE_DIR=str(tmp_path))
-    assert out.strip() == "1" and err == ""
-    (place,) = tmp_path.iterdir()
-    code = sorted(place.rglob("*.nbc"))
-    index = sorted(place.rglob("*.nbi"))
-    damaged = bytearray(code[0].read_bytes())
-    damaged[len(damaged) // 2] ^= 0xFF                     # one flipped bit in machine code
-    code[0].write_bytes(damaged)
-    index[1].write_bytes(index[1].read_bytes()[:20])       # a write cut short
-    code[2].unlink()
-    out, err = in_process(LOAD, MMREF_CACHE_DIR=str(tmp_path))
-    assert "compiling kernels" in err
-    assert in_process(LOAD, MMREF_CACHE_DIR=str(tmp_path))[1] == ""
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A cache folder with kernels in it."""
+    folder = tmp_path_factory.mktemp("filled")
+    out, err = in_process(LOAD, MMREF_CACHE_DIR=str(folder))
+    assert out.strip() == "compiled" and "compiling kernels" in err
+    return folder
 
 
-def test_damage_that_the_checksums_do_not_show(tmp_path):
-    """Catches an exception of Numba's cache that reaches the user: files that are sealed, but not what Numba wrote."""
-    code = """
-        import test_engine_threads as t
-        from mmref.kernels import cache, matmul, program
-        note = program._Progress(1, quiet=True)
-        place = cache.folder()
-        build = lambda **how: program._build_kernel(t.copy_kernel(), **how)
-        program._compile(build, place, note)
-        for path in place.rglob("*.nb*"):
-            path.write_bytes(b"not a pickle")
-        assert program._compile(build, place, note).address
-    """
-    _, err = in_process(code, MMREF_CACHE_DIR=str(tmp_path))
-    assert "cannot be used" in err
+def copy_of(filled, folder):
+    """(folder, its file of kernels): a copy, private as the original."""
+    folder.mkdir(mode=0o700)
+    (original,) = filled.iterdir()
+    path = folder / original.name
+    path.write_bytes(original.read_bytes())
+    path.chmod(0o600)
+    return folder, path
 
 
-def copy_kernel():
-    from mmref.kernels.join import copy_relu
-    return copy_relu
+def test_warm_start(filled):
+    """Catches a cache that is not used, and a warm start that imports Numba, which would take longer than the rest."""
+    assert in_process(LOAD, MMREF_CACHE_DIR=str(filled)) == ("loaded\n", "")
 
 
-def test_folders_that_will_not_do(tmp_path, monkeypatch):
-    """Catches a crash where nothing can be written, and a cache others could write into."""
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    monkeypatch.setenv("MMREF_CACHE_DIR", str(blocked))
-    assert cache.folder() is None
-    shared = tmp_path / "shared" / f"kernels-{cache.sources_hash()}"
-    shared.mkdir(parents=True)
-    shared.chmod(0o777)
-    monkeypatch.setenv("MMREF_CACHE_DIR", str(shared.parent))
-    assert cache.folder() is None or os.name == "nt"
-    monkeypatch.setenv("MMREF_CACHE_DIR", str(tmp_path / "new" / "deep"))
-    assert cache.folder().is_dir()
+def test_damaged_cache(filled, tmp_path):
+    """Catches a cache that is trusted when damaged: a flipped bit in machine code, a write cut short, an empty file, a
+    file with a right checksum but without our functions. Each is mended by compiling."""
+    folder, path = copy_of(filled, tmp_path / "cache")
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (bytes(flipped), whole[:-20], b""):
+        path.write_bytes(damaged)
+        assert cache_load(folder) is None
+    import llvmlite.binding as llvm
+    other = llvm.Target.from_default_triple().create_target_machine().emit_object(llvm.parse_assembly(""))
+    path.write_bytes(hashlib.sha256(other).digest() + other)
+    out, err = in_process(LOAD, MMREF_CACHE_DIR=str(folder))
+    assert out.strip() == "compiled" and "cannot be loaded" in err and "Traceback" not in err
+    assert path.read_bytes() == whole
 
 
-def test_compiles_without_any_folder(tmp_path):
-    """Catches an engine that needs a cache: read-only installation, no home."""
+def cache_load(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMREF_CACHE_DIR", str(folder))
+        return cache.load()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no POSIX permissions here")
+def test_whom_a_cache_is_trusted_from(filled, tmp_path, monkeypatch):
+    """Catches machine code taken from where others can write: the file, its folder, or somebody else's."""
+    folder, path = copy_of(filled, tmp_path / "cache")
+    assert cache_load(folder) is not None
+    for place, mode in ((path, 0o622), (path, 0o660), (folder, 0o777), (folder, 0o770)):
+        before = stat.S_IMODE(place.stat().st_mode)
+        place.chmod(mode)
+        assert cache_load(folder) is None, (place, oct(mode))
+        place.chmod(before)
+    assert cache_load(folder) is not None
+    monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    assert (cache_load(folder) is not None) == (path.stat().st_uid == 0)  # root's is everybody's
+    folder.chmod(0o777)
+    monkeypatch.setenv("MMREF_CACHE_DIR", str(folder))
+    assert not cache.save(b"code") and len(list(folder.iterdir())) == 1
+
+
+def obey_permissions():
+    """For root, on Linux: lose the right to write where permissions forbid it (CAP_DAC_OVERRIDE, at the next exec)."""
+    if os.getuid() == 0:
+        ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="drops a capability of Linux")
+def test_read_only_cache(filled, tmp_path):
+    """Catches a cache that must be written to be read, and one whose absence there is an error."""
+    folder, path = copy_of(filled, tmp_path / "cache")
+    path.chmod(0o444)
+    for name, expected in (("full", "loaded"), ("empty", "compiled")):
+        place = folder if name == "full" else tmp_path / "empty"
+        place.mkdir(exist_ok=True)
+        place.chmod(0o555)
+        out, err = in_process(LOAD, prepare=obey_permissions, MMREF_CACHE_DIR=str(place))
+        place.chmod(0o755)
+        assert out.strip() == expected
+        assert ("no private cache folder" in err) == (name == "empty")
+
+
+def test_compiles_without_any_folder(tmp_path, monkeypatch):
+    """Catches an engine that needs a cache (read-only installation, no home), and a folder made in vain."""
     (tmp_path / "file").write_text("")
     out, err = in_process(LOAD, MMREF_CACHE_DIR=str(tmp_path / "file"))
-    assert out.strip() == "0" and "no private cache folder" in err
+    assert out.strip() == "compiled" and "no private cache folder" in err
+    monkeypatch.setenv("MMREF_CACHE_DIR", str(tmp_path / "new" / "deep"))
+    assert cache.load() is None and not (tmp_path / "new").exists()
+    assert cache.save(b"code") and cache.load() == b"code"
+    assert [path.suffix for path in (tmp_path / "new" / "deep").iterdir()] == [""]  # no temporary file is left
+
+
+def test_two_processes_compile_at_once(tmp_path):
+    """Catches a file that one process reads while another is writing it."""
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda _: in_process(LOAD, MMREF_CACHE_DIR=str(tmp_path)), range(2)))
+    assert all(out.strip() in ("compiled", "loaded") for out, _ in results)
+    assert in_process(LOAD, MMREF_CACHE_DIR=str(tmp_path)) == ("loaded\n", "")
 
 
 # ------------------------------------------------------------------------------ narrow processors

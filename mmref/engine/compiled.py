@@ -15,6 +15,7 @@ from mmref.engine.plan import Plan, make_plan
 from mmref.engine.walk import output_shape
 from mmref.engine.weights import Weights, check_haar
 from mmref.errors import ShapeError, ValueProblem
+from mmref.kernels.program import MOST_THREADS, addresses, run, threads_available, tile_table
 from mmref.mobilemamba import MobileMamba, check_input, take_indices
 
 PLANS_KEPT = 4
@@ -37,12 +38,13 @@ class CompiledModel:
     """A network on compiled kernels, float32, any batch and picture size; `create_model(name, backend="numba")`.
 
     model    a `MobileMamba`, folded or not, float32; it is kept, not copied, and must not be changed afterwards
-    threads  how many work on a forward; None for as many as Numba has (NUMBA_NUM_THREADS, by default the cores). More
-             than that are not started, however many are asked for
+    threads  how many work on a forward, 1 to 1024, also more than there are cores; None for NUMBA_NUM_THREADS, where
+             that is set, or else as many as there are cores
 
     Results do not depend on the number of threads nor on the batch, to the last bit: every output is added up in one
     order. Another processor may round otherwise (fused multiply-adds or not). Plans of the last few input shapes are
-    kept. May be called from several threads; forwards then wait for each other. Pickles as parameters.
+    kept. May be called from several threads (forwards of one model then wait for each other) and in forked processes.
+    Pickles as parameters.
 
     Raises ValueProblem for networks it has no kernels for (scan_order other than "bidirectional", d_state other than 1,
     wavelets other than Haar, several wavelet levels: backend "numpy" runs those), MissingBackend without Numba.
@@ -53,8 +55,9 @@ class CompiledModel:
     _TRAVEL = ("config", "transform", "class_names", "threads", "_model")  # what a pickle holds
 
     def __init__(self, model: MobileMamba, threads: int | None = None):
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise ValueProblem(f"threads must be an integer >= 1 or None, got {threads!r}")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)
+                                    or not 1 <= threads <= MOST_THREADS):
+            raise ValueProblem(f"threads must be an integer, 1 to {MOST_THREADS}, or None, got {threads!r}")
         if model.dtype != np.float32:
             raise ValueProblem(f"model must be float32 for backend 'numba', got {model.dtype}")
         check_supported(model.config)
@@ -133,7 +136,6 @@ class CompiledModel:
         return [F.channels_first(result) if result.ndim == 4 else result for result in results]
 
     def _execute(self, plan, x, results, times=None):
-        from mmref.kernels.program import run
         plan.cells[0] = x.ctypes.data
         plan.cells[1:] = [result.ctypes.data for result in results]
         run(plan.steps, plan.threads, times)
@@ -141,13 +143,11 @@ class CompiledModel:
     # -------------------------------------------------------------------- plans
 
     def _thread_count(self) -> int:
-        from mmref.kernels.program import threads_available
-        return min(self.threads or threads_available(), threads_available())
+        return self.threads or threads_available()
 
     def _plan(self, shape, outputs) -> Plan:
         key = tuple(shape), outputs
         if key not in self._plans:
-            from mmref.kernels.program import addresses, tile_table
             while len(self._plans) >= PLANS_KEPT:
                 self._plans.popitem(last=False)
             self._plans[key] = make_plan(self.config, self._weights, shape, outputs, self._thread_count(),

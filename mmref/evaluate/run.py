@@ -121,8 +121,8 @@ def _here(predictor, pictures, starts) -> Iterator[dict]:
 # -- processes -----------------------------------------------------------------------------------------------
 
 def _in_processes(predictor, pictures, starts, processes) -> Iterator[dict]:
-    """Spawned, not forked: OpenMP and Numba's threads do not survive a fork. A pool that breaks because a process died
-    is replaced, as long as each pool gets something done."""
+    """Spawned, not forked: a child of a process with threads may find locked what no thread will unlock. A pool that
+    breaks because a process died is replaced, as long as each pool gets something done."""
     left = dict.fromkeys(starts)
     while left:
         before = len(left)
