@@ -72,6 +72,33 @@ def test_text_and_sweep(capsys):
     assert json.loads(json.dumps(to_json(report)))["sweep"][0]["img_size"] == 16
 
 
+def test_starts(capsys):
+    """A start timed without its answer, a cold one taken for a warm one, ratios over another round."""
+    assert main(["bench", "--start", "--models", "mobilemamba_nano", "--rounds", "2", "--threads", "1", "--json",
+                 "--backends", "numpy", "numba", "torch-eager"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in report["starts"]}
+    assert report["left_out"] == {}
+    assert {name: len(row["rounds"]) for name, row in rows.items()} == {
+        "mmref classify, numba, cold": 1, "mmref classify, numba": 2, "mmref classify, numpy": 2,
+        "import torch + first forward": 2}
+    cold, warm, torch = (rows[name] for name in ("mmref classify, numba, cold", "mmref classify, numba",
+                                                 "import torch + first forward"))
+    assert warm["ratios"] == list(np.divide(warm["rounds"], torch["rounds"])) and cold["ratios"] == []
+    assert all(1e7 < peak < 1e10 for row in rows.values() for peak in row["peaks"])
+    assert max(warm["peaks"]) < min(cold["peaks"])  # a warm start has not got the compiler in memory
+
+
+def test_a_start_that_fails(monkeypatch, capsys):
+    """The time that a process needed to say that it cannot, in the table as if it had answered."""
+    from mmref.bench import start
+    monkeypatch.setattr(start, "_write_files", lambda job, scratch: ("/nonexistent.jpg", "/nonexistent.safetensors"))
+    assert main(["bench", "--start", "--models", "mobilemamba_nano", "--rounds", "1", "--threads", "1",
+                 "--backends", "numpy"]) == 1
+    assert "exit status 2" in capsys.readouterr().out
+    assert main(["bench", "--start", "--sweep"]) == 2
+
+
 def test_ratios_are_paired(tmp_path, monkeypatch):
     """Ratios of medians in place of medians of ratios; unfolded measured against folded."""
     report = run_bench(Plan(("mobilemamba_nano",), img_size=16, rounds=3, turn=0.001, threads=1, starts=0,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-_PUBLIC = {"run_bench": "measure", "run_sweep": "measure", "Report": "measure", "BACKENDS": "backends"}
+_PUBLIC = {"run_bench": "measure", "run_sweep": "measure", "run_start": "measure", "Report": "measure",
+           "BACKENDS": "backends"}
 
 
 def __getattr__(name: str):

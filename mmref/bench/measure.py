@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from mmref.bench.backends import BACKENDS, Job, absent
 from mmref.bench.machine import describe_machine, usable_cores
 from mmref.bench.process import WorkerFailed, WorkerProcess
+from mmref.bench.start import Start, start_model
 from mmref.errors import MissingBackend, ValueProblem
 
 REST = 0.05  # seconds between turns: thread pools spin for some milliseconds after their work
@@ -65,6 +66,7 @@ class Report:
     rounds: int
     results: list[Result] = field(default_factory=list)
     sweep: list[Result] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -125,12 +127,23 @@ def run_sweep(plan: Plan, progress=None, sizes=SWEEP_SIZES, batches=SWEEP_BATCHE
     return _run(plan, progress or _silent, sweep_model)
 
 
+def run_start(plan: Plan, progress=None) -> Report:
+    """How long a first answer takes: whole processes of `mmref classify` beside PyTorch (start.py)."""
+    torch = () if absent("torch-eager", _reference(plan)) else ("torch-eager",)
+    backends = plan.backends or ("numpy", "numba", *torch)
+    return _run(replace(plan, backends=backends), progress or _silent, start_model)
+
+
+def _reference(plan):
+    return plan.torch_reference or torch_reference_beside_us()
+
+
 def _silent(text, step, steps):
     pass
 
 
 def _run(plan, progress, each_model):
-    reference = plan.torch_reference or torch_reference_beside_us()
+    reference = _reference(plan)
     missing = {name: reason for name in plan.backends or BACKENDS if (reason := absent(name, reference))}
     if plan.backends and missing:
         raise MissingBackend("; ".join(f"{name}: {reason}" for name, reason in missing.items()))
@@ -150,7 +163,8 @@ def _run(plan, progress, each_model):
                 if plan.unfolded and BACKENDS[name].can_unfold:
                     contestants[f"{name} unfolded"] = _job(job, name, unfolded=True)
             each_model(plan, report, job, contestants, scratch, progress)
-    report.calibration["median"] = float(np.median(report.calibration["rates"]))
+    if report.calibration["rates"]:
+        report.calibration["median"] = float(np.median(report.calibration["rates"]))
     return report
 
 

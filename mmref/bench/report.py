@@ -19,6 +19,10 @@ ms: a batch, median of the rounds. ratio: time over the baseline's (unfolded ove
 rate: share of the calibrated multiply-add rate. import, start: seconds; a start is a new process until its first
 logits, cold with nothing compiled before. error: largest difference to the baseline's logits, of their largest."""
 
+START_FOOTNOTE = """\
+mmref classify: a process from its start to its end. PyTorch: its import and its first forward, nothing else.
+cold: nothing compiled before; else the kernels are in the cache, and the files in memory."""
+
 
 def to_text(report) -> str:
     """Machine, a table for each model and batch, the sweep's table, what was left out."""
@@ -30,6 +34,8 @@ def to_text(report) -> str:
         parts.append(FOOTNOTE)
     if report.sweep:
         parts.append(_sweep_tables(report))
+    if report.starts:
+        parts.append(_start_tables(report))
     if report.left_out:
         parts.append("Left out:\n" + "\n".join(f"  {name}: {reason}" for name, reason in report.left_out.items()))
     return "\n\n".join(parts)
@@ -39,10 +45,12 @@ def machine_lines(report) -> str:
     machine, calibration = report.machine, report.calibration
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     rates = 2e-9 * np.array(calibration["rates"])
+    ruler = (f"calibration: {np.median(rates):.0f} GFLOP/s ({rates.min():.0f} to {rates.max():.0f} over the rounds), "
+             f"{calibration['method']}, {report.threads} threads; baseline of the ratios: {report.baseline}"
+             if rates.size else f"{report.threads} threads")
     return (f"{machine['cpu']}, {machine['cores']} logical cores ({', '.join(machine['vector'])}), "
-            f"{machine['system']}, Python {machine['python']}, load before {machine['load_before']}\n{libraries}\n"
-            f"calibration: {np.median(rates):.0f} GFLOP/s ({rates.min():.0f} to {rates.max():.0f} over the rounds), "
-            f"{calibration['method']}, {report.threads} threads; baseline of the ratios: {report.baseline}")
+            f"{machine['system']}, Python {machine['python']}, load before {machine['load_before']}\n"
+            f"{libraries}\n{ruler}")
 
 
 def _grouped(results):
@@ -82,6 +90,20 @@ def _sweep_tables(report):
     return "\n\n".join(parts)
 
 
+def _start_tables(report):
+    parts = []
+    for model in dict.fromkeys(row.model for row in report.starts):
+        lines = []
+        for row in (row for row in report.starts if row.model == model):
+            q1, q3 = np.quantile(row.rounds, (0.25, 0.75))
+            low, ratio, high = np.quantile(row.ratios or [np.nan], (0.25, 0.5, 0.75))
+            lines.append((row.name, f"{row.median:.2f}", f"{q1:.2f}-{q3:.2f}", f"{ratio:.2f}" if row.ratios else "",
+                          f"{low:.2f}-{high:.2f}" if row.ratios else "", f"{np.median(row.peaks) / 1e6:.0f}"))
+        parts.append(f"{model}, seconds to a first answer, {report.rounds} rounds\n" + table(
+            lines, ("way", "s", "quartiles", "of PyTorch's", "quartiles", "peak MB")))
+    return "\n\n".join([*parts, START_FOOTNOTE])
+
+
 def _growth(rows, title, label, unit_cost):
     backends = list(dict.fromkeys(row.backend for row in rows))
     lines = []
@@ -110,6 +132,8 @@ def write_csv(report, file) -> None:
 def to_json(report) -> dict:
     """Plain values: all rounds of everything, with medians beside them."""
     values = asdict(report)
+    for plain, row in zip(values["starts"], report.starts, strict=True):
+        plain["seconds"] = row.median
     for name in ("results", "sweep"):
         for plain, row in zip(values[name], getattr(report, name), strict=True):
             plain |= {"seconds": row.median, "ratio": float(np.median(row.ratios)), "rate": float(np.median(row.rates))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from mmref.cli.common import print_json
+from mmref.errors import ValueProblem
 
 
 def add_arguments(parser):
@@ -27,6 +28,8 @@ def add_arguments(parser):
                         help="the PyTorch network (default: tests/torch_reference.py of this checkout)")
     parser.add_argument("--sweep", action="store_true",
                         help="instead: how cost grows with picture size (128 to 1024) and batch (1 to 64)")
+    parser.add_argument("--start", action="store_true",
+                        help="instead: whole `mmref classify` processes beside PyTorch's import and first forward")
     parser.add_argument("--sizes", nargs="+", type=int, metavar="N", help="for --sweep: the picture sizes")
     parser.add_argument("--limit", type=float, default=600, metavar="SECONDS",
                         help="for one answer, compiling included; who takes longer is left out (default: %(default)s)")
@@ -35,14 +38,18 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    from mmref.bench.measure import SWEEP_BATCHES, SWEEP_SIZES, Plan, run_bench, run_sweep
+    from mmref.bench.measure import SWEEP_BATCHES, SWEEP_SIZES, Plan, run_bench, run_start, run_sweep
     from mmref.bench.report import to_json, to_text, write_csv
+    if args.start and (args.sweep or args.csv):
+        raise ValueProblem("--start excludes --sweep and --csv: it times processes, not forwards")
     batches = tuple(args.batch or (SWEEP_BATCHES if args.sweep else (1,)))
     plan = Plan(tuple(args.models), batches, args.img_size, args.threads, args.rounds, args.turn, args.starts,
                 tuple(args.backends), args.unfolded, args.torch_reference, args.limit)
     with open(args.csv, "w", newline="") if args.csv else _Nowhere() as file:  # a bad path shows now, not at the end
         with _Progress() as progress:
-            if args.sweep:
+            if args.start:
+                report = run_start(plan, progress)
+            elif args.sweep:
                 report = run_sweep(plan, progress, tuple(args.sizes or SWEEP_SIZES), batches)
             else:
                 report = run_bench(plan, progress)
@@ -52,7 +59,7 @@ def run(args) -> int:
         print_json(to_json(report))
     else:
         print(to_text(report))
-    return 0 if report.results or report.sweep else 1
+    return 0 if report.results or report.sweep or report.starts else 1
 
 
 class _Nowhere:
