@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from mmref.kernels.records import WAVELET, wavelet_line_bytes
 from mmref.kernels.target import VECTOR_BYTES
 from mmref.kernels.vector import fma, load, store, view, zeros
 
