@@ -17,7 +17,7 @@ from mmref.kernels.packing import pack_channels
 from mmref.kernels.records import ACTIVATION_LOCAL, ACTIVATION_NONE, ACTIVATION_RELU, ACTIVATION_SILU, DEPTHWISE
 from mmref.kernels.target import LANES, VECTOR_BYTES, round_up
 from mmref.kernels.vector import fma, load, relu, store, store_part, view, zeros
-from mmref.kernels.vector_math import silu
+from mmref.kernels.vector_math import silu, silu_each
 
 
 @njit(error_model="numpy")
@@ -41,6 +41,24 @@ def _write(target, total, lanes):
 
 
 @njit(error_model="numpy")
+def _taps_3x3(weights):
+    """Nine vectors, to stay in registers."""
+    return (load(weights), load(weights + VECTOR_BYTES), load(weights + 2 * VECTOR_BYTES),
+            load(weights + 3 * VECTOR_BYTES), load(weights + 4 * VECTOR_BYTES), load(weights + 5 * VECTOR_BYTES),
+            load(weights + 6 * VECTOR_BYTES), load(weights + 7 * VECTOR_BYTES), load(weights + 8 * VECTOR_BYTES))
+
+
+@njit(error_model="numpy")
+def _window_3x3(left, centre, right, taps, bias):
+    """The convolution at one pixel, from three columns of three; in two sums, which halves the latency."""
+    total, other = fma(left[0], taps[0], bias), centre[0] * taps[1]
+    total, other = fma(right[0], taps[2], total), fma(left[1], taps[3], other)
+    total, other = fma(centre[1], taps[4], total), fma(right[1], taps[5], other)
+    total, other = fma(left[2], taps[6], total), fma(centre[2], taps[7], other)
+    return fma(right[2], taps[8], total) + other
+
+
+@njit(error_model="numpy")
 def _above_and_below(row, height, x, line, pitch, zero):
     """(address, distance of pixels) of the rows above and below a row of the map. One outside the map is the vector of
     zeros, again and again."""
@@ -55,57 +73,56 @@ def _above_and_below(row, height, x, line, pitch, zero):
 @njit(error_model="numpy")
 def _rows_3x3(x, first, last, height, width, pitch, weights, bias, out, out_pitch, activation, after, shift, lanes,
               zero):
-    """Rows first .. last - 1 of a 3x3 convolution of stride 1. Columns of the window: left, centre, right; rows: 0
-    above, 1, 2."""
-    w0, w1, w2 = load(weights), load(weights + VECTOR_BYTES), load(weights + 2 * VECTOR_BYTES)
-    w3, w4, w5 = load(weights + 3 * VECTOR_BYTES), load(weights + 4 * VECTOR_BYTES), load(weights + 5 * VECTOR_BYTES)
-    w6, w7, w8 = load(weights + 6 * VECTOR_BYTES), load(weights + 7 * VECTOR_BYTES), load(weights + 8 * VECTOR_BYTES)
+    """Rows first .. last - 1 of a 3x3 convolution of stride 1."""
+    taps = _taps_3x3(weights)
     line = width * pitch
     for row in range(first, last):
         at1 = x + row * line
         at0, step0, at2, step2 = _above_and_below(row, height, x, line, pitch, zero)
-        left0, left1, left2 = zeros(), zeros(), zeros()
-        centre0, centre1, centre2 = load(at0), load(at1), load(at2)
-        for column in range(width):
-            right0, right1, right2 = zeros(), zeros(), zeros()
-            if column + 1 < width:
+        left = zeros(), zeros(), zeros()
+        centre = load(at0), load(at1), load(at2)
+        for column in range(0, width - 1, 2):  # two at a time
+            at0, at1, at2 = at0 + step0, at1 + pitch, at2 + step2
+            right = load(at0), load(at1), load(at2)
+            beyond = zeros(), zeros(), zeros()
+            if column + 2 < width:
                 at0, at1, at2 = at0 + step0, at1 + pitch, at2 + step2
-                right0, right1, right2 = load(at0), load(at1), load(at2)
-            total, other = fma(left0, w0, bias), centre0 * w1  # two sums: half the latency
-            total, other = fma(right0, w2, total), fma(left1, w3, other)
-            total, other = fma(centre1, w4, total), fma(right1, w5, other)
-            total, other = fma(left2, w6, total), fma(centre2, w7, other)
-            total = fma(right2, w8, total) + other
-            _write(out, _finish(total, activation, after, shift), lanes)
+                beyond = load(at0), load(at1), load(at2)
+            total0 = _window_3x3(left, centre, right, taps, bias)
+            total1 = _window_3x3(centre, right, beyond, taps, bias)
+            if activation == ACTIVATION_SILU:
+                total0, total1 = silu_each((total0, total1))
+            else:
+                total0 = _finish(total0, activation, after, shift)
+                total1 = _finish(total1, activation, after, shift)
+            _write(out, total0, lanes)
+            _write(out + out_pitch, total1, lanes)
+            out += 2 * out_pitch
+            left, centre = right, beyond
+        if width % 2 == 1:
+            total0 = _window_3x3(left, centre, (zeros(), zeros(), zeros()), taps, bias)
+            _write(out, _finish(total0, activation, after, shift), lanes)
             out += out_pitch
-            left0, left1, left2 = centre0, centre1, centre2
-            centre0, centre1, centre2 = right0, right1, right2
 
 
 @njit(error_model="numpy")
 def _rows_3x3_stride_2(x, first, last, height, width, pitch, weights, bias, out, out_width, out_pitch, activation,
                        after, shift, lanes, zero):
-    """Rows first .. last - 1 of the result of a 3x3 convolution of stride 2; the window as in `_rows_3x3`."""
-    w0, w1, w2 = load(weights), load(weights + VECTOR_BYTES), load(weights + 2 * VECTOR_BYTES)
-    w3, w4, w5 = load(weights + 3 * VECTOR_BYTES), load(weights + 4 * VECTOR_BYTES), load(weights + 5 * VECTOR_BYTES)
-    w6, w7, w8 = load(weights + 6 * VECTOR_BYTES), load(weights + 7 * VECTOR_BYTES), load(weights + 8 * VECTOR_BYTES)
+    """Rows first .. last - 1 of the result of a 3x3 convolution of stride 2."""
+    taps = _taps_3x3(weights)
     line = width * pitch
     for row in range(first, last):
         at1 = x + 2 * row * line
         at0, step0, at2, step2 = _above_and_below(2 * row, height, x, line, pitch, zero)
-        left0, left1, left2 = zeros(), zeros(), zeros()
+        left = zeros(), zeros(), zeros()
         for column in range(out_width):
-            right0, right1, right2 = zeros(), zeros(), zeros()
+            right = zeros(), zeros(), zeros()
             if 2 * column + 1 < width:
-                right0, right1, right2 = load(at0 + step0), load(at1 + pitch), load(at2 + step2)
-            total, other = fma(left0, w0, bias), load(at0) * w1
-            total, other = fma(right0, w2, total), fma(left1, w3, other)
-            total, other = fma(load(at1), w4, total), fma(right1, w5, other)
-            total, other = fma(left2, w6, total), fma(load(at2), w7, other)
-            total = fma(right2, w8, total) + other
+                right = load(at0 + step0), load(at1 + pitch), load(at2 + step2)
+            total = _window_3x3(left, (load(at0), load(at1), load(at2)), right, taps, bias)
             _write(out, _finish(total, activation, after, shift), lanes)
             out += out_pitch
-            left0, left1, left2 = right0, right1, right2
+            left = right
             at0, at1, at2 = at0 + 2 * step0, at1 + 2 * pitch, at2 + 2 * step2
 
 
@@ -132,8 +149,8 @@ def depthwise(record, thread, threads):
     k, stride = op.kernel, op.stride
     items = op.images * op.vectors * op.bands
     for item in range(items * thread // threads, items * (thread + 1) // threads):
-        band, rest = item % op.bands, item // op.bands
-        vector, image = rest % op.vectors, rest // op.vectors
+        vector, rest = item % op.vectors, item // op.vectors
+        image, band = rest % op.images, rest // op.images
         column = vector * VECTOR_BYTES
         x = op.x + image * op.height * op.width * op.pitch + column
         out = op.out + image * op.out_height * op.out_width * op.out_pitch + column

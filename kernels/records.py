@@ -20,8 +20,8 @@ def _record(fields: str) -> np.dtype:
 
 # matmul.py: out[i] = act(a[i] @ weights + bias + residual[i] + residual2[i]) for i < rows. Columns come in panels of at
 # most `tile_vectors` vectors, each packed by itself; `chunk` rows pass all panels before the next ones do. The
-# residuals (address 0: none) have the pitch of `out`. next: the
-# record of the next MATMUL (0: none), whose first weights are asked for while the last of these are in use.
+# residuals (address 0: none) have the pitch of `out`. next: the record of the next MATMUL (0: none), whose first
+# weights are asked for while the last of these are in use.
 MATMUL = _record("a pitch rows depth panels panel_table bias out out_pitch residual residual2 relu chunk tiles "
                  "tile_rows next")
 # One panel: `column`, bytes from the first column of `out`; its vectors; the address of its packed weights.
@@ -29,8 +29,9 @@ PANEL = _record("column vectors weights")
 
 # stem.py: 3x3 convolution of stride 2 over maps with a border of zeros; height and width are those of the output.
 STEM = _record("x pixel row depth taps out out_pixel out_row height width panels panel_table bias relu tiles tile_rows")
-# stem.py: NCHW picture -> channels-last inside a border. `cell` is where the array's address stands while a plan runs.
-PICTURE = _record("cell offset channels height width out row")
+# stem.py: NCHW picture -> channels-last inside a border. `cell` is where the array's address stands while a plan runs;
+# 1 is written to `alarm` where a value is infinite or NaN.
+PICTURE = _record("cell offset channels height width out row alarm")
 # stem.py: channels-last map -> the caller's array, packed; `cell` and `offset` as above.
 RESULT = _record("x pitch rows channels cell offset")
 

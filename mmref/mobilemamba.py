@@ -244,6 +244,17 @@ class MobileMamba(Layer):
 
 def check_input(x, channels, dtype):
     """The door of the network: rank, channels, dtype, at least one pixel, finite values."""
+    check_shape(x, channels, dtype)
+    if not np.isfinite(x).all():
+        raise_not_finite()
+
+
+def raise_not_finite():
+    raise ValueProblem("x must be finite, got NaN or infinity")
+
+
+def check_shape(x, channels, dtype):
+    """`check_input` but for the values."""
     if not isinstance(x, np.ndarray):
         raise ShapeError(f"x must be a NumPy array (batch, {channels}, height, width), got {type(x).__name__}")
     if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
@@ -251,8 +262,6 @@ def check_input(x, channels, dtype):
                          f"got {x.shape}")
     if x.dtype != dtype:
         raise ShapeError(f"x must be {dtype}, the model's dtype, got {x.dtype} (model.astype changes the model's)")
-    if not np.isfinite(x).all():
-        raise ValueProblem("x must be finite, got NaN or infinity")
 
 
 def take_indices(indices, count):

@@ -93,6 +93,22 @@ def test_memory_between_shapes(nano):
         assert (compiled(x) == expected).all()
 
 
+@pytest.mark.parametrize("name", ["mobilemamba_b1", "mobilemamba_nano"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_input_that_is_not_finite(name, bad):
+    """Catches a value that is not looked at (last of a row, any channel, last picture), and what is left of it in
+    memory afterwards: the next answer is the one before, to the last bit."""
+    compiled = CompiledModel(mmref.create_model(name, num_classes=10, seed=3), threads=2)
+    x = normal(5, 3, 3, 21, 35)
+    expected = compiled(x)
+    for place in ((0, 0, 0, 0), (1, 2, 20, 34), (2, 1, 7, 15), (2, 0, 3, 32)):
+        spoilt = x.copy()
+        spoilt[place] = bad
+        with pytest.raises(ValueProblem, match="x must be finite"):
+            compiled(spoilt)
+    assert (compiled(x) == expected).all()
+
+
 def test_input_is_left_alone_and_may_lie_anyhow(nano):
     """Catches writes to the input, and reading a transposed or strided array as if it were packed."""
     _, compiled = nano

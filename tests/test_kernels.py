@@ -72,10 +72,11 @@ def test_stem(seed, c_in, c_out, height, width, relu, threads):
     packed, packed_input = weights.stem("s"), c_in == 3
     pixel = 4 * (c_in if packed_input else round_up(c_in))
     source = np.zeros((height + 2, width + 2, pixel // 4), np.float32)
-    cells = np.array([x.ctypes.data], np.int64)
+    cells = np.array([x.ctypes.data, 0], np.int64)
     if packed_input:
         step("picture", records.PICTURE, threads, cell=cells, offset=0, channels=c_in, height=height, width=width,
-             out=source, row=source.strides[0])
+             out=source, row=source.strides[0], alarm=cells.ctypes.data + 8)
+        assert cells[1] == 0
         assert (source[1:-1, 1:-1] == x[0].transpose(1, 2, 0)).all()
         source[[0, -1]] = source[:, [0, -1]] = 0
     else:

@@ -16,7 +16,7 @@ from mmref.engine.walk import output_shape
 from mmref.engine.weights import Weights, check_haar
 from mmref.errors import ShapeError, ValueProblem
 from mmref.kernels.program import MOST_THREADS, addresses, run, threads_available, tile_table
-from mmref.mobilemamba import MobileMamba, check_input, take_indices
+from mmref.mobilemamba import MobileMamba, check_shape, raise_not_finite, take_indices
 
 PLANS_KEPT = 4
 IMAGES_AT_ONCE = 8  # a thread, at most: bounds memory and the length of a plan
@@ -124,7 +124,7 @@ class CompiledModel:
         return chosen if intermediates_only else (maps["3"], chosen)
 
     def _run(self, x, outputs) -> list[np.ndarray]:
-        check_input(x, self.config.in_chans, self.dtype)
+        check_shape(x, self.config.in_chans, self.dtype)  # whether it is finite is seen while it is read
         results = [np.empty(output_shape(self.config, x.shape, name), np.float32) for name in outputs]
         x = np.ascontiguousarray(x)
         if len(x):
@@ -136,9 +136,10 @@ class CompiledModel:
         return [F.channels_first(result) if result.ndim == 4 else result for result in results]
 
     def _execute(self, plan, x, results, times=None):
-        plan.cells[0] = x.ctypes.data
-        plan.cells[1:] = [result.ctypes.data for result in results]
+        plan.cells[:] = [x.ctypes.data, *(result.ctypes.data for result in results), 0]
         run(plan.steps, plan.threads, times)
+        if plan.cells[-1]:
+            raise_not_finite()
 
     # -------------------------------------------------------------------- plans
 

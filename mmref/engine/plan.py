@@ -1,9 +1,9 @@
 """The CPU's plan of a forward: the walk's operations as records, their memory, and the threads that run them.
 
-A batch is planned in two parts. Stem and stage 1 go image by image: their maps are large and should stay in the cache.
-Where there are enough images each thread takes whole ones, on memory of its own, without barriers. Images that are left
-over, single ones, and stages 2 and 3 of the whole batch (small maps, large weights, which should be read once) are
-worked on by all threads together, each operation divided among them, with a barrier after it.
+Where there are enough images each thread takes whole ones, on memory of its own and without barriers: what it writes
+it finds in its own cache when it reads it. Stem and stage 1 go image by image, because their maps are large; stages 2
+and 3 take all of a thread's images at once, because there the weights are large. Single images, and those that are left
+over, are worked on by all threads together, each operation divided among them, with a barrier after it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ CHUNK_BYTES = 1 << 19  # rows of a matrix product that pass all panels before ot
 
 @dataclass
 class Plan:
-    """What runs for one input shape. `cells` hold the addresses of the input and of the results while it runs."""
+    """What runs for one input shape. `cells` hold the addresses of the input and of the results while it runs, and last
+    an alarm: not 0 after a run whose input was not finite."""
 
     shape: tuple[int, ...]
     outputs: tuple[str, ...]
@@ -59,7 +60,7 @@ class CpuWalk(Walk):
                                          barrier and self.owner == TOGETHER))
 
     def cell(self, index):
-        return self.cells.ctypes.data + 8 * index
+        return self.cells.ctypes.data + 8 * (index % len(self.cells))
 
     # ------------------------------------------------------------------------------ operations
 
@@ -125,7 +126,7 @@ class CpuWalk(Walk):
         x = self.arena.take((height + 2) * row)
         self.emit("picture", "(input)", (1, channels, height, width), 0, 8 * channels * height * width,
                   cell=self.cell(0), offset=image * channels * height * width * FLOAT_BYTES, channels=channels,
-                  height=height, width=width, out=x, row=row)
+                  height=height, width=width, out=x, row=row, alarm=self.cell(-1))
         for index, c_out in enumerate((w // 8, w // 4, w // 2, w)):
             matrix = self.weights.stem(f"patch_embed.{2 * index}")
             height, width, last = -(-height // 2), -(-width // 2), index == 3
@@ -166,7 +167,7 @@ class CpuWalk(Walk):
 def make_plan(config: Variant, weights: Weights, shape, outputs, threads: int, addresses, tiles: int) -> Plan:
     """`outputs`: of "0" to "3" (stem and stages), "pooled", "logits". `addresses`: {kernel: address}."""
     batch, _, height, width = shape
-    cells = np.zeros(1 + len(outputs), np.int64)
+    cells = np.zeros(2 + len(outputs), np.int64)
     each = batch // threads if threads > 1 else 0
     shares = [(owner, owner * each, each) for owner in range(threads)] if each else []
     if batch > each * threads:
