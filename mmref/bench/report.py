@@ -79,11 +79,13 @@ def _sweep_tables(report):
     parts = []
     for model in dict.fromkeys(row.model for row in report.sweep):
         rows = [row for row in report.sweep if row.model == model]
-        own = next((row.img_size for row in rows if row.batch > 1), rows[0].img_size)
+        own = next((row.img_size for row in rows if row.batch > 1), None)
         pixels = [row for row in rows if row.batch == 1]
         parts.append(f"{model}, batch 1, cost by picture size (ms; ns a pixel)\n" + _growth(
             pixels, "size", lambda row: f"{row.img_size}x{row.img_size}",
             lambda row: f"{1e9 * row.median / row.img_size ** 2:.1f}"))
+        if own is None:
+            continue
         batches = sorted((row for row in rows if row.img_size == own), key=lambda row: row.batch)
         parts.append(f"{model}, {own}x{own}, cost by batch (ms; ms a picture)\n" + _growth(
             batches, "batch", lambda row: str(row.batch), lambda row: f"{1e3 * row.median / row.batch:.2f}"))
