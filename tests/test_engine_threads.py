@@ -64,7 +64,7 @@ def in_process(code, *, prepare=None, **environment):
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **environment}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, timeout=WATCHDOG, text=True,
                           capture_output=True, preexec_fn=prepare)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout, done.stderr
 
 
@@ -196,14 +196,15 @@ def test_process_ends_while_workers_live():
 
 
 def test_any_team_gives_the_same_bits(model):
-    """Catches a result that depends on who computed it: 1 to 16 shares, by one thread and by several, and repeats."""
-    x = picture(3)
+    """Catches a result that depends on who computed it: 1 to 16 shares of 1 to 9 pictures, some of them whole pictures
+    and some not, and repeats."""
+    x = picture(9)
     expected = mmref.engine.CompiledModel(model, threads=1)(x)
     assert_close(expected, model(x), 5e-6)
     for threads in (1, 2, 4, 16):
         compiled = mmref.engine.CompiledModel(model, threads=threads)
-        for _ in range(3):
-            np.testing.assert_array_equal(compiled(x), expected)
+        for batch in (*range(1, 10), 3, 3):
+            np.testing.assert_array_equal(compiled(x[:batch]), expected[:batch])
 
 
 def test_more_threads_than_cores(model):
@@ -401,9 +402,10 @@ def test_two_processes_compile_at_once(tmp_path):
 @pytest.mark.parametrize("name, cpu, features", [
     ("AVX2", "haswell", "+avx,+avx2,+fma"),
     ("SSE", "x86-64", "+sse2"),
-])
+], ids=("AVX2", "SSE2"))
 def test_narrow_processors(model, tmp_path, name, cpu, features):
-    """Catches tiles and functions that only AVX-512 gets right: the same network, on the instructions of older ones."""
+    """Catches tiles and functions that only AVX-512 gets right: the same network, every kernel and every function, on
+    the instructions of older ones."""
     code = f"""
         import json, numpy as np, mmref, mmref.engine
         import test_engine_threads as t
@@ -416,5 +418,10 @@ def test_narrow_processors(model, tmp_path, name, cpu, features):
         np.testing.assert_array_equal(compiled(t.picture(3))[1:2], compiled(t.picture(3)[1:2]))
         np.save({str(tmp_path / "logits.npy")!r}, compiled(t.picture(3)))
     """
-    in_process(code, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features, MMREF_CACHE_DIR=str(tmp_path))
+    older = dict(NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features, MMREF_CACHE_DIR=str(tmp_path))
+    in_process(code, **older)
+    in_process(f"""
+        import pytest
+        raise SystemExit(pytest.main(["-q", "-x", {str(Path(__file__).parent / "test_kernels.py")!r}]))
+    """, **older)
     assert_close(np.load(tmp_path / "logits.npy"), model(picture(3)), 5e-6)
