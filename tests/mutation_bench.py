@@ -2,17 +2,21 @@
 
     python tests/mutation_bench.py [--faithful 200] [--json]
 
-Plants every fault of tests/mutations.py by itself into the PyTorch reference and into an exported ONNX graph (float32,
-batch 3, odd maps), and runs faithful copies over variants, sizes and seeds: float32, folded, float16-stored weights
-(folded or not), float64. Weights are drawn from a seed.
+Plants every fault of tests/mutations.py by itself into the PyTorch reference, every fault of tests/onnx_mutations.py
+into an exported ONNX graph (run by ONNX Runtime with the recipe of docs/validate.md), each in float32 on a batch of
+three with odd maps, and every mistake of preparing a picture. Then runs faithful copies over variants, sizes and
+seeds: see KINDS. Weights are drawn from a seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
+import re
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +25,19 @@ import torch
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "golden")]
 
 import torch_reference  # noqa: E402
-from mutations import TORCH  # noqa: E402
+from mutations import PREPARATION, TORCH, photograph, prepared  # noqa: E402
 from params import synthetic_state_dict  # noqa: E402
 
 from mmref.parameters import expected_shapes, load_parameters  # noqa: E402
+from mmref.picture import Transform, to_array  # noqa: E402
 from mmref.validate.compare import compare  # noqa: E402
 from mmref.validate.trace import Trace, trace_model  # noqa: E402
+from mmref.validate.trace_file import read_trace  # noqa: E402
 from mmref.variants import VARIANTS  # noqa: E402
+
+RECIPE = re.search(r"```python recipe=onnx\n(.*?)```",
+                   (Path(__file__).parents[1] / "docs" / "validate.md").read_text(), re.S)[1]
+SHAPE = (3, 3, 83, 145)
 
 
 def pair(variant="nano", seed=0):
@@ -54,14 +64,25 @@ def hooked(net, x) -> Trace:
     return Trace(records)
 
 
+def onnx_trace(proto, x, optimised=False) -> Trace:
+    """Trace of an ONNX graph in ONNX Runtime by the recipe in the documents; optimised: with all of its fusions."""
+    recipe = RECIPE.replace("ORT_DISABLE_ALL", "ORT_ENABLE_ALL") if optimised else RECIPE
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("model.onnx").write_bytes(proto.SerializeToString())
+        exec(compile(recipe, "recipe", "exec"), {"x": x})
+        return read_trace("candidate.npz")
+
+
 def random_input(seed, shape):
     rng = np.random.default_rng(seed)
     blocks = rng.standard_normal((*shape[:2], -(-shape[2] // 16), -(-shape[3] // 16))).repeat(16, 2).repeat(16, 3)
     return (blocks[:, :, :shape[2], :shape[3]] + 0.5 * rng.standard_normal(shape)).astype(np.float32)
 
 
-def run_mutations(mutations=TORCH, dtype=np.float64, shape=(3, 3, 83, 145)):
-    """One dict a mutation: found first layer and diagnoses beside the expected ones."""
+# ---------------------------------------------------------------------------------------------------------- faults
+
+def run_torch(mutations=TORCH, dtype=np.float32, shape=SHAPE):
+    """One dict a fault planted into the PyTorch network."""
     model, net = pair()
     x = random_input(1, shape)
     reference = trace_model(model, x)
@@ -69,55 +90,116 @@ def run_mutations(mutations=TORCH, dtype=np.float64, shape=(3, 3, 83, 145)):
         wrong = copy.deepcopy(net)
         wrong = wrong.double() if dtype == np.float64 else wrong
         mutation.plant(wrong.get_submodule(mutation.where))
-        result = compare(reference, hooked(wrong, x.astype(dtype)), model=model)
-        keys = [diagnosis.key for diagnosis in result.diagnoses]
-        yield {"graph": "PyTorch", "fault": mutation.name, "expected": mutation.first, "first": result.first,
-               "key": mutation.key, "diagnosed": keys, "text": [d.text for d in result.diagnoses],
-               "layer_right": result.first == mutation.first,
-               "key_right": bool(keys) and keys[0] == mutation.key if mutation.key else None}
+        yield judged("PyTorch", mutation, compare(reference, hooked(wrong, x.astype(dtype)), model=model))
 
 
-def run_faithful(count, seed=0):
+def run_onnx(mutations=None, shape=SHAPE):
+    """One dict a fault planted into the exported graph."""
+    from onnx_mutations import ONNX, Graph
+
+    from mmref.export.onnx import to_onnx
+    model, _ = pair()
+    x, proto = random_input(1, shape), to_onnx(model.astype(np.float32))
+    reference = trace_model(model, x)
+    for mutation in ONNX if mutations is None else mutations:
+        graph = Graph(proto, model)
+        mutation.plant(graph)
+        yield judged("ONNX", mutation, compare(reference, onnx_trace(graph.proto, x), model=model))
+
+
+def run_preparation(mutations=PREPARATION):
+    """One dict a mistake in preparing the picture."""
+    model, net = pair()
+    picture = photograph()
+    reference = trace_model(model, to_array(picture, Transform(size=128))[None])
+    assert compare(reference, hooked(net, prepared(picture)), model=model).same
+    for mutation in mutations:
+        yield judged("picture", mutation, compare(reference, hooked(net, mutation.plant(picture)), model=model))
+
+
+def judged(graph, mutation, result):
+    keys = [diagnosis.key for diagnosis in result.diagnoses]
+    return {"graph": graph, "fault": mutation.name, "expected": mutation.first, "first": result.first,
+            "key": mutation.key, "diagnosed": keys, "text": [d.text for d in result.diagnoses], "note": result.note,
+            "layer_right": result.first == mutation.first,
+            "key_right": bool(keys) and keys[0] == mutation.key if mutation.key else None}
+
+
+# --------------------------------------------------------------------------------------------------- faithful runs
+
+KINDS = ("float32", "float32 folded", "float64", "float16 weights", "float16 folded weights", "float16 trace",
+         "float16", "ONNX", "ONNX optimised", "ONNX folded in float16")
+
+
+def faithful(kind, model, net, x) -> Trace:
+    """A trace of a right implementation: other sums, other fusions, other precisions."""
+    if kind.startswith("ONNX"):
+        from mmref.export.onnx import to_onnx
+        proto = to_onnx(model.astype(np.float32))
+        if "float16" in kind:
+            from onnx import numpy_helper
+            for tensor in proto.graph.initializer:
+                array = numpy_helper.to_array(tensor)
+                if array.dtype == np.float32:
+                    tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16).astype(np.float32), tensor.name))
+        return onnx_trace(proto, x, "optimised" in kind)
+    if "folded" in kind:
+        net = torch_reference.fold_batchnorm(net)
+    if "weights" in kind:
+        net.half().float()
+    if kind == "float16":
+        return hooked(net.half(), x.astype(np.float16))
+    if kind == "float64":
+        return hooked(net.double(), x.astype(np.float64))
+    trace = hooked(net, x)
+    if kind == "float16 trace":
+        trace.records = {name: array.astype(np.float16) for name, array in trace.records.items()}
+    return trace
+
+
+def run_faithful(count, seed=0, kinds=KINDS, largest=100):
     """One dict a faithful run: variant, size, kind and whether compare was content."""
     rng = np.random.default_rng(seed)
-    kinds = ("float32", "float32 folded", "float64", "float16 weights", "float16 folded weights")
     for i in range(count):
-        variant = "t2" if i % 10 == 9 else "nano"
-        batch, height, width = int(rng.integers(1, 4)), int(rng.integers(1, 100)), int(rng.integers(1, 100))
+        kind = kinds[i % len(kinds)]
+        variant = ("t2", "s6", "b1", "t4")[i // 10 % 4] if (i + i // 10) % 10 == 0 else "nano"
+        batch, height, width = int(rng.integers(1, 4)), int(rng.integers(1, largest)), int(rng.integers(1, largest))
         model, net = pair(variant, seed=i)
-        x, kind = random_input(i, (batch, 3, height, width)) * np.float32(10 ** rng.uniform(-1, 1)), kinds[i % 5]
-        if "folded" in kind:
-            net = torch_reference.fold_batchnorm(net)
-        if "float16" in kind:
-            net.half().float()
-        net, given = (net.double(), x.astype(np.float64)) if kind == "float64" else (net, x)
-        result = compare(trace_model(model, x), hooked(net, given), model=model, diagnose=False)
+        x = random_input(i, (batch, 3, height, width)) * np.float32(10 ** rng.uniform(-1, 1))
+        result = compare(trace_model(model, x), faithful(kind, model, net, x), model=model, diagnose=False)
         yield {"variant": variant, "shape": x.shape, "kind": kind, "same": result.same, "first": result.first,
-               "judged": result.precision, "largest": max(row.error for row in result.rows)}
+               "judged": result.precision, "rows": len(result.rows), "largest": max(row.error for row in result.rows)}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faithful", type=int, default=200)
-    parser.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="of the faulty runs")
+    parser.add_argument("--only", choices=("torch", "onnx", "picture", "faithful"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float64"), help="of the faulty PyTorch runs")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    faults = list(run_mutations(dtype=np.dtype(args.dtype)))
-    faithful = list(run_faithful(args.faithful))
+    parts = {"torch": lambda: run_torch(dtype=np.dtype(args.dtype)), "onnx": run_onnx, "picture": run_preparation,
+             "faithful": lambda: run_faithful(args.faithful)}
+    found = {name: list(run()) for name, run in parts.items() if args.only in (None, name)}
     if args.json:
-        json.dump({"faults": faults, "faithful": faithful}, sys.stdout, indent=1, default=str)
+        json.dump(found, sys.stdout, indent=1, default=str)
         return
-    for row in faults:
-        if not row["layer_right"] or row["key_right"] is False:
-            print(f"MISSED {row['fault']}: expected {row['expected']} [{row['key']}], got {row['first']} {row['text']}")
-    for row in faithful:
-        if not row["same"]:
-            print("FALSE ALARM", row)
-    known = [row["key_right"] for row in faults if row["key_right"] is not None]
-    print(f"{len(faults)} faults: first layer right for {sum(row['layer_right'] for row in faults)}; "
-          f"diagnosis right for {sum(known)} of {len(known)} with a signature")
-    print(f"{len(faithful)} faithful runs: {sum(not row['same'] for row in faithful)} false alarms; largest error "
-          f"{max((row['largest'] for row in faithful), default=0):.1f} units")
+    for name, rows in found.items():
+        if name == "faithful":
+            for row in rows:
+                if not row["same"]:
+                    print("FALSE ALARM", row)
+            print(f"{len(rows)} faithful runs: {sum(not row['same'] for row in rows)} false alarms; largest error "
+                  f"{max((row['largest'] for row in rows), default=0):.1f} units")
+            continue
+        for row in rows:
+            if not row["layer_right"] or row["key_right"] is False:
+                print(f"MISSED {row['graph']}, {row['fault']}: expected {row['expected']} [{row['key']}], "
+                      f"got {row['first']} {row['text'] or row['note']}")
+        known = [row["key_right"] for row in rows if row["key_right"] is not None]
+        print(f"{rows[0]['graph']}: {len(rows)} faults; first layer right for "
+              f"{sum(row['layer_right'] for row in rows)}; diagnosis right for {sum(known)} of {len(known)} with a "
+              f"signature ({100 * sum(known) / len(known):.0f} %)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Faults planted one at a time into the PyTorch reference: independent of mmref's own list of mistakes.
+"""Faults planted one at a time into the PyTorch reference and into the preparation of the picture.
+
+They are written independently of mmref's own list of mistakes (mmref/validate/faults.py).
 
 A mutation gives: name, the module it changes (a path below the network), the first record that a trace made with
 forward hooks can show it in, the key a diagnosis should have ("" where no signature is known).
@@ -9,9 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MethodType
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torch_reference as reference
+from PIL import Image
+
+from mmref.samples import sample_picture
 
 
 @dataclass
@@ -68,6 +74,17 @@ def pads(low, high, mode="constant"):
     return plant
 
 
+def tensorflow_same(conv):
+    def forward(x):
+        pads = [p for n in reversed(x.shape[2:]) for p in ((0, 1) if n % 2 == 0 else (1, 1))]
+        return F.conv2d(F.pad(x, pads), conv.weight, conv.bias, conv.stride)
+    conv.forward = forward
+
+
+def bfloat16(array):
+    return torch.from_numpy(array).bfloat16().float().numpy()
+
+
 def training(bn):
     bn.forward = lambda x: F.batch_norm(x, None, None, bn.weight, bn.bias, True, 0.0, bn.eps)
 
@@ -82,6 +99,11 @@ def _carried(u, delta, A, B, C, D):
     joined = [torch.cat(list(v), -1)[None] for v in (u, delta, B, C)]
     y = reference.selective_scan(joined[0], joined[1], A, joined[2], joined[3], D)
     return torch.stack(torch.split(y[0], u.shape[-1], -1))
+
+
+def sample_variance(norm):
+    norm.forward = lambda x: ((x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + norm.eps)
+                              * norm.weight + norm.bias)
 
 
 def scan_edit(text, replacement):
@@ -140,6 +162,7 @@ STEP = "F.softplus("
 TORCH = [
     M("stem pads as TensorFlow", "patch_embed.0.c", "patch_embed.0.c", "padding-side", pads(0, 2)),
     M("stem pads at the top left", "patch_embed.4.c", "patch_embed.4.c", "padding-side", pads(2, 0)),
+    M("even maps padded as TensorFlow", "patch_embed.2.c", "patch_embed.2.c", "padding-side", tensorflow_same),
     M("stem repeats the border", "patch_embed.2.c", "patch_embed.2.c", "padding-mode", pads(1, 1, "replicate")),
     M("stem kernel flipped", "patch_embed.2.c", "patch_embed.2.c", "kernel-flipped",
       attribute("weight", lambda w: w.flip(2, 3))),
@@ -161,10 +184,13 @@ TORCH = [
     M("batch norm left out", f"{SCAN}.out_proj.bn", f"{SCAN}.out_proj.bn", "bn-folding",
       lambda bn: setattr(bn, "forward", lambda x: x)),
     M("shortcut missing", f"{BLOCK}.dw0", f"{BLOCK}.dw0", "shortcut", forward_edit("x + self.m(x)", "self.m(x)")),
+    M("shortcut inside the batch norm", f"{BLOCK}.dw1", f"{BLOCK}.dw1.m.bn", "",
+      forward_edit("x + self.m(x)", "self.m.bn(self.m.c(x) + x)")),
     M("outer shortcut missing", BLOCK, BLOCK, "shortcut", forward_edit("return x + ", "return ")),
     M("FFN without ReLU", f"{BLOCK}.ffn0.m", f"{BLOCK}.ffn0.m.pw2.c", "activation",
       forward_edit("F.relu(self.pw1(x))", "self.pw1(x)")),
-    M("FFN with ReLU6", f"{BLOCK}.ffn1.m", f"{BLOCK}.ffn1.m.pw2.c", "activation", forward_edit("F.relu(", "F.relu6(")),
+    # here, because in the block nothing comes near 6, so that ReLU6 would be no fault
+    M("FFN with ReLU6", "blocks3.0.1.m", "blocks3.0.1.m.pw2.c", "activation", forward_edit("F.relu(", "F.relu6(")),
     M("FFN with tanh GELU", f"{BLOCK}.ffn1.m", f"{BLOCK}.ffn1.m.pw2.c", "activation",
       forward_edit("F.relu(self.pw1(x))", "F.gelu(self.pw1(x), approximate=\"tanh\")")),
     M("merging without second ReLU", "blocks3.1", "blocks3.1.se.fc1", "activation",
@@ -230,9 +256,14 @@ TORCH = [
     M("SiLU after conv2d missing", SCAN, NORM, "activation", forward_edit("F.silu(self.conv2d(x))", "self.conv2d(x)")),
     M("conv2d bias missing", f"{SCAN}.conv2d", f"{SCAN}.conv2d", "bias-missing", attribute("bias", lambda v: v * 0)),
     M("layer norm eps 1e-3", NORM, NORM, "layer-norm", attribute("eps", 1e-3)),
+    M("layer norm with n - 1", NORM, NORM, "layer-norm", sample_variance),
     M("layer norm eps 1e-6", NORM, NORM, "layer-norm", attribute("eps", 1e-6)),
     M("in_proj transposed", f"{SCAN}.in_proj.c", f"{SCAN}.in_proj.c", "transposed-projection",
       attribute("weight", misread)),
+    M("x_proj transposed", SCAN, NORM, "transposed-projection",
+      attribute("x_proj_weight", lambda w: torch.stack([misread(m) for m in w]))),
+    M("dt_projs transposed", SCAN, NORM, "transposed-projection",
+      attribute("dt_projs_weight", lambda w: torch.stack([misread(m) for m in w]))),
     M("proj transposed", f"{MIX}.proj.1.c", f"{MIX}.proj.1.c", "transposed-projection",
       attribute("weight", transposed)),
     M("merging reads its weight transposed", "blocks3.1.conv3.c", "blocks3.1.conv3.c", "transposed-projection",
@@ -252,3 +283,48 @@ TORCH = [
     M("A clamped", SCAN, NORM, "", forward_edit("-torch.exp(self.A_logs)", "-torch.exp(self.A_logs).clamp(max=1.0)")),
 ]
 
+# ------------------------------------------------------------------------------------------- preparing the picture
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def photograph() -> Image.Image:
+    """Colours from three grey photographs, not square."""
+    bands = [sample_picture(name).crop((0, 0, 500, 390)) for name in ("aero", "ascent", "camera")]
+    return Image.merge("RGB", bands)
+
+
+def prepared(picture, side=128, short=146, resample=Image.Resampling.BICUBIC, shift=(0, 0), squash=False,
+             mean=MEAN, std=STD, scale=255, bgr=False, mirror=False):
+    """(1, 3, side, side) float32: what the evaluation transform does, with a switch for every mistake."""
+    width, height = picture.size
+    size = (side, side) if squash else (int(short * width / min(picture.size)), int(short * height / min(picture.size)))
+    picture = picture.resize(size, resample)
+    left, top = (round((n - side) / 2) + s for n, s in zip(picture.size, shift, strict=True))
+    pixels = np.asarray(picture, np.float64)[top:top + side, left:left + side] / scale
+    pixels = pixels[..., ::-1] if bgr else pixels
+    pixels = pixels[:, ::-1] if mirror else pixels
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None].astype(np.float32))
+
+
+def without_antialiasing(picture):
+    """Bilinear interpolation at the pixels' centres, as OpenCV and torch's interpolate do."""
+    array = torch.from_numpy(np.asarray(picture, np.float32).transpose(2, 0, 1)[None].copy())
+    size = [int(146 * n / min(picture.size)) for n in reversed(picture.size)]
+    small = F.interpolate(array, size, mode="bicubic", align_corners=False).round().clamp(0, 255).byte()[0]
+    return prepared(Image.fromarray(small.permute(1, 2, 0).numpy()), short=146)
+
+
+PREPARATION = [Mutation(name, "", "input", key, plant) for name, key, plant in (
+    ("colours as BGR", "input-permuted", lambda p: prepared(p, bgr=True)),
+    ("picture mirrored", "input-permuted", lambda p: prepared(p, mirror=True)),
+    ("mean and deviation of another data set", "normalisation", lambda p: prepared(p, mean=[0.5] * 3, std=[0.5] * 3)),
+    ("pixels in 0..255", "normalisation", lambda p: prepared(p, scale=1)),
+    ("not normalised", "normalisation", lambda p: prepared(p, mean=0, std=1)),
+    ("crop one pixel to the right", "resize-crop", lambda p: prepared(p, shift=(1, 0))),
+    ("crop at the top left", "resize-crop", lambda p: prepared(p, shift=(-29, -9))),
+    ("resized to the crop's size at once", "resize-crop", lambda p: prepared(p, short=128)),
+    ("squashed to a square", "resize-crop", lambda p: prepared(p, squash=True)),
+    ("bilinear resize", "resize-crop", lambda p: prepared(p, resample=Image.Resampling.BILINEAR)),
+    ("resize without antialiasing", "resize-crop", without_antialiasing),
+)]

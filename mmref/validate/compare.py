@@ -4,9 +4,13 @@ The unit of a record is its rounding noise: the largest absolute error that a fl
 against float64 on the same input, measured when the reference was traced and kept in its manifest. A faithful port
 stays within a few units; LIMIT leaves room for other orders of summation.
 
-A float64 candidate is held to float64's noise as long as that is what it shows (the same noise, 2^-29 as large).
-Weights stored as float16 move everything by much more than float32 does, so such a candidate is compared with our
-own run on weights rounded the same way, which makes it as sharp a test; that needs the reference's model.
+A candidate is held to the sharpest precision that its values show:
+
+    float64          where float32 cannot hold them: float64's noise, which is float32's, 2^-29 as large
+    float32
+    float16 weights  (folded before or after they were rounded) compared with our own run on weights rounded the same
+                     way, which makes it as sharp a test as float32's; that needs the reference's model
+    float16          weights and activations, only where float16 can hold every value: the error of our own such run
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ class Row:
 
 @dataclass
 class Comparison:
+    """What `compare` found: rows in network order, `first` the name of the first that differs (None: all the same)."""
+
     rows: list[Row]
     matched_by: str
     precision: str
@@ -47,6 +53,7 @@ class Comparison:
     unmatched_candidate: list[str]
     diagnoses: list = field(default_factory=list)
     note: str = ""
+    blind_spots: list[str] = field(default_factory=list)
 
     @property
     def same(self) -> bool:
@@ -61,62 +68,92 @@ def compare(reference: Trace, candidate: Trace, mapping=None, model=None, precis
     """Compare a candidate's trace with ours.
 
     model      the reference's model (any dtype): wanted for diagnoses and for float16 weights; None goes without
-    precision  "float32", "float64", "float16" (weights stored so) or "auto": what explains the candidate best
+    precision  "float32", "float64", "float16" (weights, or all of it) or "auto": what explains the candidate best
 
     Raises ValueProblem where nothing matches, or the reference has no noise levels and no model to measure them."""
     pairs, how = match(reference.records, candidate.records, mapping)
-    noise = reference.manifest.get("noise")
-    if not noise:
-        if model is None or "input" not in reference.records:
-            raise ValueProblem("REFERENCE must be a trace that `mmref trace` wrote (it holds the rounding noise), "
-                               "got one without a manifest")
-        from mmref.validate.trace import rounding_noise
-        noise = rounding_noise(model, reference.records["input"])
+    noise, half = _noise(reference, model)
     values = {name: arranged(reference.records[name], candidate.records[theirs]) for name, theirs in pairs.items()}
-    tries = _references(reference, model, precision, values)
     best = None
-    for label, records, scale in tries:
-        rows = [_row(name, pairs[name], records[name], *values[name], noise.get(name, 0.0) * scale)
+    for label, records, units in _references(reference, model, precision, values, noise, half):
+        rows = [_row(name, pairs[name], records[name], *values[name], units.get(name, 0.0))
                 for name in pairs if name in records]
         first = next((i for i, row in enumerate(rows) if row.verdict != "same"), len(rows))
         if best is None or first > best[0]:
-            best = first, label, records, rows, scale
+            best = first, label, records, rows, units
         if first == len(rows):
             break
-    first, label, records, rows, scale = best
+    first, label, records, rows, units = best
     used = set(pairs.values())
     result = Comparison(rows, how, label, rows[first].name if first < len(rows) else None,
                         len(reference.records) - len(pairs), [n for n in candidate.records if n not in used])
-    if not result.same and diagnose:
+    if result.same:
+        result.blind_spots = blind_spots(reference.records, pairs)
+    elif diagnose:
         from mmref.validate.diagnose import diagnose as find
-        scaled = {name: value * scale for name, value in noise.items()}
-        result.diagnoses, result.note = find(model_of(label, model), records, values, result, scaled)
+        result.diagnoses, result.note = find(model_of(label, model), records, values, result, units)
     return result
 
 
-def _references(reference, model, precision, values):
-    """(label, records, scale of the noise) of what the candidate may be a faithful copy of, sharpest first."""
+def _noise(reference, model):
+    """The two noise levels of a trace: its own, or measured now."""
+    manifest = reference.manifest
+    if manifest.get("noise"):
+        return manifest["noise"], manifest.get("noise_float16", {})
+    if model is None or "input" not in reference.records:
+        raise ValueProblem("REFERENCE must be a trace that `mmref trace` wrote (it holds the rounding noise), "
+                           "got one without a manifest")
+    from mmref.validate.trace import half_noise, rounding_noise
+    x = reference.records["input"]
+    return tuple(measure(model, x, reference.records) for measure in (rounding_noise, half_noise))
+
+
+def _references(reference, model, precision, values, noise, half):
+    """(label, records, unit of every record) of what the candidate may be a faithful copy of, sharpest first."""
     records = {name: np.asarray(array, np.float64) for name, array in reference.records.items()}
-    if precision in ("auto", "float64") and reference.manifest.get("dtype") == "float64" and _double(values):
-        yield "float64", records, _SMALLER
+    held = [array for name, (array, _) in values.items() if name != "input" and array is not None and array.size]
+    if precision == "float64" and reference.manifest.get("dtype") == "float32":
+        raise ValueProblem("--precision float64 needs a reference traced in float64, got float32")
+    if precision == "float64" or (precision == "auto" and reference.manifest.get("dtype") == "float64"
+                                  and held and _beyond(held[0], np.float32)):
+        yield "float64", records, {name: value * _SMALLER for name, value in noise.items()}
     if precision in ("auto", "float32"):
-        yield "float32", records, 1.0
+        yield "float32", records, noise
     if precision in ("auto", "float16") and model is not None and "input" in records:
         for label in ("float16 weights", "float16 folded weights"):
             if not (model.folded and "folded" not in label):
                 again = run_recorded(model_of(label, model), records["input"])
-                yield label, {name: again[name] for name in records if name in again}, 1.0
-    elif precision == "float16":
-        raise ValueProblem("--precision float16 needs the reference's model and input (--weights FILE)")
+                yield label, {name: again[name] for name in records if name in again}, noise
+    if half and (precision == "float16" or precision == "auto" and not any(_beyond(a, np.float16) for a in held)):
+        yield "float16", records, half
+    elif precision == "float16" and model is None:
+        raise ValueProblem("--precision float16 needs a trace of `mmref trace`, or its weights (--weights FILE)")
 
 
-def _double(values):
-    """Whether some record holds more digits than float32 has."""
-    for name, (array, _) in values.items():
-        if name != "input" and array is not None and array.size:
-            with np.errstate(over="ignore", invalid="ignore"):
-                return bool((array.astype(np.float32) != array).mean() > 0.5)
-    return False
+def _beyond(array, dtype):
+    """Whether most values of a record hold more digits than `dtype` does."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool((array.astype(dtype) != array).mean() > 0.5)
+
+
+def blind_spots(records, pairs) -> list[str]:
+    """What a comparison on this input could not have shown, so that "same" is not taken for more than it is."""
+    found, x = [], records.get("input")
+    if "input" not in pairs:
+        found.append("the inputs were not compared (record `input` too)")
+    if x is not None and x.ndim == 4:
+        if len(x) < 2 or any(np.array_equal(x[0], other) for other in x[1:]):
+            found.append("samples that mix: use a batch of two or more different ones")
+        if x.shape[2] == x.shape[3]:
+            found.append("height and width exchanged: use an input that is not square")
+    maps = [array for name, array in records.items() if name.endswith("global_op") and array.ndim == 4]
+    for axis, word in ((2, "height"), (3, "width")):
+        if maps and not any(array.shape[axis] % 2 for array in maps):
+            found.append(f"padding of odd maps: no map had an odd {word} (83 x 145 pixels give both)")
+    before = [array for name, array in records.items() if name.endswith((".pw1", ".bn1"))]
+    if before and max(map(largest, before)) <= 6:
+        found.append("ReLU6 in place of ReLU: nothing came near 6 (multiply the input)")
+    return found
 
 
 def model_of(label, model):
@@ -124,7 +161,7 @@ def model_of(label, model):
     if model is None:
         return None
     model = model.astype(np.float64)
-    if label.startswith("float16"):
+    if label in ("float16 weights", "float16 folded weights"):
         if "folded" in label:
             model = model.astype(np.float32).fold_batchnorm().astype(np.float64)
         for _, layer, attribute in model.named_parameters():

@@ -18,8 +18,9 @@ from mmref.layer import recording
 from mmref.validate.faults import FAULTS
 from mmref.validate.trace import canonical, largest
 
-LIMIT = 60.0      # units of rounding noise within which a mistake reproduces the candidate
-CLOSER = 0.02     # and the share of the difference it may leave unexplained
+LIMIT = 60.0      # units of rounding noise within which a mistake reproduces the candidate,
+CLOSER = 0.02     # and the share of the difference it may leave unexplained;
+FAINT = 8.0, 0.3  # or fewer units and a larger share: a difference that hardly stands out of the noise
 SHOWN = 3
 
 
@@ -37,19 +38,26 @@ def diagnose(model, reference, values, comparison, noise) -> tuple[list[Diagnosi
     """(diagnoses, best first; a note where there is none). `values` {name: (candidate's array, layout)}."""
     first = comparison.first
     row = next(row for row in comparison.rows if row.name == first)
-    if row.verdict == "NOT FINITE":
-        return [], "NaN or infinity appears here"
     got, unit = values[first][0], max(noise.get(first, 0.0), 1e-300)
     if got is None:
-        return [], "another shape: padding, stride or the split of channels"
-    error = largest(got - reference[first])
+        return [], ("another size of input: resize or crop" if first == "input" else
+                    "another shape: padding, stride or the split of channels")
+    fine = np.isfinite(got)
+    overflow = "" if fine.all() else f"NaN or infinity in {1 - fine.mean():.0%} of the values"
+    if fine.mean() < 0.01:
+        return [], overflow
+    error = largest((got - reference[first])[fine])
 
     def explains(array):
         if array.shape != got.shape:
             return None
         with np.errstate(invalid="ignore", over="ignore"):
-            left = float(np.abs(array - got).max())
-        return left / unit if left <= max(CLOSER * error, 0) and left <= LIMIT * unit else None
+            difference = np.abs(array - got)[fine]
+            if overflow:  # what is on its way there is large, and so is its rounding
+                difference = np.maximum(difference - 1e-3 * np.abs(got[fine]), 0)
+            left = float(difference.max())
+        explained = left <= min(CLOSER * error, LIMIT * unit) or left <= min(FAINT[1] * error, FAINT[0] * unit)
+        return left / unit if explained else None
     if first == "input":
         return of_input(reference["input"], got)
     found = list(plain(first, reference, explains))
@@ -59,12 +67,20 @@ def diagnose(model, reference, values, comparison, noise) -> tuple[list[Diagnosi
     if "input" not in reference:
         return found, "the reference trace lacks its input, so no mistake can be tried"
     checked = {row.name for row in comparison.rows if row.verdict == "same"}
-    found += planted(model.astype(np.float64), reference["input"], first, checked, explains)
-    found.sort(key=lambda diagnosis: diagnosis.left)
-    best = [d for d in found if d.left <= max(8 * found[0].left, 4.0)]
-    # Of equally good ones the layer that ends last is the nearest: the others reach the difference through it.
-    unique = list({d.key + d.text: d for d in best}.values())[:SHOWN]
-    return unique, "" if unique else "no mistake that mmref knows reproduces this difference"
+    model = model.astype(np.float64)
+    # Whoever folded batch norms made mistakes in the folded layers, or when folding.
+    folded = not model.folded and not any(name.endswith(".bn") for name in values)
+    for version in (model.fold_batchnorm(), model) if folded else (model,):
+        found += planted(version, reference["input"], first, checked, explains)
+    if not found:
+        note = overflow or "no mistake that mmref knows reproduces this difference"
+        if "input" not in checked:
+            note += "; the candidate's `input` was not recorded: perhaps it was prepared otherwise"
+        return [], note
+    least = min(diagnosis.left for diagnosis in found)
+    best = [d for d in found if d.left <= max(8 * least, 4.0)]
+    best.sort(key=lambda d: (d.key == "wiring", d.left))  # a mistake with a name says more than "the value of"
+    return list({d.key + d.text: d for d in reversed(best)}.values())[::-1][:SHOWN], overflow
 
 
 def plain(name, reference, explains):

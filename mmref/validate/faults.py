@@ -67,6 +67,18 @@ def _padding(layer, side="", mode="constant"):
     layer.forward = lambda x: _shifted(layer, x, low, high, mode)
 
 
+@fault(Conv2d, "padding-side", "even maps padded at the bottom and right only (TensorFlow's SAME with stride 2)")
+def _same(layer):
+    if layer.kernel < 3 or layer.stride != 2:
+        return False
+
+    def forward(x):
+        pads = [max((-(-n // 2) - 1) * 2 + layer.kernel - n, 0) for n in x.shape[2:]]
+        return F.conv2d(np.pad(x, ((0, 0), (0, 0), *((p // 2, p - p // 2) for p in pads))), layer.weight, layer.bias,
+                        stride=2, groups=layer.groups)
+    layer.forward = forward
+
+
 def _if(condition, value):
     return value if condition else None
 
@@ -84,13 +96,17 @@ sets(Conv2d, "transposed-projection", "weight of the projection transposed (its 
 sets(Linear, "transposed-projection", "weight of the classifier transposed",
      weight=lambda c: c.weight.reshape(c.weight.shape[::-1]).T)
 sets(Linear, "bias-missing", "bias of the classifier left out", bias=lambda c: c.bias * 0)
-for _name, _type in (("float16", np.float16),):
-    for _kind in (Conv2d, Linear):
+
+
+def _bfloat16(array):
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    return ((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000).view(np.float32)  # ties go to the even one
+
+
+for _kind in (Conv2d, Linear):
+    for _name, _round in (("float16", lambda w: w.astype(np.float16)), ("bfloat16", _bfloat16)):
         sets(_kind, "weights-rounded", f"weight rounded to {_name} here and not elsewhere",
-             weight=lambda c, t=_type: c.weight.astype(t).astype(c.weight.dtype))
-sets(Conv2d, "weights-rounded", "weight rounded to bfloat16",
-     weight=lambda c: ((np.asarray(c.weight, np.float32).view(np.uint32) + 0x8000) & 0xffff0000).view(np.float32)
-     .astype(c.weight.dtype) if c.weight.flags.c_contiguous else None)
+             weight=lambda c, r=_round: r(c.weight).astype(c.weight.dtype))
 
 # ------------------------------------------------------------------------------------------------------- norms
 
@@ -121,6 +137,9 @@ for _eps in (1e-6, 1e-3, 1e-12, 1e-4):
     forwards(LayerNorm, "layer-norm", f"layer norm's eps is {_eps:g} instead of 1e-5",
              lambda n, x, e=_eps: F.layer_norm_channels(x, n.weight, n.bias, e))
 forwards(LayerNorm, "layer-norm", "layer norm left out", lambda n, x: x)
+forwards(LayerNorm, "layer-norm", "layer norm divides by n - 1 instead of n in its variance", lambda n, x: (
+    (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True, ddof=1) + 1e-5)
+    * F.per_channel(n.weight) + F.per_channel(n.bias)))
 forwards(LayerNorm, "layer-norm", "layer norm without its mean (RMS norm)", lambda n, x: F.channels_first(
     F.channels_last(x) / np.sqrt((F.channels_last(x) ** 2).mean(-1, keepdims=True) + 1e-5) * n.weight + n.bias))
 forwards(LayerNorm, "layer-norm", "layer norm over channels and pixels together", lambda n, x: (
@@ -156,10 +175,14 @@ for _name, _function in OTHERS.items():
              lambda m, x, f=_function: m.conv3(m.se(F.relu(m.conv2(f(m.conv1(x)))))))
     forwards(PatchMerging, "activation", "second " + _text,
              lambda m, x, f=_function: m.conv3(m.se(f(m.conv2(F.relu(m.conv1(x)))))))
-forwards(Sigmoid, "activation", "hard sigmoid where sigmoid is meant", lambda s, x: np.clip(x / 6 + 0.5, 0, 1))
+forwards(Sigmoid, "activation", "hard sigmoid (slope 1/6) where sigmoid is meant",
+         lambda s, x: np.clip(x / 6 + 0.5, 0, 1))
+forwards(Sigmoid, "activation", "hard sigmoid (slope 0.2) where sigmoid is meant",
+         lambda s, x: np.clip(0.2 * x + 0.5, 0, 1))
 forwards(Sigmoid, "activation", "sigmoid left out", lambda s, x: x)
 forwards(Residual, "shortcut", "shortcut left out", lambda r, x: r.m(x))
 forwards(Residual, "shortcut", "shortcut added twice", lambda r, x: 2 * x + r.m(x))
+forwards(Residual, "shortcut", "shortcut multiplied instead of added", lambda r, x: x * r.m(x))
 
 
 @fault(Residual, "bn-folding", "shortcut folded into the convolution before batch norm, which then scales it too")
@@ -199,7 +222,9 @@ def _mrffi(layer, x, order=(0, 1, 2), joined=(0, 1, 2), activation=F.relu, rever
         parts[i] = x[:, start:start + layer.split[i]]
         start += layer.split[i]
     done = [layer.global_op(parts[0]), layer.local_op(parts[1]), parts[2]]
-    return layer.proj.children["1"](activation(join([done[i] for i in joined])))
+    relu, project = layer.proj.children.values()
+    joined = join([done[i] for i in joined])
+    return project(relu(joined) if activation is F.relu else activation(joined))
 
 
 for _order in ((1, 0, 2), (2, 1, 0), (0, 2, 1), (2, 0, 1), (1, 2, 0)):
@@ -334,6 +359,11 @@ def _recurrence(u, delta, weight, A, B, C, Ds):
     return y + Ds[:, :, None] * u
 
 
+for _parameter, _word in (("x_proj_weight", "of x_proj"), ("dt_projs_weight", "of the step size (dt_projs)")):
+    sets(SS2D, "transposed-projection", f"weight {_word} transposed", **{
+        _parameter: lambda m, p=_parameter: np.stack([w.reshape(w.shape[::-1]).T for w in getattr(m, p)])})
+
+
 def _ss2d_fault(key, text, **options):
     def plant(layer):
         if layer.order != "bidirectional" or layer.d_state != 1:
@@ -358,6 +388,8 @@ for _key, _text, _options in (
         ("direction", "directions reversed: the forward scan runs backwards and the backward one forwards",
          {"reverse": (True, False), "back": (True, False)}),
         ("direction", "backward scan left out", {"use": 0}), ("direction", "forward scan left out", {"use": 1}),
+        ("direction", "the two sequences exchanged, their results not", {"reverse": (True, False)}),
+        ("direction", "the two results exchanged, their sequences not", {"back": (True, False)}),
         ("direction", "pixels scanned by columns instead of rows", {"columns": True}),
         ("direction", "parameters of the two directions exchanged", {"directions": [1, 0]}),
         ("direction", "the first direction's parameters used for both", {"directions": [0, 0]}),

@@ -24,7 +24,8 @@ class Trace:
     """`records` {name: array} in network order; `manifest` what is known about the run (empty for foreign files).
 
     Manifest: format, version, model, weights (file, "pretrained" or ""), num_classes, dtype, folded, weights_sha256,
-    input_sha256, order [names], shapes {name: shape}, noise {name: largest absolute error that float32 makes}."""
+    input_sha256, order [names], shapes {name: shape}, noise {name: largest absolute error that float32 makes} and
+    noise_float16 {name: the same of float16}."""
 
     records: dict[str, np.ndarray]
     manifest: dict = field(default_factory=dict)
@@ -59,38 +60,88 @@ def run_recorded(model, x, keep=None, seen=None) -> dict[str, np.ndarray]:
 def trace_model(model, x, pattern: str = "*", seen=None) -> Trace:
     """Trace of a NumPy model (float32 or float64) on x (B, 3, H, W), converted to the model's dtype.
 
-    pattern  comma-separated shell patterns of the names to keep. Raises ValueProblem if none matches."""
-    patterns = [part.strip() for part in pattern.split(",") if part.strip()]
-
-    def keep(name):
-        return any(fnmatchcase(name, part) for part in patterns)
-    records = run_recorded(model, np.asarray(x, model.dtype), keep, seen)
-    if not records:
+    pattern  comma-separated shell patterns of the names to keep. `seen` is called with every record of each of the
+    RUNS runs it takes. Raises ValueProblem if no record matches."""
+    keep = keeping(pattern)
+    truth = run_recorded(model.astype(np.float64), np.asarray(x, np.float64), keep, seen)
+    if not truth:
         raise ValueProblem(f"--filter must match a record (for instance 'blocks1.*'), got {pattern!r}")
-    noise = rounding_noise(model, x, keep)
+    records = truth if model.dtype == np.float64 else run_recorded(model, np.asarray(x, model.dtype), keep, seen)
+    noise, half = rounding_noise(model, x, truth, seen), half_noise(model, x, truth, seen)
     from mmref import __version__
     return Trace(records, {
         "format": 1, "version": __version__, "model": model.config.name, "num_classes": model.config.num_classes,
         "dtype": str(model.dtype), "folded": model.folded, "weights_sha256": hash_weights(model),
         "input_sha256": hash_array(np.asarray(x, np.float32)), "order": list(records),
         "shapes": {name: list(array.shape) for name, array in records.items()},
-        "noise": {name: noise.get(name, 0.0) for name in records}})
+        "noise": noise, "noise_float16": half})
 
 
-def rounding_noise(model, x, keep=None) -> dict[str, float]:
-    """{name: largest absolute error of float32, unfolded and folded, against float64}, measured on this very input.
+def runs(model) -> int:
+    """How many times `trace_model` runs the network."""
+    return 3 + (model.dtype != np.float64) + (not model.folded)
+
+
+def keeping(pattern):
+    """Whether a name matches one of the comma-separated shell patterns, as a function."""
+    patterns = [part.strip() for part in pattern.split(",") if part.strip()]
+    return lambda name: any(fnmatchcase(name, part) for part in patterns)
+
+
+def estimate(model, x, pattern: str = "*") -> tuple[int, int]:
+    """(records, bytes) that a trace of `model` on x will hold, from a run of the first sample alone."""
+    keep, sizes = keeping(pattern), {}
+
+    def measure(name, value):
+        if keep(name):
+            shared = name.endswith(":A")  # the one record that is no sample's
+            sizes[name] = value.size * (1 if shared else len(x)) * model.dtype.itemsize
+    run_recorded(model, np.asarray(x[:1], model.dtype), lambda name: False, measure)
+    return len(sizes), sum(sizes.values())
+
+
+def rounding_noise(model, x, truth, seen=None) -> dict[str, float]:
+    """{name: largest absolute error of float32, unfolded and folded, against the float64 records `truth`}.
 
     Never below one unit in the last place of the record's largest value: a run that happens to round as ours does
     not make others wrong."""
-    truth = run_recorded(model.astype(np.float64), np.asarray(x, np.float64), keep)
     noise = {name: float(np.finfo(np.float32).eps) * largest(array) for name, array in truth.items()}
     single = model.astype(np.float32)
-    for variant in (single, single if model.folded else single.fold_batchnorm()):
-        def measure(name, value):
-            if name in truth and truth[name].shape == value.shape:
-                noise[name] = max(noise[name], largest(value - truth[name]))
-        run_recorded(variant, np.asarray(x, np.float32), lambda name: False, measure)
+    for variant in (single,) if model.folded else (single, single.fold_batchnorm()):
+        _measure(variant, np.asarray(x, np.float32), truth, noise, seen)
     return noise
+
+
+def half_noise(model, x, truth, seen=None) -> dict[str, float]:
+    """The same of a run that rounds weights and activations to float16 (and computes in float32, as hardware does)."""
+    noise = {name: 2.0 ** -11 * largest(array) for name, array in truth.items()}
+    with np.errstate(over="ignore", invalid="ignore"):  # what float16 cannot hold becomes infinity, noise 0 below
+        _measure(halved(model), np.asarray(x, np.float32), truth, noise, seen)
+    return {name: value if np.isfinite(value) else 0.0 for name, value in noise.items()}
+
+
+def _measure(model, x, truth, noise, seen):
+    def measure(name, value):
+        if seen is not None:
+            seen(name, value)
+        if name in truth and truth[name].shape == value.shape:
+            noise[name] = max(noise[name], largest(value - truth[name]))
+    run_recorded(model, x, lambda name: False, measure)
+
+
+def halved(model):
+    """A float32 copy of the model whose parameters, and every layer's output, are rounded to float16."""
+    model = model.astype(np.float32)
+    for _, layer, attribute in model.named_parameters():
+        setattr(layer, attribute, getattr(layer, attribute).astype(np.float16).astype(np.float32))
+    for path, layer in model.walk():
+        if path:
+            layer.forward = _rounding(layer.forward)
+    return model
+
+
+def _rounding(forward):
+    return lambda x: forward(x).astype(np.float16).astype(np.float32)
 
 
 def largest(array) -> float:
