@@ -37,25 +37,21 @@ class Diagnosis:
 def diagnose(model, reference, values, comparison, noise) -> tuple[list[Diagnosis], str]:
     """(diagnoses, best first; a note where there is none). `values` {name: (candidate's array, layout)}."""
     first = comparison.first
-    row = next(row for row in comparison.rows if row.name == first)
     got, unit = values[first][0], max(noise.get(first, 0.0), 1e-300)
     if got is None:
         return [], ("another size of input: resize or crop" if first == "input" else
                     "another shape: padding, stride or the split of channels")
     fine = np.isfinite(got)
     overflow = "" if fine.all() else f"NaN or infinity in {1 - fine.mean():.0%} of the values"
-    if fine.mean() < 0.01:
-        return [], overflow
-    error = largest((got - reference[first])[fine])
+    error = largest(np.where(fine, got - reference[first], 0))
 
     def explains(array):
         if array.shape != got.shape:
             return None
+        if overflow:
+            return _overflows_alike(array, got, fine)
         with np.errstate(invalid="ignore", over="ignore"):
-            difference = np.abs(array - got)[fine]
-            if overflow:  # what is on its way there is large, and so is its rounding
-                difference = np.maximum(difference - 1e-3 * np.abs(got[fine]), 0)
-            left = float(difference.max())
+            left = float(np.abs(array - got).max())
         explained = left <= min(CLOSER * error, LIMIT * unit) or left <= min(FAINT[1] * error, FAINT[0] * unit)
         return left / unit if explained else None
     if first == "input":
@@ -67,7 +63,7 @@ def diagnose(model, reference, values, comparison, noise) -> tuple[list[Diagnosi
     if "input" not in reference:
         return found, "the reference trace lacks its input, so no mistake can be tried"
     checked = {row.name for row in comparison.rows if row.verdict == "same"}
-    model = model.astype(np.float64)
+    model = model.astype(np.float32 if overflow else np.float64)  # float64 would overflow elsewhere
     # Whoever folded batch norms made mistakes in the folded layers, or when folding.
     folded = not model.folded and not any(name.endswith(".bn") for name in values)
     for version in (model.fold_batchnorm(), model) if folded else (model,):
@@ -81,6 +77,15 @@ def diagnose(model, reference, values, comparison, noise) -> tuple[list[Diagnosi
     best = [d for d in found if d.left <= max(8 * least, 4.0)]
     best.sort(key=lambda d: (d.key == "wiring", d.left))  # a mistake with a name says more than "the value of"
     return list({d.key + d.text: d for d in reversed(best)}.values())[::-1][:SHOWN], overflow
+
+
+def _overflows_alike(array, got, fine):
+    """0 where two arrays are finite in the same places and alike there (what is near overflow is rounded coarsely)."""
+    both = fine & np.isfinite(array)
+    alike = (np.isfinite(array) == fine).mean() > 0.99
+    with np.errstate(invalid="ignore", over="ignore"):
+        near = np.abs(array - got)[both] <= 1e-2 * np.abs(got[both]) + 1e-3 * largest(got[both])
+    return 0.0 if alike and not np.isfinite(array).all() and near.all() else None
 
 
 def plain(name, reference, explains):
@@ -113,38 +118,52 @@ def _named(key, text, layer, left):
 
 def of_input(expected, got):
     """What was done to the picture: (diagnoses, note)."""
-    if expected.ndim != 4:
+    if expected.ndim != 4 or not np.isfinite(got).all():
         return [], "the two runs had different inputs"
-    found = []
+    for geometry, axes in (("", slice(None)), ("picture mirrored", np.s_[:, :, :, ::-1]),
+                           ("picture upside down", np.s_[:, :, ::-1]),
+                           ("picture turned round", np.s_[:, :, ::-1, ::-1]), ("rows and columns exchanged", None)):
+        moved = expected.swapaxes(2, 3) if axes is None else expected[axes]
+        for colours in ("", "colour channels reversed (BGR)"):
+            said = [word for word in (geometry, colours) if word]
+            fits = _fits(moved[:, ::-1] if colours else moved, got)
+            if fits is None:
+                continue
+            if any(abs(a - 1) > 1e-3 or abs(b) > 1e-3 for a, b in fits):
+                lines = ", ".join(f"{a:.4g} * x + {b:.4g}" for a, b in fits)
+                said.append(f"mean, deviation or range of the pixels differ: got {lines}")
+            key = "input-permuted" if geometry or colours else "normalisation"
+            return [Diagnosis(key, "; ".join(said), "input", 0.0)], ""
+    dy, dx = _shift(expected, got)
+    height, width = expected.shape[2:]
+    if abs(dy) < height - 8 and abs(dx) < width - 8 and (dy or dx):
+        ours = expected[:, :, max(dy, 0):height + min(dy, 0), max(dx, 0):width + min(dx, 0)]
+        theirs = got[:, :, max(-dy, 0):height + min(-dy, 0), max(-dx, 0):width + min(-dx, 0)]
+        if np.median(np.abs(ours - theirs)) <= 1e-3 * largest(ours):  # the border may have been filled
+            return [Diagnosis("resize-crop", f"crop off by {dy} rows and {dx} columns", "input", 0.0)], ""
+    similar = np.corrcoef(expected.ravel(), got.ravel())[0, 1] if expected.std() and got.std() else 0.0
+    if similar > 0.5:
+        text = (f"resize or crop off: pictures alike (correlation {similar:.3f}), pixels not; look at the filter, "
+                f"antialiasing and rounding of sizes")
+        return [Diagnosis("resize-crop", text, "input", 0.0)], ""
+    return [], "the two runs had different inputs"
 
-    def close(array):
-        return array.shape == got.shape and largest(array - got) <= 1e-3 * max(largest(got), 1e-30)
-    for text, array in (("colour channels reversed (BGR)", expected[:, ::-1]),
-                        ("picture mirrored", expected[..., ::-1]), ("picture upside down", expected[:, :, ::-1]),
-                        ("rows and columns exchanged", expected.swapaxes(2, 3))):
-        if close(array):
-            found.append(Diagnosis("input-permuted", text, "input", 0.0))
-    fits = [_line(expected[:, c].ravel(), got[:, d].ravel()) for c, d in ((0, 0), (1, 1), (2, 2))][:expected.shape[1]]
-    if not found and all(residual < 1e-4 for *_, residual in fits):
-        words = ", ".join(f"{a:.4g} * x + {b:.4g}" for a, b, _ in fits)
-        found.append(Diagnosis("normalisation", f"mean, deviation or range of the pixels differ: got {words}",
-                               "input", 0.0))
-    if not found:
-        height, width = expected.shape[2:]
-        for dy, dx in sorted(((i, j) for i in range(-4, 5) for j in range(-4, 5)), key=lambda s: abs(s[0]) + abs(s[1])):
-            if min(height, width) > 12 and (dy or dx):
-                ours = expected[:, :, 4 + dy:height - 4 + dy, 4 + dx:width - 4 + dx]
-                theirs = got[:, :, 4:height - 4, 4:width - 4]
-                if largest(ours - theirs) <= 1e-3 * max(largest(ours), 1e-30):
-                    found.append(Diagnosis("resize-crop", f"crop off by {dy} rows and {dx} columns", "input", 0.0))
-                    break
-        else:
-            similar = np.corrcoef(expected.ravel(), got.ravel())[0, 1] if expected.std() and got.std() else 0.0
-            if similar > 0.5:
-                text = (f"resize or crop off: pictures alike (correlation {similar:.3f}), pixels not; look at the "
-                        f"filter, antialiasing and rounding of sizes")
-                found.append(Diagnosis("resize-crop", text, "input", 0.0))
-    return found, "" if found else "the two runs had different inputs"
+
+def _fits(expected, got):
+    """[(a, b) a channel] where every channel of `got` is a * expected + b, else None."""
+    if expected.shape != got.shape:
+        return None
+    lines = [_line(expected[:, c].ravel(), got[:, c].ravel()) for c in range(got.shape[1])]
+    return [line[:2] for line in lines] if all(residual < 1e-3 for *_, residual in lines) else None
+
+
+def _shift(expected, got):
+    """(rows, columns) by which `got` looks at a later part of the picture, from the phases of the first sample."""
+    a, b = (np.fft.fft2(array[0].mean(0) - array[0].mean()) for array in (expected, got))
+    product = a * b.conj()
+    peak = np.fft.ifft2(product / np.maximum(np.abs(product), 1e-12)).real
+    found = np.unravel_index(peak.argmax(), peak.shape)
+    return tuple(int(i - n if i > n // 2 else i) for i, n in zip(found, peak.shape, strict=True))
 
 
 def _line(x, y):
@@ -157,7 +176,7 @@ def _line(x, y):
 
 def planted(model, x, first, checked, explains):
     """Diagnoses of the mistakes that reproduce record `first`."""
-    unit, inside, x = unit_of(model, np.asarray(x, np.float64), first)
+    unit, inside, x = unit_of(model, np.asarray(x, model.dtype), first)
     if unit is None:
         return
     order = list(_outputs(unit, x))
