@@ -10,7 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXPECTED = {"classify_a_picture.py": "airplane", "look_inside_a_block.py": "half of the state is left after",
-            "convert_a_checkpoint.py": "bit for bit"}
+            "convert_a_checkpoint.py": "bit for bit", "pixels_to_label.py": "airplane"}
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))

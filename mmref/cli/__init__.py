@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "two traces: the first layer that differs, and why",
     "check": "a Python callable against the network, on inputs that break things",
     "selftest": "the published figures on this machine",
+    "show": "pictures of what happens inside",
 }
 
 

@@ -1,0 +1,61 @@
+"""`mmref show PICTURE --what wavelet|scan|delta|erf|features -o out.png`: pictures of what happens inside."""
+
+from __future__ import annotations
+
+import sys
+
+from mmref.samples import SAMPLES
+
+NAME, HELP = "show", "pictures of what happens inside"
+
+
+def add_arguments(parser):
+    parser.add_argument("picture", nargs="?", metavar="PICTURE", help="a picture file")
+    parser.add_argument("--sample", choices=SAMPLES, help="a picture that comes along, instead of a file")
+    parser.add_argument("--what", required=True, choices=("wavelet", "scan", "delta", "erf", "features"),
+                        help="sub-bands before and after their convolution; the orders of the scan; its step sizes; "
+                        "the effective receptive field; feature maps")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help=".png, .pdf or .svg")
+    parser.add_argument("--model", default="mobilemamba_nano",
+                        help="default: %(default)s, whose weights are in the box")
+    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth (default: the model's own)")
+    parser.add_argument("--num-classes", type=int, help="checked against the weights")
+    parser.add_argument("--layer", metavar="NAME", help="a block (wavelet, scan, delta), a stage (erf), any layer with "
+                        "a map (features)")
+    parser.add_argument("--size", type=int, metavar="N", help="show the network N x N pixels (default: 512; for erf "
+                        "about the model's own size)")
+    parser.add_argument("--cells", type=int, default=32, help="of erf, a side; one run each (default: %(default)s)")
+
+
+def run(args) -> int:
+    from pathlib import Path
+
+    from tqdm import tqdm
+
+    from mmref.errors import ValueProblem
+    from mmref.model import create_model
+    from mmref.picture import open_picture
+    from mmref.samples import sample_picture
+    from mmref.validate.show import draw
+    from mmref.weights.atomic import replacing
+    if (args.picture is None) == (args.sample is None):
+        raise ValueProblem("PICTURE or --sample NAME must be given, and not both")
+    kind = Path(args.output).suffix.lower().removeprefix(".")
+    if kind not in ("png", "pdf", "svg"):
+        raise ValueProblem(f"-o must end in .png, .pdf or .svg, got {args.output}")
+    if args.size is not None and not 1 <= args.size <= 4096:
+        raise ValueProblem(f"--size must be 1 to 4096 pixels, got {args.size}")
+    if args.sample:
+        picture, notes = sample_picture(args.sample).convert("RGB"), []
+    else:
+        picture, notes = open_picture(args.picture)
+    for note in notes:
+        print(f"mmref: note: {args.picture}: {note}", file=sys.stderr)
+    model = create_model(args.model, args.weights, pretrained=args.weights is None, num_classes=args.num_classes)
+    total = args.cells ** 2 if args.what == "erf" else 1
+    with tqdm(total=total, unit="cell", leave=False, disable=total == 1 or not sys.stderr.isatty()) as bar:
+        figure = draw(args.what, model, picture, args.layer, args.size, args.cells, bar.update)
+    with replacing(args.output) as temporary:
+        figure.savefig(temporary, format=kind)
+    print(f"{args.output}: {args.what} of {model.config.name}")
+    return 0
