@@ -34,3 +34,7 @@ class PictureError(MmrefError):
 
 class MissingBackend(MmrefError, ImportError):
     """An optional package or device that is not there; the message says what to install."""
+
+
+class OutOfDeviceMemory(MmrefError, MemoryError):
+    """A batch too large for the GPU's memory; the message names one that would fit."""

@@ -10,13 +10,14 @@ from collections import OrderedDict
 import numpy as np
 
 from mmref import functional as F
+from mmref.engine.face import EngineModel, check_supported
 from mmref.engine.folding import FoldedParameters
 from mmref.engine.plan import Plan, make_plan
 from mmref.engine.walk import output_shape
 from mmref.engine.weights import Weights, check_haar
 from mmref.errors import ShapeError, ValueProblem
 from mmref.kernels.program import MOST_THREADS, addresses, run, threads_available, tile_table
-from mmref.mobilemamba import MobileMamba, check_shape, raise_not_finite, take_indices
+from mmref.mobilemamba import MobileMamba, check_shape, raise_not_finite
 
 PLANS_KEPT = 4
 IMAGES_AT_ONCE = 8  # a thread, at most: bounds memory and the length of a plan
@@ -34,7 +35,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-class CompiledModel:
+class CompiledModel(EngineModel):
     """A network on compiled kernels, float32, any batch and picture size; `create_model(name, backend="numba")`.
 
     model    a `MobileMamba`, folded or not, float32; it is kept, not copied, and must not be changed afterwards
@@ -50,8 +51,6 @@ class CompiledModel:
     wavelets other than Haar, several wavelet levels: backend "numpy" runs those), MissingBackend without Numba.
     """
 
-    strides = MobileMamba.strides
-    dtype = np.dtype(np.float32)
     _TRAVEL = ("config", "transform", "class_names", "threads", "_model")  # what a pickle holds
 
     def __init__(self, model: MobileMamba, threads: int | None = None):
@@ -60,7 +59,7 @@ class CompiledModel:
             raise ValueProblem(f"threads must be an integer, 1 to {MOST_THREADS}, or None, got {threads!r}")
         if model.dtype != np.float32:
             raise ValueProblem(f"model must be float32 for backend 'numba', got {model.dtype}")
-        check_supported(model.config)
+        check_supported(model.config, "numba")
         state = model.state_dict()
         for name in state:
             if name.endswith(".wt_filter"):
@@ -87,41 +86,9 @@ class CompiledModel:
     def __repr__(self):
         return f"CompiledModel({self.config.name}, threads={self.threads})"
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Parameters by checkpoint name, batch norms folded. Copies."""
-        return self._model.fold_batchnorm().state_dict()
-
-    # ------------------------------------------------------------------ forward
-
-    def __call__(self, x):
-        """Logits (B, num_classes), or pooled features (B, C3) of a network without head; as `MobileMamba.forward`."""
-        return self._run(x, ("logits" if self.config.num_classes else "pooled",))[0]
-
-    forward = __call__
-
-    def forward_features(self, x):
-        """The last feature map, (B, C3, H/64, W/64)."""
-        return self._run(x, ("3",))[0]
-
-    def forward_head(self, x, pre_logits: bool = False):
-        """Logits of a last feature map; with `pre_logits` its pooled features (B, C3). Two small sums, in NumPy."""
-        F.check_rank("x", x, "batch channels height width")
-        if x.shape[1] != self.config.widths[-1]:
-            raise ShapeError(f"x must have {self.config.widths[-1]} channels, got shape {x.shape}")
-        pooled = F.global_average_pool(x)
-        if pre_logits or not self.config.num_classes:
-            return pooled
+    def _head(self):
         with self._lock:
-            weight, bias = self._parameters["head.weight"], self._parameters["head.bias"]
-        return F.linear(pooled, weight, bias)
-
-    def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
-        """As `MobileMamba.forward_intermediates`."""
-        wanted = [str(index) for index in take_indices(indices, 4)]
-        outputs = tuple(sorted(set(wanted) | ({"3"} if not intermediates_only else set())))
-        maps = dict(zip(outputs, self._run(x, outputs), strict=True))
-        chosen = [maps[name] for name in wanted]
-        return chosen if intermediates_only else (maps["3"], chosen)
+            return self._parameters["head.weight"], self._parameters["head.bias"]
 
     def _run(self, x, outputs) -> list[np.ndarray]:
         check_shape(x, self.config.in_chans, self.dtype)  # whether it is finite is seen while it is read
@@ -164,8 +131,7 @@ class CompiledModel:
             raise ShapeError(f"shape must be (batch, {self.config.in_chans}, height, width), each >= 1, got {shape}")
         most = IMAGES_AT_ONCE * self._thread_count()
         with self._lock:
-            return self._plan((min(batch, most), channels, *sides),
-                              ("logits" if self.config.num_classes else "pooled",))
+            return self._plan((min(batch, most), channels, *sides), (self.answer,))
 
     def time_operations(self, plan: Plan, repeats: int = 20) -> list[float]:
         """Seconds each operation of a plan takes, the median of `repeats` forwards of random pictures."""
@@ -176,13 +142,3 @@ class CompiledModel:
             for row in times:
                 self._execute(plan, x, results, row)
         return (np.median(times[1:], axis=0) * 1e-9).tolist()
-
-
-def check_supported(config):
-    """ValueProblem unless the kernels can run the variant."""
-    for field, only in (("scan_order", "bidirectional"), ("d_state", 1), ("wavelet_levels", 1)):
-        if getattr(config, field) != only:
-            raise ValueProblem(f"{field} must be {only!r} for backend 'numba', got {getattr(config, field)!r} "
-                               f"(backend 'numpy' runs it)")
-    if config.wavelet not in ("db1", "haar"):
-        raise ValueProblem(f"wavelet must be 'db1' (Haar) for backend 'numba', got {config.wavelet!r}")

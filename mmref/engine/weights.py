@@ -166,11 +166,11 @@ class Weights:
                                                                self.state[f"{name}.bias"]])))
 
 
-def check_haar(state, name: str) -> None:
+def check_haar(state, name: str, backend: str = "numba") -> None:
     haar = np.array([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]], np.float32) / 2
     for bank in ("wt_filter", "iwt_filter"):
         filters = state[f"{name}.{bank}"]
         if filters.shape[1:] != (1, 2, 2) or not np.array_equal(filters.reshape(-1, 4, 4),
                                                                 np.broadcast_to(haar, (len(filters) // 4, 4, 4))):
-            raise ValueProblem(f"{name}.{bank} must be the Haar bank for backend 'numba', got other filters "
+            raise ValueProblem(f"{name}.{bank} must be the Haar bank for backend {backend!r}, got other filters "
                                f"(backend 'numpy' runs them)")
