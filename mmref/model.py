@@ -24,7 +24,8 @@ def list_models(filter: str = "*") -> list[str]:
 
 def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bool = False,
                  num_classes: int | None = None, backend: str = "numpy", dtype=np.float32, seed: int = 0,
-                 threads: int | None = None, **changes):
+                 threads: int | None = None, graph: bool | None = None, matmul: str = "cublas", tf32: bool = False,
+                 **changes):
     """Build a network.
 
     name         a name of `list_models()`, upstream's spelling (`MobileMamba_T2`), or with an s at the end for the
@@ -34,9 +35,10 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     pretrained   use the weights in the box (mobilemamba_nano) or the published file in the user's cache
     num_classes  checked against the weights; None takes theirs, or the variant's own; 0 leaves the head out
                  (the result is then the pooled features)
-    backend      "numpy" (the reference) or "numba" (compiled, any CPU)
+    backend      "numpy" (the reference), "numba" (compiled, any CPU) or "cuda" (an NVIDIA GPU)
     dtype        float32, or float64 (numpy backend only)
     threads      for backend="numba": how many, None for all cores
+    graph, matmul, tf32  for backend="cuda": see `mmref.engine.cuda.DeviceModel`
     changes      fields of `mmref.variants.Variant` to replace, e.g. scan_order="cross", for untrained networks
 
     Returns the model: callable, (B, 3, H, W) -> (B, num_classes). Raises ValueProblem (unknown name, impossible
@@ -64,6 +66,9 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
         return model
     if np.dtype(dtype) != np.float32:
         raise ValueProblem(f"dtype must be float32 for backend {backend!r}, got {np.dtype(dtype)}")
+    if backend == "cuda":
+        from mmref.engine.cuda import DeviceModel
+        return DeviceModel(model, graph, matmul, tf32)
     return _compile(model, threads)
 
 

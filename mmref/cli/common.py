@@ -19,8 +19,9 @@ def add_model_arguments(parser, positional: bool = False) -> None:
 
 
 def add_backend_arguments(parser) -> None:
-    parser.add_argument("--backend", default="numpy", choices=("numpy", "numba"),
-                        help="numpy is the reference, numba compiles for this CPU (default: %(default)s)")
+    parser.add_argument("--backend", default="numpy", choices=("numpy", "numba", "cuda"),
+                        help="numpy is the reference, numba compiles for this CPU, cuda runs on an NVIDIA GPU "
+                             "(default: %(default)s)")
     parser.add_argument("--threads", type=int, help="for --backend numba (default: all cores)")
 
 

@@ -55,5 +55,14 @@ def backends() -> dict[str, str]:
         found["numba"] = f"ready (Numba {version('numba')})"
     except PackageNotFoundError:
         found["numba"] = "missing: pip install numba"
-    found["cuda"] = "not in this version of mmref"
+    found["cuda"] = _cuda()
     return found
+
+
+def _cuda() -> str:
+    from mmref.errors import MissingBackend
+    try:
+        from mmref.engine.cuda.device import found
+        return found()
+    except MissingBackend as missing:  # the package
+        return f"missing: {missing}"

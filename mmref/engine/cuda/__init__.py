@@ -1,0 +1,12 @@
+"""The engine on an NVIDIA GPU: the walk of mmref.engine.walk, launched by the kernels of mmref.kernels.cuda.
+
+    weights.py   parameters folded, on the device         plan.py    launches and memory of one input shape
+    products.py  matrix products that keep their bits     model.py   DeviceModel, which has the NumPy model's face
+    arrays.py    other libraries' device arrays
+
+docs/cuda.md says how it is used, how it is built and what it guarantees.
+"""
+
+from mmref.engine.cuda.model import DeviceModel
+
+__all__ = ["DeviceModel"]

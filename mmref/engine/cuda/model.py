@@ -1,0 +1,189 @@
+"""DeviceModel: the NumPy model's face over an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+
+from mmref.engine.cuda import device
+from mmref.engine.cuda.plan import DevicePlan, make_plan
+from mmref.engine.cuda.products import make_products
+from mmref.engine.cuda.weights import DeviceWeights
+from mmref.engine.face import EngineModel, check_supported
+from mmref.engine.folding import FoldedParameters
+from mmref.engine.walk import output_shape
+from mmref.engine.weights import check_haar
+from mmref.errors import ShapeError, ValueProblem
+from mmref.kernels.cuda import driver
+from mmref.mobilemamba import MobileMamba, check_input
+
+PLANS_KEPT = 4
+GRAPH_BATCH = 64  # with graph=None: up to this batch launching costs more than copying the pictures once
+
+
+class DeviceModel(EngineModel):
+    """A network on an NVIDIA GPU, float32, any batch and picture size; `create_model(name, backend="cuda")`.
+
+    model   a `MobileMamba`, folded or not, float32; it is kept, not copied, and must not be changed afterwards
+    graph   run a plan's launches as a CUDA graph from the second forward of an input shape on: True, False, or None for
+            batches up to 64
+    matmul  "cublas" (through CuPy), or "own": our kernel, slower, for where CuPy is missing
+    tf32    let cuBLAS round the factors of matrix products to 10 bits of mantissa, which tensor cores multiply faster
+
+    x is a NumPy array, or lies on the device: CuPy's, PyTorch's, Numba's, or anything with `__cuda_array_interface__`.
+    Results are of the same kind (Numba's for the last). Device arrays are worked on in the order of their library's
+    current stream, and the call returns before the work is done, as those libraries' own calls do. NumPy inputs must be
+    finite, as everywhere; device arrays are not looked through for NaN.
+
+    Results do not depend on the batch and are the same from run to run, to the last bit, on one card, driver and
+    cuBLAS; mmref.engine.cuda.products says how that is made sure of. Plans of the last few input shapes are kept, with
+    their device memory. May be called from several threads; forwards then wait for each other. Pickles as parameters
+    and settings; the device is the one current (CUDA_VISIBLE_DEVICES chooses) where it is made or unpickled.
+
+    Raises ValueProblem for networks it has no kernels for (as `CompiledModel`), MissingBackend without numba-cuda, a
+    device or CuPy, OutOfDeviceMemory for a batch that is too large.
+    """
+
+    _TRAVEL = ("config", "transform", "class_names", "graph", "matmul", "tf32", "_model")  # what a pickle holds
+
+    def __init__(self, model: MobileMamba, graph: bool | None = None, matmul: str = "cublas", tf32: bool = False):
+        if graph not in (None, True, False):
+            raise ValueProblem(f"graph must be True, False or None, got {graph!r}")
+        if model.dtype != np.float32:
+            raise ValueProblem(f"model must be float32 for backend 'cuda', got {model.dtype}")
+        check_supported(model.config, "cuda")
+        state = model.state_dict()
+        for name in state:
+            if name.endswith(".wt_filter"):
+                check_haar(state, name.removesuffix(".wt_filter"), "cuda")
+        self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
+        self.graph, self.matmul, self.tf32 = graph, matmul, tf32
+        self._model = model
+        self._start()
+
+    def _start(self):
+        driver.device()
+        if self.graph and driver.SIMULATOR:
+            raise ValueProblem("graph must be False or None in the simulator, which has no graphs, got True")
+        self._lock = threading.Lock()
+        self._stream = driver.cuda.stream()
+        self._products = make_products(self.matmul, self.tf32, self._stream)
+        self._parameters = FoldedParameters(self._model)
+        self._weights = DeviceWeights(self._parameters)
+        self._plans: OrderedDict[tuple, DevicePlan] = OrderedDict()
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name in self._TRAVEL}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._start()
+
+    def __repr__(self):
+        return f"DeviceModel({self.config.name}, graph={self.graph}, matmul={self.matmul!r}, tf32={self.tf32})"
+
+    def _head(self):
+        with self._lock:
+            return self._parameters["head.weight"], self._parameters["head.bias"]
+
+    def forward_head(self, x, pre_logits: bool = False):
+        """As `MobileMamba.forward_head`; two small sums, in NumPy on the host wherever x lies."""
+        if not device.is_device_array(x):
+            return super().forward_head(x, pre_logits)
+        array = device.device_view(x)
+        if not driver.SIMULATOR:
+            driver.cuda.synchronize()
+        answer = super().forward_head(array.copy_to_host(), pre_logits)
+        result = device.empty_like_of(x, answer.shape)
+        device.device_view(result).copy_to_device(np.ascontiguousarray(answer))
+        return result
+
+    # ------------------------------------------------------------------ forward
+
+    def _run(self, x, outputs):
+        if device.is_device_array(x):
+            return self._run_device(x, outputs)
+        check_input(x, self.config.in_chans, self.dtype)
+        shapes = [output_shape(self.config, x.shape, name) for name in outputs]
+        if not len(x):
+            return [np.empty(channels_first(shape), np.float32) for shape in shapes]
+        with self._lock:
+            plan = self._plan(x.shape, outputs)
+            plan.pictures.copy_to_device(np.ascontiguousarray(x), stream=self._stream)
+            plan.run(plan.pictures, self._use_graph(len(x)))
+            results = [result.copy_to_host(stream=self._stream) for result in plan.results]
+            self._stream.synchronize()
+        return [result.reshape(channels_first(shape)) for result, shape in zip(results, shapes, strict=True)]
+
+    def _run_device(self, x, outputs):
+        """The same for an array on the device, without a copy to the host and without waiting."""
+        view = device.device_view(x)
+        check_shape(view.shape, self.config.in_chans)
+        shapes = [channels_first(output_shape(self.config, view.shape, name)) for name in outputs]
+        results = [device.empty_like_of(x, shape) for shape in shapes]
+        if not view.shape[0]:
+            return results
+        with self._lock:
+            plan = self._plan(tuple(view.shape), outputs)
+            theirs, graph = device.caller_stream(x), self._use_graph(view.shape[0])
+            wait_for(theirs, self._stream)
+            if graph:  # a graph reads where it read when it was captured
+                plan.pictures.copy_to_device(view, stream=self._stream)
+            plan.run(plan.pictures if graph else view, graph)
+            for result, own in zip(results, plan.results, strict=True):
+                device.device_view(result).reshape(*own.shape).copy_to_device(own, stream=self._stream)
+            wait_for(self._stream, theirs)
+        return results
+
+    def _use_graph(self, batch) -> bool:
+        if driver.SIMULATOR:
+            return False
+        return batch <= GRAPH_BATCH if self.graph is None else self.graph
+
+    # -------------------------------------------------------------------- plans
+
+    def _plan(self, shape, outputs) -> DevicePlan:
+        key = tuple(shape), outputs
+        if key not in self._plans:
+            while len(self._plans) >= PLANS_KEPT:
+                self._forget()
+            self._plans[key] = make_plan(self.config, self._weights, shape, outputs, self._products, self._stream,
+                                         self._forget)
+            self._parameters.forget()
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _forget(self) -> bool:
+        """Let go of the plan used longest ago, and its memory; whether there was one."""
+        if not self._plans:
+            return False
+        self._stream.synchronize()
+        self._plans.popitem(last=False)
+        return True
+
+    def plan(self, shape) -> DevicePlan:
+        """The plan of a forward to the logits for an input of `shape` (B, 3, H, W)."""
+        shape = tuple(shape)
+        check_shape(shape, self.config.in_chans, "shape")
+        with self._lock:
+            return self._plan(shape, (self.answer,))
+
+
+def check_shape(shape, channels, name="x"):
+    """ShapeError unless it is that of pictures."""
+    if len(shape) != 4 or shape[1] != channels or 0 in shape[2:]:
+        raise ShapeError(f"{name} must have shape (batch, {channels}, height, width) with height and width >= 1, "
+                         f"got {tuple(shape)}")
+
+
+def channels_first(shape) -> tuple[int, ...]:
+    return shape if len(shape) == 2 else (shape[0], shape[3], *shape[1:3])
+
+
+def wait_for(first, then) -> None:
+    """What is put on stream `then` from now on begins after what is on `first` by now."""
+    event = driver.cuda.event(timing=False) if not driver.SIMULATOR else driver.cuda.event()
+    event.record(first)
+    event.wait(then)
