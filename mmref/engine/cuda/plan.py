@@ -52,7 +52,7 @@ class DeviceArena(Arena):
 
 @dataclass(frozen=True)
 class View:
-    """A map in the block of memory: `pitch` floats from row to row."""
+    """A map in the block of memory, or columns of one: `pitch` floats from row to row."""
 
     block: object
     start: int
@@ -109,7 +109,8 @@ class DeviceWalk(Walk):
             scratch = self.arena.map(rows, matrix.columns)
             self.arena.free(scratch)  # nobody else writes there before this operation is done
         return dict(a=x.part(0, matrix.depth), matrix=matrix, out=out.part(0, matrix.columns), rows=rows,
-                    residual=residual, residual2=residual2, relu=relu, scratch=scratch)
+                    residual=residual and residual.part(0, matrix.columns),
+                    residual2=residual2 and residual2.part(0, matrix.columns), relu=relu, scratch=scratch)
 
     def depthwise_fields(self, x, size, taps: DeviceTaps, out, activation, stride):
         images, height, width = size
@@ -148,8 +149,18 @@ class DeviceWalk(Walk):
 
 
 @dataclass
+class Launch:
+    """What an operation became: calls without arguments. Its NumPy twin (mmref.kernels.cuda.twins) has the name
+    `kernel` and takes the same `arguments`; that of the first stem lack x, which is the plan's input."""
+
+    kernel: str
+    arguments: dict[str, object]
+    calls: list
+
+
+@dataclass
 class DevicePlan:
-    """What runs for one input shape. `launches[i]` are the calls of `operations[i]`."""
+    """What runs for one input shape. `launches[i]` is what became of `operations[i]`."""
 
     shape: tuple[int, ...]
     outputs: tuple[str, ...]
@@ -159,7 +170,7 @@ class DevicePlan:
     memory: object = field(repr=False)                   # the block of all maps
     pictures: object = field(repr=False)                 # device array (B, C, H, W), for whoever has none
     results: list[object] = field(repr=False)            # device arrays (B, channels, pixels), one an output
-    launches: list[list] = field(default_factory=list, repr=False)
+    launches: list[Launch] = field(default_factory=list, repr=False)
     input: object = None                                 # what the first operation reads, while it is launched
     graph: object = None
     runs: int = 0
@@ -172,8 +183,8 @@ class DevicePlan:
     def launch(self) -> None:
         """Put all launches on the stream; does not wait."""
         with self.current():
-            for calls in self.launches:
-                for call in calls:
+            for launch in self.launches:
+                for call in launch.calls:
                     call()
 
     def run(self, pictures, graph: bool) -> None:
@@ -209,27 +220,26 @@ def arena_floats(walk) -> int:
     return walk.arena.size // FLOAT_BYTES + SLACK
 
 
-def lower(operation: Operation, plan: DevicePlan, products) -> list:
-    """The calls of one operation."""
+def lower(operation: Operation, plan: DevicePlan, products) -> Launch:
     def view(a_map: Map | None):
         return a_map and View(plan.memory, a_map.place.offset // FLOAT_BYTES, a_map.pitch // FLOAT_BYTES,
                               a_map.channels)
     fields = operation.fields
     if operation.kernel == "matmul":
-        maps = {name: view(fields[name]) for name in ("a", "out", "residual", "residual2", "scratch")}
-        if maps["residual"] is not None:  # as wide as the output
-            maps["residual"] = view(fields["residual"].part(0, fields["matrix"].columns))
-        return products.launches(**maps, matrix=fields["matrix"], rows=fields["rows"], relu=fields["relu"])
+        matrix, rows, relu = fields["matrix"], fields["rows"], fields["relu"]
+        maps = {name: view(fields[name]) for name in ("a", "out", "residual", "residual2")}
+        arrays = {name: value and value.rows(rows) for name, value in maps.items()}
+        calls = products.calls(**maps, matrix=matrix, rows=rows, relu=relu, scratch=view(fields["scratch"]))
+        return Launch("matmul", {**arrays, "weight": matrix.weight, "bias": matrix.bias, "relu": relu}, calls)
     module, name = KERNELS[operation.kernel]
     kernel = getattr(import_module(f"mmref.kernels.cuda.{module}"), name)
-    arguments = {name: view(value.map).rows(value.count) if isinstance(value, Rows) else value
-                 for name, value in fields.items()}
+    arguments = {key: view(value.map).rows(value.count) if isinstance(value, Rows) else value
+                 for key, value in fields.items()}
     if operation.kernel == "result":
         arguments["out"] = plan.results[arguments["out"]]
-    arguments["stream"] = plan.stream
-    if "x" not in arguments and operation.kernel == "stem":
-        return [lambda: kernel(x=plan.input, **arguments)]
-    return [partial(kernel, **arguments)]
+    if operation.kernel == "stem" and "x" not in arguments:
+        return Launch(name, arguments, [lambda: kernel(x=plan.input, **arguments, stream=plan.stream)])
+    return Launch(name, arguments, [partial(kernel, **arguments, stream=plan.stream)])
 
 
 # --------------------------------------------------------------------------------------------- memory

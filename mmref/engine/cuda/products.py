@@ -71,7 +71,7 @@ class OwnProducts:
     def current(self):
         return nullcontext()
 
-    def launches(self, a, matrix, out, rows, residual, residual2, relu, scratch) -> list[Callable[[], None]]:
+    def calls(self, a, matrix, out, rows, residual, residual2, relu, scratch) -> list[Callable[[], None]]:
         """Calls that compute act(a @ matrix + bias + residuals) into `out`."""
         return [partial(matmul, a=a.rows(rows), weight=matrix.weight, bias=matrix.bias, out=out.rows(rows),
                         residual=residual and residual.rows(rows), residual2=residual2 and residual2.rows(rows),
@@ -104,14 +104,14 @@ class Cublas:
         c.sgemm(self.handle, c.CUBLAS_OP_N, c.CUBLAS_OP_N, matrix.columns, rows, matrix.depth, self.one.ctypes.data,
                 address(matrix.weight), matrix.pitch, a, lda, self.zero.ctypes.data, out, ldc)
 
-    def launches(self, a, matrix, out, rows, residual, residual2, relu, scratch) -> list[Callable[[], None]]:
+    def calls(self, a, matrix, out, rows, residual, residual2, relu, scratch) -> list[Callable[[], None]]:
         target = scratch or out
-        calls = self._choose(a, matrix, target, rows)
-        if calls is None:
-            return self.own.launches(a, matrix, out, rows, residual, residual2, relu, scratch)
+        chosen = self._choose(a, matrix, target, rows)
+        if chosen is None:
+            return self.own.calls(a, matrix, out, rows, residual, residual2, relu, scratch)
         start_a, start_out = address(a.rows(1)), address(target.rows(1))
         product = [partial(self.call, start_a + 4 * first * a.pitch, a.pitch, matrix,
-                           start_out + 4 * first * target.pitch, target.pitch, count) for first, count in calls]
+                           start_out + 4 * first * target.pitch, target.pitch, count) for first, count in chosen]
         if matrix.bias is None and residual is None and not relu and target is out:
             return product
         return [*product, partial(epilogue, x=target.rows(rows), bias=matrix.bias,

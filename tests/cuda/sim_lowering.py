@@ -1,0 +1,230 @@
+"""The device plan with NumPy twins in the kernels' place: does every launch get the right maps, weights and sizes?
+
+Run by test_engine_sim.py, in the simulator, whose arrays need no GPU.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from importlib import import_module
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from assertions import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import normal, seeds
+
+import mmref
+from mmref.engine import CompiledModel
+from mmref.engine.cuda import DeviceModel, device, products
+from mmref.engine.cuda import plan as device_plan
+from mmref.errors import MissingBackend, MmrefError, OutOfDeviceMemory, ShapeError, ValueProblem
+from mmref.kernels.cuda import twins
+from mmref.kernels.cuda.driver import cuda
+from mmref.layer import Scale
+from mmref.variants import VARIANTS
+
+LIMIT = 2e-5  # an untrained network's logits nearly cancel; NumPy's float32 errs by as much
+
+
+@pytest.fixture(autouse=True)
+def numpy_kernels(monkeypatch):
+    for module, name in device_plan.KERNELS.values():
+        monkeypatch.setattr(import_module(f"mmref.kernels.cuda.{module}"), name, twins.LAUNCHERS[name])
+    monkeypatch.setattr(products, "matmul", twins.matmul)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    """(NumPy model in float64, device model), every branch alive."""
+    model = mmref.create_model("mobilemamba_nano", seed=3)
+    rng = np.random.default_rng(4)
+    for _, layer, name in model.named_parameters():
+        if name in ("running_mean", "bias"):
+            setattr(layer, name, rng.normal(0, 0.2, layer.shapes[name]).astype(np.float32))
+        if isinstance(layer, Scale):
+            setattr(layer, name, getattr(layer, name) * rng.uniform(0.5, 2, layer.shapes[name]).astype(np.float32))
+    return model.astype(np.float64), DeviceModel(model, matmul="own")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant(name):
+    """Catches a map, weight or size that is right for one variant only; operations and costs other than the CPU's."""
+    model = mmref.create_model(name, num_classes=10, seed=3)
+    ours, reference = DeviceModel(model, matmul="own"), model.astype(np.float64)
+    for shape in ((1, 3, 33, 47), (2, 3, 16, 130), (1, 3, 1, 1)):
+        x = normal(1, *shape)
+        assert_close(ours(x), reference(x.astype(np.float64)), LIMIT, dtype=np.float32)
+    plans = ours.plan((1, 3, 64, 64)), CompiledModel(model, threads=1).plan((1, 3, 64, 64))
+    assert sum(op.macs for op in plans[0].operations) == sum(op.macs for op in plans[1].operations)
+    assert ([op.layer for op in plans[0].operations]
+            == [op.layer for op in plans[1].operations if op.kernel != "picture"])
+
+
+@given(seeds, st.integers(0, 5), st.integers(1, 70), st.integers(1, 70))
+@settings(max_examples=15)
+def test_any_batch_and_size(nano, seed, batch, height, width):
+    """Catches shapes nobody tried, the empty batch among them."""
+    reference, ours = nano
+    x = normal(seed, batch, 3, height, width)
+    assert_close(ours(x), reference(x.astype(np.float64)), LIMIT, dtype=np.float32)
+
+
+def test_features_and_intermediates(nano):
+    """Catches a map taken at the wrong place, or overwritten by a later layer before it is handed over."""
+    reference, ours = nano
+    x = normal(2, 3, 3, 70, 40)
+    expected_last, expected = reference.forward_intermediates(x.astype(np.float64))
+    last, maps = ours.forward_intermediates(x)
+    for got, want in zip([last, *maps], [expected_last, *expected], strict=True):
+        assert_close(got, want, LIMIT, dtype=np.float32)
+    assert (ours.forward_features(x) == last).all()
+    assert_close(ours.forward_head(last), ours(x), LIMIT)
+    only = ours.forward_intermediates(x, indices=[-1, 0], intermediates_only=True)
+    assert (only[0] == maps[3]).all() and (only[1] == maps[0]).all()
+
+
+def test_without_head():
+    """Catches a head that is looked for where there is none."""
+    model = mmref.create_model("mobilemamba_nano", num_classes=0, seed=3)
+    x = normal(3, 2, 3, 40, 40)
+    got = DeviceModel(model, matmul="own")(x)
+    assert_close(got, model.astype(np.float64)(x.astype(np.float64)), LIMIT, dtype=np.float32)
+
+
+def test_memory_between_shapes(nano):
+    """Catches what is left over from another picture, and plans that the cache mixes up or does not let go of."""
+    _, ours = nano
+    inputs = [normal(i, 1 + i % 3, 3, 20 + 7 * i, 50 - 6 * i) for i in range(7)]
+    first = [ours(x) for x in inputs]
+    ours(np.full((1, 3, 64, 64), 1e6, np.float32))
+    for x, expected in zip(inputs, first, strict=True):
+        assert (ours(x) == expected).all()
+    assert len(ours._plans) <= 4
+
+
+def test_device_arrays(nano):
+    """Catches another kind of array returned than given, an input written to, and a wrong dtype read as float32."""
+    _, ours = nano
+    x = normal(1, 2, 3, 33, 47)
+    expected = ours(x)
+    lent = cuda.to_device(x)
+    got = ours(lent)
+    assert isinstance(got, type(lent)) and (got.copy_to_host() == expected).all()
+    assert (lent.copy_to_host() == x).all()
+    assert (ours(lent).copy_to_host() == expected).all() and (got.copy_to_host() == expected).all()
+    last = ours.forward_features(lent)
+    assert last.shape == (2, 160, 1, 1) and isinstance(ours.forward_head(last), type(lent))
+    assert ours(cuda.to_device(x[:0])).shape == (0, 10)
+    for bad in (cuda.to_device(x.astype(np.float64)), cuda.to_device(x[:, :2].copy()), cuda.to_device(x[0])):
+        with pytest.raises(ShapeError):
+            ours(bad)
+
+
+def test_foreign_interface(monkeypatch):
+    """Catches strides that are ignored, and packed ones that are taken for others."""
+    seen = []
+    monkeypatch.setattr(cuda, "as_cuda_array", lambda x, sync: SimpleNamespace(shape=x.shape), raising=False)
+    monkeypatch.setattr(device, "load_cupy", lambda: seen.append("copied") or (
+        SimpleNamespace(ascontiguousarray=lambda x: x, asarray=lambda x: x), None))
+
+    def foreign(array, **changes):
+        return SimpleNamespace(shape=array.shape, __cuda_array_interface__={
+            "shape": array.shape, "typestr": array.dtype.str, "strides": array.strides, **changes})
+    x = normal(1, 2, 3, 4, 5)
+    for array in (foreign(x), foreign(x, strides=None)):
+        assert device.is_device_array(array) and device.device_view(array).shape == x.shape and not seen
+    device.device_view(foreign(x.transpose(0, 1, 3, 2)))
+    assert seen == ["copied"]
+    with pytest.raises(ShapeError, match="float32"):
+        device.device_view(foreign(x.astype(np.float16)))
+    assert not device.is_device_array(x)
+
+
+def test_input_is_left_alone_and_may_lie_anyhow(nano):
+    """Catches writes to the input, and reading a strided array as if it were packed."""
+    _, ours = nano
+    x = normal(1, 2, 3, 33, 47)
+    before, expected = x.copy(), ours(x)
+    x.flags.writeable = False
+    assert (ours(np.asfortranarray(x)) == expected).all() and (x == before).all()
+
+
+def test_out_of_device_memory(nano, monkeypatch):
+    """Catches a crash instead of an error, a batch that would not fit, plans that are kept while memory runs out."""
+    _, ours = nano
+    ours(normal(0, 1, 3, 32, 32))
+    needed = {batch: device_plan.needed_bytes(ours.config, ours._weights, (batch, 3, 64, 64), ("logits",),
+                                              ours._products) for batch in (5, 6)}
+    budget = [needed[5]]
+    real = device.allocate
+
+    def allocate(shape):
+        size = 4 * int(np.prod(shape))
+        if size > budget[0]:
+            raise MemoryError("CUDA_ERROR_OUT_OF_MEMORY")
+        budget[0] -= size
+        return real(shape)
+    monkeypatch.setattr(device, "allocate", allocate)
+    monkeypatch.setattr(device, "free_memory", lambda: (needed[5], 2 * needed[5]))
+    with pytest.raises(OutOfDeviceMemory, match="a batch of 5 would fit") as raised:
+        ours(normal(1, 9, 3, 64, 64))
+    assert isinstance(raised.value, MmrefError) and "9 pictures of 64x64" in str(raised.value)
+    assert not ours._plans  # all were let go of before giving up
+    budget[0] = needed[5]
+    assert ours(normal(1, 5, 3, 64, 64)).shape == (5, 10)
+    monkeypatch.setattr(device, "free_memory", lambda: (1000, 2000))
+    with pytest.raises(OutOfDeviceMemory, match="not even one"):
+        ours(normal(1, 9, 3, 64, 64))
+
+
+def test_pickle_and_threads(nano):
+    """Catches device memory that travels, settings that do not, and two threads that write to one plan."""
+    _, ours = nano
+    clone = pickle.loads(pickle.dumps(ours))
+    inputs = [normal(i, 2, 3, 32, 32) for i in range(8)]
+    expected = [ours(x) for x in inputs]
+    assert (clone(inputs[0]) == expected[0]).all()
+    assert (clone.config, clone.matmul, clone.graph, clone.tf32) == (ours.config, "own", None, False)
+    got = [None] * 8
+    workers = [threading.Thread(target=lambda i=i: got.__setitem__(i, clone(inputs[i]))) for i in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all((a == b).all() for a, b in zip(got, expected, strict=True))
+    state = ours.state_dict()
+    state["head.weight"][:] = 0
+    assert (ours(inputs[0]) == expected[0]).all()
+
+
+def test_refusals(nano, monkeypatch):
+    """Catches networks, settings and inputs that would be run wrongly, or by something that was not asked for."""
+    _, ours = nano
+    for change in (dict(scan_order="cross"), dict(d_state=2), dict(wavelet="db2"), dict(wavelet_levels=2)):
+        with pytest.raises(ValueProblem, match="backend 'cuda'"):
+            mmref.create_model("mobilemamba_nano", backend="cuda", matmul="own", **change)
+    model = mmref.create_model("mobilemamba_nano")
+    for settings_, word in ((dict(graph=True), "graph"), (dict(graph=2), "graph"), (dict(tf32=True), "tf32"),
+                            (dict(matmul="x"), "matmul")):
+        with pytest.raises(ValueProblem, match=word):
+            DeviceModel(model, **{"matmul": "own", **settings_})
+    with pytest.raises(ValueProblem, match="float32"):
+        DeviceModel(model.astype(np.float64), matmul="own")
+    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
+    with pytest.raises(MissingBackend, match="pip install"):  # the default needs CuPy and says so
+        mmref.create_model("mobilemamba_nano", backend="cuda")
+    layer = getattr(model.blocks1, "0").mixer.m.attn.global_op
+    layer.wt_filter = layer.wt_filter + np.float32(0.01)
+    with pytest.raises(ValueProblem, match="Haar.*'cuda'"):
+        DeviceModel(model, matmul="own")
+    for x, error in ((np.zeros((1, 3, 8, 8)), ShapeError), (np.zeros((1, 4, 8, 8), np.float32), ShapeError),
+                     (np.zeros((1, 3, 0, 8), np.float32), ShapeError),
+                     (np.full((1, 3, 8, 8), np.nan, np.float32), ValueProblem)):
+        with pytest.raises(error):
+            ours(x)
+    with pytest.raises(ShapeError):
+        ours.plan((1, 3, 0, 5))
