@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
+
+import numpy as np
 
 from mmref.errors import MissingBackend
 
@@ -25,6 +28,7 @@ except ImportError as error:
     raise MissingBackend(f"backend 'cuda' cannot load numba.cuda ({error}): {INSTALL}") from error
 
 SIMULATOR = bool(cuda.config.ENABLE_CUDASIM)
+ALIGNMENT = None if SIMULATOR else 16  # of shared arrays whose neighbours are read four at a time; the simulator has none
 
 
 @dataclass(frozen=True)
@@ -56,3 +60,22 @@ def _device() -> Device:
     name = current.name
     return Device(name.decode() if isinstance(name, bytes) else str(name), tuple(current.compute_capability), memory,
                   current.MULTIPROCESSOR_COUNT)
+
+
+@lru_cache(maxsize=None)
+def build(factory, *constants, threads: int, blocks: int = 1):
+    """The kernel `factory(*constants)`, compiled once for the module's SIGNATURE, for blocks of up to `threads` threads
+    of which a multiprocessor should hold `blocks` at least.
+
+    One signature, of arrays with any strides, makes one kernel of contiguous maps and column slices alike, and lets
+    Numba skip the types at every launch. Whole-program compilation: what the compile check sees is what runs."""
+    if SIMULATOR:
+        return cuda.jit(factory(*constants))
+    signature = sys.modules[factory.__module__].SIGNATURE
+    return cuda.jit(signature, lto=False, launch_bounds=(threads, max(blocks, 1)))(factory(*constants))
+
+
+@lru_cache(maxsize=1)
+def no_vector():
+    """Stands for a vector that a kernel was built not to read."""
+    return cuda.to_device(np.zeros(1, np.float32))
