@@ -1,6 +1,118 @@
-"""Skeleton."""
+"""Depthwise convolution on channels-last maps, any filter, stride and padding, with what follows it in the network.
+
+Parallel   (picture, slab of 32 channels, 8 strips of output pixels) a block; (channel, strip) a thread.
+Loops      rows of taps; in a row all is in registers: the strip's window of inputs, the taps, the sums.
+Moves      x once and the result once (and the residual), from DRAM; the rows of taps that overlap come from caches.
+Why        Neighbouring threads are neighbouring channels: every access is one run of 128 bytes. A strip is up to 8
+           pixels of a row, cut so that no strip is shorter than it need be: a 3x3 filter reads 30 inputs for 8 outputs
+           where a thread for each would read 72. A warp is one strip, so the edges of the map part no warp.
+"""
+
+from __future__ import annotations
+
+from numba import float32
+
+from mmref.kernels.cuda.device import ZERO, device_function, load, relu, silu, store
+from mmref.kernels.cuda.driver import build, cuda, no_map
+
+LANES = 32
+STRIP = 8             # output pixels of a thread at most
+STRIPS = 8            # strips of a block at most
+NONE, RELU, SILU, LOCAL = "none", "relu", "silu", "local"
+SIGNATURE = ("void(float32[:, :], float32[:, ::1], float32[::1], float32[:, ::1], float32[:, :], float32[:, :], "
+             "int32, int32, int32, int32)")
 
 
-def depthwise(x, weight, bias, out, *, images, height, width, kernel, stride=1, activation="none", after=None,
+def depthwise_kernel(k_h: int, k_w: int, stride: int, padding: int, strip: int, activation: str, residual: bool):
+    """The kernel for one filter shape; `strip` output pixels a thread."""
+    window = (strip - 1) * stride + k_w
+
+    @device_function
+    def finish(value, after, channel):
+        if activation == RELU:
+            return relu(value)
+        if activation == SILU:
+            return silu(value)
+        if activation == LOCAL:  # ReLU, the 1x1 depthwise convolution, and the ReLU that follows the join
+            return relu(relu(value) * load(after, 0, channel) + load(after, 1, channel))
+        return value
+
+    def kernel(x, weight, bias, after, other, out, height, width, out_height, out_width):
+        values = cuda.local.array(window, float32)
+        total = cuda.local.array(strip, float32)
+        slabs = (x.shape[1] + LANES - 1) // LANES
+        channel = cuda.blockIdx.x % slabs * LANES + cuda.threadIdx.x
+        picture = cuda.blockIdx.x // slabs
+        across = (out_width + strip - 1) // strip
+        item = cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y
+        row, column = item // across, item % across * strip
+        if channel >= x.shape[1] or row >= out_height:
+            return
+        for j in range(strip):
+            total[j] = bias[channel]
+        left = column * stride - padding
+        whole = 0 <= left and left + window <= width
+        for i in range(k_h):
+            y = row * stride + i - padding
+            if 0 <= y < height:
+                at = (picture * height + y) * width + left
+                if whole:
+                    for j in range(window):
+                        values[j] = load(x, at + j, channel)
+                else:
+                    for j in range(window):
+                        values[j] = ZERO
+                        if 0 <= left + j < width:
+                            values[j] = load(x, at + j, channel)
+                for s in range(k_w):
+                    w = load(weight, i * k_w + s, channel)
+                    for j in range(strip):
+                        total[j] += w * values[j * stride + s]
+        at = (picture * out_height + row) * out_width + column
+        for j in range(strip):
+            if column + j < out_width:
+                value = total[j]
+                if residual:
+                    value += load(other, at + j, channel)
+                store(out, at + j, channel, finish(value, after, channel))
+
+    return kernel
+
+
+def geometry(out_height: int, out_width: int) -> tuple[int, int, int]:
+    """(pixels of a strip, strips of a block, blocks of a picture and slab)."""
+    pieces = -(-out_width // STRIP)
+    strip = -(-out_width // pieces)
+    strips = out_height * -(-out_width // strip)
+    together = min(strips, STRIPS)
+    return strip, together, -(-strips // together)
+
+
+def convolve(x, weight, bias, out, *, images, height, width, k_h, k_w, stride, padding, activation=NONE, after=None,
+             residual=None, stream=0):
+    """Launch for any filter: `depthwise` with k_h, k_w and padding of their own."""
+    out_height, out_width = (height + 2 * padding - k_h) // stride + 1, (width + 2 * padding - k_w) // stride + 1
+    strip, together, blocks = geometry(out_height, out_width)
+    kernel = build(depthwise_kernel, k_h, k_w, stride, padding, strip, activation, residual is not None,
+                   threads=LANES * together)
+    slabs = -(-x.shape[1] // LANES)
+    kernel[(slabs * images, blocks), (LANES, together), stream](
+        x, weight, bias, no_map() if after is None else after, out if residual is None else residual, out,
+        height, width, out_height, out_width)
+
+
+def depthwise(x, weight, bias, out, *, images, height, width, kernel, stride=1, activation=NONE, after=None,
               residual=None, stream=0):
-    raise NotImplementedError
+    """Launch: out = activation(conv(x) + bias + residual), padding kernel // 2.
+
+    x (images * height * width, C), weight (kernel * kernel, C) and `after` (2, C) contiguous, bias (C,), out and
+    residual (images * oh * ow, C); float32. Activation "none", "relu", "silu" or "local", which is
+    relu(relu(v) * after[0] + after[1])."""
+    convolve(x, weight, bias, out, images=images, height=height, width=width, k_h=kernel, k_w=kernel, stride=stride,
+             padding=kernel // 2, activation=activation, after=after, residual=residual, stream=stream)
+
+
+def bytes_moved(*, images, height, width, kernel, channels, stride=1, residual=False) -> int:
+    """Least bytes a launch moves: x, the result and the residual once, the weights once."""
+    out = -(-height // stride) * -(-width // stride)
+    return 4 * channels * (images * (height * width + out * (2 if residual else 1)) + kernel * kernel + 1)

@@ -36,6 +36,16 @@ if SIMULATOR:
         """array[i, j] = value, i and j >= 0."""
         array[i, j] = value
 
+    def store3(array, i, j, k, value):
+        """array[i, j, k] = value, all >= 0."""
+        array[i, j, k] = value
+
+    def load_at(array, offset):
+        """Element `offset` behind the first, in a 2-D array or a contiguous one of any rank."""
+        array = array._item._ary
+        pitch = array.strides[-2] // array.itemsize
+        return array.reshape(-1, array.shape[-1])[offset // pitch, offset % pitch]
+
     def exp2(x):
         """2**x."""
         return np.exp2(np.float32(x))
@@ -97,6 +107,22 @@ else:
             builder.store(args[3], _pointer(context, builder, signature.args[0], args[0], args[1:3]))
             return context.get_dummy_value()
         return types.void(array, types.int64, types.int64, array.dtype), emit
+
+    @intrinsic
+    def store3(_, array, i, j, k, value):
+        """array[i, j, k] = value, all >= 0."""
+        def emit(context, builder, signature, args):
+            builder.store(args[4], _pointer(context, builder, signature.args[0], args[0], args[1:4]))
+            return context.get_dummy_value()
+        return types.void(array, types.int64, types.int64, types.int64, array.dtype), emit
+
+    @intrinsic
+    def load_at(_, array, offset):
+        """Element `offset` behind the first, in a 2-D array or a contiguous one of any rank."""
+        def emit(context, builder, signature, args):
+            array = context.make_array(signature.args[0])(context, builder, args[0])
+            return builder.load(builder.gep(array.data, [args[1]], inbounds=True))
+        return array.dtype(array, types.int64), emit
 
     exp2 = _instruction("ex2.approx.ftz.f32")  # 2 units in the last place; 0 below 2**-126
 

@@ -79,3 +79,9 @@ def build(factory, *constants, threads: int, blocks: int = 1):
 def no_vector():
     """Stands for a vector that a kernel was built not to read."""
     return cuda.to_device(np.zeros(1, np.float32))
+
+
+@lru_cache(maxsize=1)
+def no_map():
+    """Stands for a map or matrix that a kernel was built not to read."""
+    return cuda.to_device(np.zeros((1, 1), np.float32))
