@@ -109,6 +109,53 @@ def selective_scan(u, delta, A, B, C, D):
     return torch.stack(outputs, -1) + D[..., None] * u
 
 
+def doubling_scan(u, delta, A, B, C, D):
+    """The same in log2(L) passes over all steps at once: pass i joins every step with the one 2**i before it."""
+    decay, h = _coefficients(u, delta, A, B)
+    reach = 1
+    while reach < u.shape[-1]:
+        h = torch.cat([h[..., :reach], torch.addcmul(h[..., reach:], decay[..., reach:], h[..., :-reach])], -1)
+        decay = torch.cat([decay[..., :reach], decay[..., reach:] * decay[..., :-reach]], -1)
+        reach *= 2
+    return (h * C[:, :, None]).sum(3) + D[..., None] * u
+
+
+def associative_scan(u, delta, A, B, C, D):
+    """The same by PyTorch's own operator, which needs CUDA and `torch.compile` to be one kernel."""
+    from torch._higher_order_ops.associative_scan import associative_scan as operator
+
+    def join(before, after):
+        return before[0] * after[0], after[0] * before[1] + after[1]
+    _, h = operator(join, _coefficients(u, delta, A, B), dim=-1,
+                    combine_mode="pointwise" if u.is_cuda else "generic")
+    return (h * C[:, :, None]).sum(3) + D[..., None] * u
+
+
+def _coefficients(u, delta, A, B):
+    """(exp(delta A), delta B u), both (B, K, D, N, L)."""
+    delta = delta[:, :, :, None]
+    return torch.exp(delta * A[..., None]), delta * B[:, :, None] * u[:, :, :, None]
+
+
+def mamba_scan(u, delta, A, B, C, D):
+    """The same by the kernels of the package mamba-ssm: directions side by side, B and C by direction."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    shape = u.shape
+    y = selective_scan_fn(u.flatten(1, 2), delta.flatten(1, 2), A.flatten(0, 1), B, C, D.flatten())
+    return y.view(shape)
+
+
+SCANS = {"loop": selective_scan, "doubling": doubling_scan, "associative": associative_scan, "mamba-ssm": mamba_scan}
+
+
+def use_scan(model, name):
+    """Let every SS2D of `model` run its scan in the form of that name (of SCANS); returns the model."""
+    for module in model.modules():
+        if isinstance(module, SS2D):
+            module.scan = SCANS[name]
+    return model
+
+
 class SS2D(nn.Module):
     def __init__(self, dim, d_state=1, ssm_ratio=2, order="bidirectional"):
         super().__init__()

@@ -84,7 +84,7 @@ class TorchEager:
         import torch
         torch.set_num_threads(job.threads)
         torch.backends.mkldnn.enabled = True
-        reference = _load_module(job.reference)
+        reference = load_module(job.reference)
         state = {name: torch.from_numpy(array) for name, array in job.state.items()}
         model = reference.create(job.model.removeprefix("mobilemamba_"), num_classes=len(state["head.l.bias"]))
         model.load_state_dict(state, strict=False)  # all but batch counters, which inference does not use
@@ -216,7 +216,7 @@ def _has_engine():
     return "CompiledModel" in vars(mmref.engine) or "CompiledModel" in getattr(mmref.engine, "_PUBLIC", ())
 
 
-def _load_module(path):
+def load_module(path):
     from importlib.util import module_from_spec, spec_from_file_location
     spec = spec_from_file_location("mmref_torch_reference", path)
     module = module_from_spec(spec)

@@ -31,20 +31,34 @@ def add_arguments(parser):
     parser.add_argument("--start", action="store_true",
                         help="instead: whole `mmref classify` processes beside PyTorch's import and first forward")
     parser.add_argument("--sizes", nargs="+", type=int, metavar="N", help="for --sweep: the picture sizes")
-    parser.add_argument("--limit", type=float, default=600, metavar="SECONDS",
-                        help="for one answer, compiling included; who takes longer is left out (default: %(default)s)")
+    parser.add_argument("--gpu-report", nargs="?", const="", metavar="FILE",
+                        help="instead: all there is to see on a GPU, correctness and speed, into a JSON file (default: "
+                             "docs/gpu_report.json of this checkout, else gpu_report.json)")
+    parser.add_argument("--gpu-report-state", action="store_true",
+                        help="instead: whether the committed GPU report is missing, stale or current")
+    parser.add_argument("--limit", type=float, metavar="SECONDS",
+                        help="for one answer, compiling included; who takes longer is left out (default: 600); "
+                             "with --gpu-report for all of it (default: 460)")
     parser.add_argument("--csv", metavar="FILE", help="also write timm's benchmark columns")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def run(args) -> int:
+    if args.gpu_report_state:
+        from mmref.bench.gpu import report_state
+        state, words = report_state()
+        print(words)
+        return state != "current"
+    if args.gpu_report is not None:
+        return _gpu_report(args)
     from mmref.bench.measure import SWEEP_BATCHES, SWEEP_SIZES, Plan, run_bench, run_start, run_sweep
     from mmref.bench.report import to_json, to_text, write_csv
     if args.start and (args.sweep or args.csv):
         raise ValueProblem("--start excludes --sweep and --csv: it times processes, not forwards")
     batches = tuple(args.batch or (SWEEP_BATCHES if args.sweep else (1,)))
     plan = Plan(tuple(args.models), batches, args.img_size, args.threads, args.rounds, args.turn, args.starts,
-                tuple(args.backends), args.unfolded, args.torch_reference, args.limit)
+                tuple(args.backends), args.unfolded, args.torch_reference,
+                args.limit or 600)
     with open(args.csv, "w", newline="") if args.csv else _Nowhere() as file:  # a bad path shows now, not at the end
         with _Progress() as progress:
             if args.start:
@@ -60,6 +74,23 @@ def run(args) -> int:
     else:
         print(to_text(report))
     return 0 if report.results or report.sweep or report.starts else 1
+
+
+def _gpu_report(args) -> int:
+    """0 if all is right, 1 if not or if a section failed; the file is there in any case."""
+    from mmref.bench.gpu import committed_report, report_text, require_device, right, run_gpu_report
+    require_device()
+    path = args.gpu_report or (committed_report() if committed_report().parent.is_dir() else "gpu_report.json")
+    with open(path, "a"):  # a bad path shows now, not after minutes
+        pass
+    with _Progress() as progress:
+        report = run_gpu_report(path, limit=args.limit, progress=lambda section: progress(section, 0, 1))
+    if args.json:
+        print_json(report)
+    else:
+        print(report_text(report))
+        print(f"\nwritten to {path}")
+    return 0 if right(report) else 1
 
 
 class _Nowhere:

@@ -1,0 +1,393 @@
+"""`mmref bench --gpu-report`: everything that has to be seen on a GPU, in one run, in one file.
+
+Sections run in processes of their own (gpu_worker.py), which say what they find as they find it: a section that fails,
+crashes the device or takes too long costs itself only, and the report says so. What was found so far is in the file at
+any moment. A committed report holds a hash of the kernels' sources, so that `report_state` knows when it is stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from glob import glob
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from mmref.bench.gpu_worker import TINY, Job
+from mmref.bench.machine import describe_machine
+from mmref.cli.common import table
+from mmref.errors import MissingBackend
+
+SECONDS = 460.0   # of a whole report
+RESERVED = 190.0  # of them kept for PyTorch and the memory checker
+ENGINE = ("device", "correctness", "kernels_checked", "bits", "throughput", "kernels")
+PACKAGES = ("mmref", "numpy", "numba", "numba-cuda", "cupy-cuda13x", "cuda-toolkit", "nvidia-cublas", "cuda-bindings",
+            "torch", "triton", "mamba-ssm")
+TORCH_MODES = (("compile", (256, 1)), ("eager", (1, 32, 256)), ("compile graphs", (1,)),
+               ("eager channels-last", (1, 32, 256)), ("compile channels-last", (256, 1)), ("mamba-ssm", (1, 256)))
+
+
+@dataclass
+class GpuPlan:
+    """What a report covers; the defaults are the whole of it."""
+
+    variants: dict[str, dict] = field(default_factory=dict)
+    batches: tuple[int, ...] = (1, 32, 256)
+    kernel_cases: tuple = (("mobilemamba_b1", 256), ("mobilemamba_t2", 256))
+    torch_models: tuple[str, ...] = ("mobilemamba_b1", "mobilemamba_t2")
+    seconds: float = 0.4               # of forwards, for one case
+    matmul: str = "cublas"
+    reference: str | None = None       # tests/torch_reference.py
+    limit: float = SECONDS
+
+    def __post_init__(self):
+        if not self.variants:
+            from mmref.variants import VARIANTS
+            self.variants = {name: {"name": name, "changes": {}, "side": variant.img_size}
+                             for name, variant in VARIANTS.items() if name != "mobilemamba_nano"}
+
+
+def tiny_plan() -> GpuPlan:
+    """For the simulator, where nothing can be timed: a network of 24 channels, a picture of a few pixels."""
+    return GpuPlan({"tiny": {"name": "mobilemamba_nano", "changes": TINY, "side": 17}}, batches=(1,),
+                   kernel_cases=(("tiny", 1),), torch_models=(), seconds=0.0, matmul="own")
+
+
+def run_gpu_report(path, plan: GpuPlan | None = None, progress=None, limit: float | None = None) -> dict:
+    """Make the report, write it to `path` after every finding, and return it.
+
+    `progress(text)` hears of every section; `limit`: seconds, in place of the plan's. Raises MissingBackend where there
+    is no device (nor the simulator)."""
+    from mmref.kernels.cuda.driver import SIMULATOR, device
+    device()
+    from mmref.bench.measure import torch_reference_beside_us
+    plan = plan or (tiny_plan() if SIMULATOR else GpuPlan(reference=torch_reference_beside_us()))
+    plan.limit = limit or plan.limit
+    report = {"simulator": SIMULATOR, "complete": False, **identity(), "versions": versions(),
+              "machine": describe_machine(), "plan": asdict(plan), "errors": {}, "seconds": {}}
+    writer = _Writer(report, path, progress or (lambda text: None))
+    writer.save()
+    end = time.monotonic() + plan.limit
+    _run(writer, plan, list(ENGINE), end - (RESERVED if not SIMULATOR else 0))
+    if not SIMULATOR:
+        if plan.reference:
+            _run(writer, plan, ["torch"], end - 60)
+        else:
+            writer.error("torch", "tests/torch_reference.py is part of the source repository only")
+        check_memory(writer, plan, end)
+    report["targets"] = targets(report)
+    report["complete"] = not report["errors"]
+    writer.save()
+    return report
+
+
+class _Writer:
+    """Keeps the file up to date with what workers say."""
+
+    def __init__(self, report, path, progress):
+        self.report, self.path, self.progress = report, path, progress
+        self.begun = {}
+
+    def take(self, message):
+        if "begin" in message:
+            self.begun[message["begin"]] = time.monotonic()
+            self.progress(message["begin"])
+        elif "end" in message:
+            self.finish(message["end"])
+        elif "error" in message:
+            self.error(message["error"], message["message"])
+        else:
+            place = self.report
+            *parents, last = message["path"]
+            for name in parents:
+                place = place.setdefault(name, {})
+            place[last] = message["value"]
+        self.save()
+
+    def finish(self, section):
+        if section in self.begun:
+            self.report["seconds"][section] = round(time.monotonic() - self.begun.pop(section), 1)
+
+    def error(self, section, message):
+        self.finish(section)
+        self.report["errors"][section] = message
+        self.save()
+
+    def save(self):
+        partial = f"{self.path}.partial"
+        with open(partial, "w") as file:
+            json.dump(self.report, file, indent=1)
+            file.write("\n")
+        os.replace(partial, self.path)
+
+
+def _run(writer, plan, sections, end):
+    """Sections in a process; what a failed or stopped one leaves undone goes to a new process."""
+    while sections:
+        left = end - time.monotonic()
+        if left < 5:
+            for section in sections:
+                writer.error(section, "no time left")
+            return
+        running, last_words = None, ""
+        with _Process(command(plan, sections, left)) as process:
+            for message in process.messages(end):
+                writer.take(message)
+                if "begin" in message:
+                    running = message["begin"]
+                    sections.remove(running)
+                elif "end" in message or "error" in message:
+                    running = None
+            stopped = time.monotonic() >= end
+            last_words = process.last_words()
+        if running is not None:
+            writer.error(running, "stopped: out of time" if stopped else f"the process ended: {last_words}")
+        elif sections and len(sections) == process.waiting:  # did not even begin
+            writer.error(sections.pop(0), f"the process ended: {last_words}")
+
+
+def command(plan, sections, limit) -> list[str]:
+    """That starts a worker."""
+    torch_cases = [(model, batch, mode) for mode, batches in TORCH_MODES for model in plan.torch_models
+                   for batch in batches if batch in plan.batches and (mode != "mamba-ssm" or find_spec("mamba_ssm"))]
+    job = Job(list(sections), plan.variants, list(plan.batches), list(plan.kernel_cases), torch_cases, plan.seconds,
+              plan.matmul, plan.reference, limit)
+    return [sys.executable, "-m", "mmref.bench.gpu_worker", json.dumps(asdict(job))]
+
+
+class _Process:
+    """A worker, and what it says, line by line; ended with the block."""
+
+    def __init__(self, command):
+        self.waiting = len(json.loads(command[-1])["sections"])
+        self._stderr = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._stderr, text=True)
+        self._lines = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self):
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def messages(self, end):
+        """Until the process ends or it is `end` o'clock."""
+        while (left := end - time.monotonic()) > 0:
+            try:
+                line = self._lines.get(timeout=left)
+            except queue.Empty:
+                return
+            if line is None:
+                return
+            yield json.loads(line)
+
+    def last_words(self) -> str:
+        self._stderr.seek(0)
+        lines = [line for line in self._stderr.read().splitlines() if line.strip()]
+        return " ".join(lines[-1].split())[:300] if lines else "without a word"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.kill()
+        self._process.wait()
+        self._stderr.close()
+
+
+# ------------------------------------------------------------------------------------- memory checker
+
+def find_sanitizer() -> str | None:
+    """NVIDIA's compute-sanitizer: on the path, in a toolkit, or in a package beside us."""
+    places = [os.path.join(root, "bin", "compute-sanitizer")
+              for root in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda") if root]
+    places += [path for root in sys.path for path in glob(os.path.join(root, "nvidia", "*", "**", "compute-sanitizer"),
+                                                          recursive=True) if root.endswith("site-packages")]
+    return shutil.which("compute-sanitizer") or next((place for place in places if os.access(place, os.X_OK)), None)
+
+
+def check_memory(writer, plan, end):
+    """A small forward and the host operations under the memory checker."""
+    section, tool = "memory_checker", find_sanitizer()
+    if tool is None:
+        writer.report[section] = {"run": False, "why": "compute-sanitizer was not found on this machine"}
+        writer.save()
+        return
+    writer.take({"begin": section})
+    small = GpuPlan({"nano": {"name": "mobilemamba_nano", "changes": {}, "side": 65}}, matmul="own")
+    order = [tool, "--tool", "memcheck", "--error-exitcode", "9", *command(small, ["sanitize"], 600)]
+    try:
+        done = subprocess.run(order, capture_output=True, text=True, timeout=max(end - time.monotonic(), 1))
+    except subprocess.TimeoutExpired:
+        writer.error(section, "stopped: out of time")
+        return
+    lines = (done.stdout + done.stderr).splitlines()
+    said = [line.removeprefix("=========").strip() for line in lines if line.startswith("=========")]
+    found = [json.loads(line)["value"] for line in lines if line.startswith('{"path": ["sanitize"')]
+    writer.report[section] = {"run": True, "tool": tool, "passed": done.returncode == 0, "said": said[-12:],
+                              "errors_of_results": found}
+    writer.take({"end": section})
+
+
+# ------------------------------------------------------------------------------- what a report stands on
+
+def kernel_sources() -> list[Path]:
+    """The files whose hash a report holds: all CUDA kernels, their NumPy twins aside."""
+    folder = find_spec("mmref.kernels.cuda").submodule_search_locations[0]
+    return sorted(path for path in Path(folder).glob("*.py") if path.name != "twins.py")
+
+
+def kernel_sources_hash() -> str:
+    """SHA-256 over the names and contents of `kernel_sources`."""
+    digest = hashlib.sha256()
+    for path in kernel_sources():
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def identity() -> dict:
+    """Commit, whether there is more than that, and the hash of the kernels' sources."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments):
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+    changes = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "uncommitted_changes": None if changes is None else bool(changes),
+            "kernel_sources": kernel_sources_hash(), "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def committed_report() -> Path:
+    """Where a report is committed, and where the command writes it from a checkout."""
+    return Path(__file__).parents[2] / "docs" / "gpu_report.json"
+
+
+def report_state(path=None) -> tuple[str, str]:
+    """("missing", "stale" or "current", why) of the committed report."""
+    path = Path(path or committed_report())
+    try:
+        report = json.loads(path.read_text())
+    except FileNotFoundError:
+        return "missing", f"{path.name}: missing: no GPU's figures are committed; mmref bench --gpu-report makes them"
+    except ValueError:
+        return "stale", f"{path.name}: stale: it cannot be read as JSON; mmref bench --gpu-report makes it anew"
+    if report.get("simulator"):
+        return "missing", f"{path.name}: missing: what is there comes from the simulator, not from a GPU"
+    made_for, now = str(report.get("kernel_sources")), kernel_sources_hash()
+    if made_for != now:
+        return "stale", (f"{path.name}: stale: made for kernel sources {made_for[:12]}, they are {now[:12]} now; "
+                         f"mmref bench --gpu-report makes it anew")
+    card = report.get("device", {}).get("name")
+    return "current", f"{path.name}: current: {card}, commit {str(report.get('commit'))[:7]}"
+
+
+# ----------------------------------------------------------------------------------------- reading it
+
+def targets(report) -> dict[str, dict]:
+    """The figures that were set as targets on an H100, and what this run has beside each; None where it has none."""
+    def get(*path):
+        place = report
+        for name in path:
+            place = place.get(name, {}) if isinstance(place, dict) else {}
+        return place if isinstance(place, (int, float)) else None
+
+    def bound(kernel):
+        milliseconds = get("kernels", "mobilemamba_b1, batch 256", kernel, "ms")
+        moved, copy = get("kernels", "mobilemamba_b1, batch 256", kernel, "mib"), get("device", "copy_gb_per_s")
+        return 100 * moved * 2**20 / (1e6 * milliseconds) / copy if milliseconds and copy else None
+
+    def speed(model, batch):
+        both = [get("throughput", model, str(batch), mode, "images_per_s") for mode in ("graph", "eager")]
+        return max((figure for figure in both if figure), default=None)
+
+    def beside_compile(batch):
+        modes = [get("torch", "mobilemamba_b1", str(batch), mode, "images_per_s")
+                 for mode in ("compile", "compile channels-last", "compile graphs")]
+        best, ours = max((figure for figure in modes if figure), default=None), speed("mobilemamba_b1", batch)
+        return ours / best if best and ours else None
+    measured = {"scan, percent of the memory bound, B1 at batch 256": (60, bound("scan")),
+                "wavelet_branch, percent of the memory bound, B1 at batch 256": (60, bound("wavelet_branch")),
+                "B1 at batch 1, times the best torch.compile": (2.0, beside_compile(1)),
+                "B1 at batch 256, times the best torch.compile": (1.2, beside_compile(256)),
+                "B1 at batch 256, images a second": (14_000, speed("mobilemamba_b1", 256)),
+                "T2 at batch 256, images a second": (42_000, speed("mobilemamba_t2", 256))}
+    return {name: {"target": target, "measured": figure, "met": None if figure is None else bool(figure >= target)}
+            for name, (target, figure) in measured.items()}
+
+
+def report_text(report) -> str:
+    """The report for people."""
+    card = report.get("device", {})
+    parts = [f"{card.get('name')}, driver {card.get('driver')}, copy {card.get('copy_gb_per_s') or 0:,.0f} GB/s"
+             + (" (the simulator: no time means anything)" if report["simulator"] else "")]
+    parts.append(table([(name, f"{found['error']:.1e}", "yes" if found["passed"] else "NO")
+                        for name, found in {**report.get("correctness", {}),
+                                            **report.get("kernels_checked", {})}.items()],
+                       ("variant or kernel", "error", "within the limit")))
+    bits = [(name, *("yes" if ok else "NO" for ok in found.values())) for name, found in report.get("bits", {}).items()]
+    if bits:
+        parts.append(table(bits, ("same bits", *next(iter(report["bits"].values())))))
+    rows = [(name, batch, mode, f"{found['ms']:.3f}", f"{found['images_per_s']:,.0f}")
+            for section in ("throughput", "torch") for name, batches in report.get(section, {}).items()
+            if isinstance(batches, dict) for batch, modes in batches.items() if isinstance(modes, dict)
+            for mode, found in modes.items() if isinstance(found, dict) and "ms" in found]
+    if rows:
+        parts.append(table(rows, ("model", "batch", "as", "ms", "images/s"), left=3))
+    for case, kernels in report.get("kernels", {}).items():
+        copy = card.get("copy_gb_per_s") or float("nan")
+        nominal = card.get("nominal_gb_per_s") or float("nan")
+        lines = [(name, row["launches"], f"{row['ms']:.3f}", f"{speed:,.0f}", f"{100 * speed / copy:.0f}",
+                  f"{100 * speed / nominal:.0f}", f"{2 * row['gmac'] / row['ms']:.1f}")
+                 for name, row in kernels.items() for speed in [row["mib"] * 2**20 / (1e6 * max(row["ms"], 1e-9))]]
+        parts.append(table(lines, (case, "launches", "ms", "GB/s", "% of a copy", "% nominal", "TFLOP/s")))
+    checker = report.get("memory_checker")
+    if checker:
+        parts.append("memory checker: " + (" ".join(checker["said"][-1:]) if checker["run"] else checker["why"]))
+    if not report["simulator"]:
+        parts.append(table([(name, found["target"], "not measured" if found["measured"] is None
+                             else f"{found['measured']:.4g}", {None: "", True: "yes", False: "NO"}[found["met"]])
+                            for name, found in report.get("targets", {}).items()],
+                           ("target", "at least", "measured", "met")))
+    parts += [f"{section} failed: {message}" for section, message in report["errors"].items()]
+    return "\n\n".join(parts)
+
+
+def right(report) -> bool:
+    """Whether everything that was looked at is right: errors within their limits, bits equal, no memory error."""
+    checks = [found["passed"] for section in ("correctness", "kernels_checked")
+              for found in report.get(section, {}).values()]
+    checks += [ok for found in report.get("bits", {}).values() for ok in found.values()]
+    checks.append(report.get("memory_checker", {}).get("passed", True))
+    return bool(report.get("correctness")) and all(checks) and not report["errors"]
+
+
+def require_device() -> None:
+    """MissingBackend, before anything is started, where no report can be made."""
+    try:
+        from mmref.kernels.cuda.driver import device
+        device()
+    except MissingBackend as error:
+        raise MissingBackend(f"a GPU report needs a GPU: {error}") from error
