@@ -63,15 +63,15 @@ def _device() -> Device:
 
 
 @lru_cache(maxsize=None)
-def build(factory, *constants, threads: int, blocks: int = 1):
-    """The kernel `factory(*constants)`, compiled once for the module's SIGNATURE, for blocks of up to `threads` threads
-    of which a multiprocessor should hold `blocks` at least.
+def build(factory, *constants, threads: int, blocks: int = 1, signature: str | None = None):
+    """The kernel `factory(*constants)`, compiled once, for its module's SIGNATURE and for blocks of up to `threads`
+    threads, of which a multiprocessor should hold `blocks` at least.
 
     One signature, of arrays with any strides, makes one kernel of contiguous maps and column slices alike, and lets
     Numba skip the types at every launch. Whole-program compilation: what the compile check sees is what runs."""
     if SIMULATOR:
         return cuda.jit(factory(*constants))
-    signature = sys.modules[factory.__module__].SIGNATURE
+    signature = signature or sys.modules[factory.__module__].SIGNATURE
     return cuda.jit(signature, lto=False, launch_bounds=(threads, max(blocks, 1)))(factory(*constants))
 
 
