@@ -9,12 +9,16 @@ from importlib import import_module
 
 from mmref.errors import MissingBackend
 
-_MODULES = {"selective_scan": "selective_scan", "depthwise_conv2d": "depthwise"}
+_MODULES = {("selective_scan", "numba"): "selective_scan", ("depthwise_conv2d", "numba"): "depthwise",
+            ("selective_scan", "cuda"): "cuda.ops", ("depthwise_conv2d", "cuda"): "cuda.ops"}
 
 
 def load_op(name: str, backend: str):
     """The compiled twin of a reference operation; MissingBackend says what to install where it cannot run."""
     try:
-        return getattr(import_module(f"mmref.kernels.{_MODULES[name]}"), name)
+        return getattr(import_module(f"mmref.kernels.{_MODULES[name, backend]}"), name)
+    except MissingBackend:
+        raise
     except ImportError as error:
-        raise MissingBackend(f"backend {backend!r} cannot run {name}: {error}; pip install numba") from error
+        remedy = {"numba": "numba", "cuda": '"mmref[cuda]"'}[backend]
+        raise MissingBackend(f"backend {backend!r} cannot run {name}: {error}; pip install {remedy}") from error

@@ -17,7 +17,7 @@ import numpy as np
 from mmref.errors import MissingBackend, ShapeError
 
 
-def check_backend(backend: str, known: tuple[str, ...] = ("numpy", "numba")) -> str:
+def check_backend(backend: str, known: tuple[str, ...] = ("numpy", "numba", "cuda")) -> str:
     """`backend` itself, or an error that lists the known ones."""
     if backend not in known:
         raise MissingBackend(f"backend must be one of {', '.join(known)}, got {backend!r}")
@@ -95,7 +95,7 @@ def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0,
     """Every channel correlated with its own k_h x k_w filter (groups = channels).
 
     x (B, C, H, W); weight (C, 1, k_h, k_w); bias (C,) or None. Returns (B, C, H', W') of x's dtype.
-    `backend="numba"` runs the compiled kernel of mmref.kernels (float32 only).
+    `backend="numba"` and `backend="cuda"` run the compiled kernels of mmref.kernels (float32 only).
     Raises ShapeError where shapes disagree, MissingBackend where the backend is not installed.
     """
     check_rank("x", x, "batch channels height width")

@@ -22,8 +22,8 @@ def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):
     Letters: batch, K directions, D channels, N states a channel, L steps.
     u, delta (batch, K, D, L); A (K, D, N), negative for a stable system; B, C (batch, K, N, L); D (K, D).
     delta is the step size itself: softplus and bias have been applied. One dtype for all, float32 or float64.
-    `backend="numba"` runs the compiled kernel of mmref.kernels (float32 only).
-    Returns y (batch, K, D, L). Raises ShapeError where shapes disagree.
+    `backend="numba"` and `backend="cuda"` run the compiled kernels of mmref.kernels (float32 only).
+    Returns y (batch, K, D, L). Raises ShapeError where shapes disagree, MissingBackend where the backend cannot run.
     """
     _check_shapes(u, delta, A, B, C, D)
     if check_backend(backend) != "numpy":

@@ -54,7 +54,7 @@ def _device() -> Device:
         current = cuda.get_current_device()
         _, memory = cuda.current_context().get_memory_info()
     except Exception as error:  # no driver, no device, a driver too old: each has its own class in numba-cuda
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(" :.") or type(error).__name__
         raise MissingBackend(f"backend 'cuda' needs an NVIDIA GPU and its driver (version 580 or later, for CUDA 13); "
                              f"found none that can be used: {reason}; backends 'numpy' and 'numba' run without") from error
     name = current.name
