@@ -21,6 +21,7 @@ import mmref
 from mmref.engine import CompiledModel
 from mmref.engine.cuda import DeviceModel, device, products
 from mmref.engine.cuda import plan as device_plan
+from mmref.engine.cuda.check import check_launches
 from mmref.errors import MissingBackend, MmrefError, OutOfDeviceMemory, ShapeError, ValueProblem
 from mmref.kernels.cuda import twins
 from mmref.kernels.cuda.driver import cuda
@@ -100,7 +101,7 @@ def test_memory_between_shapes(nano):
     _, ours = nano
     inputs = [normal(i, 1 + i % 3, 3, 20 + 7 * i, 50 - 6 * i) for i in range(7)]
     first = [ours(x) for x in inputs]
-    ours(np.full((1, 3, 64, 64), 1e6, np.float32))
+    ours(np.full((1, 3, 64, 64), 1e3, np.float32))
     for x, expected in zip(inputs, first, strict=True):
         assert (ours(x) == expected).all()
     assert len(ours._plans) <= 4
@@ -199,6 +200,24 @@ def test_pickle_and_threads(nano):
     state = ours.state_dict()
     state["head.weight"][:] = 0
     assert (ours(inputs[0]) == expected[0]).all()
+
+
+def test_check_names_the_kernel_that_errs(monkeypatch):
+    """Catches a check that sees nothing, blames another kernel, or leaves launches out."""
+    model = mmref.create_model("mobilemamba_nano", seed=3)
+    x = cuda.to_device(normal(5, 2, 3, 33, 17))
+    fine = check_launches(DeviceModel(model, matmul="own").plan(x.shape), x)
+    assert max(found.error for found in fine.values()) == 0
+    assert sum(found.launches for found in fine.values()) == 113
+
+    def wrong(x, out, *, images, height, width, **rest):
+        twins.wavelet_branch(x=x, out=out, images=images, height=height, width=width, **rest)
+        if height == 2:
+            out[0, 3] *= np.float32(1.5)
+    monkeypatch.setattr(import_module("mmref.kernels.cuda.wavelet_branch"), "wavelet_branch", wrong)
+    found = check_launches(DeviceModel(model, matmul="own").plan(x.shape), x)
+    assert [name for name, checked in found.items() if checked.error > 0] == ["wavelet_branch"]
+    assert found["wavelet_branch"].layer.startswith("blocks2.3")
 
 
 def test_refusals(nano, monkeypatch):
