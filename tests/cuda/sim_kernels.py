@@ -1,0 +1,269 @@
+"""Every CUDA kernel on small awkward shapes, in the simulator, against the reference in float64.
+
+Run by test_kernels_sim.py. The simulator runs each thread as a Python thread and checks every index; a barrier that
+only some threads reach goes unseen, and so do types: the compile check sees those. Maps are columns of a wider array
+filled with a guard value, as in the engine's arena.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from assertions import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import normal, seeds
+
+from mmref.errors import ShapeError
+from mmref.functional import depthwise_conv2d
+from mmref.kernels.cuda import scan as scan_module
+from mmref.kernels.cuda import twins
+from mmref.kernels.cuda.depthwise import depthwise
+from mmref.kernels.cuda.driver import SIMULATOR, cuda
+from mmref.kernels.cuda.epilogue import epilogue
+from mmref.kernels.cuda.join import copy_relu
+from mmref.kernels.cuda.layout import to_channels_first
+from mmref.kernels.cuda.matmul import matmul
+from mmref.kernels.cuda.norm_gate import norm_gate
+from mmref.kernels.cuda.pool import mean
+from mmref.kernels.cuda.scan import scan
+from mmref.kernels.cuda.squeeze_excite import gate
+from mmref.kernels.cuda.stem import stem
+from mmref.kernels.cuda.wavelet_branch import tiling, wavelet_branch
+from mmref.selective_scan import selective_scan
+
+assert SIMULATOR
+GUARD = np.float32(-77)
+BEFORE, BEHIND = 2, 3  # columns of the guard
+
+
+def on_device(array):
+    """(device array, the host's array under it): a map becomes columns of a wider one."""
+    if array.ndim != 2:
+        held = cuda.to_device(array)
+        return held, held._ary
+    wide = np.full((array.shape[0], BEFORE + array.shape[1] + BEHIND), GUARD, np.float32)
+    wide[:, BEFORE:-BEHIND] = array
+    held = cuda.to_device(wide)
+    return held[:, BEFORE:-BEHIND], held._ary
+
+
+def check(launcher, result, tolerance=2e-6, whole=(), aliases=(), settings=None, **arguments):
+    """Launch twice, and compare argument `result` with the twin in float64; nothing else may have changed.
+
+    `whole` names 2-D arguments that are contiguous; `aliases` those that are the memory of `result`."""
+    arrays = {name: value for name, value in arguments.items() if isinstance(value, np.ndarray)}
+    rest = {name: value for name, value in arguments.items() if name not in arrays}
+    expected = {name: value.astype(np.float64) for name, value in arrays.items()}
+    getattr(twins, launcher.__name__)(**expected, **rest)
+    runs = []
+    for _ in range(2):
+        held = {name: (cuda.to_device(value),) * 2 if name in whole else on_device(value)
+                for name, value in arrays.items()}
+        held = {name: tuple(held[result if name in aliases else name]) for name in held}
+        launcher(**{name: device for name, (device, _) in held.items()}, **rest, **(settings or {}))
+        runs.append(np.ascontiguousarray(held[result][0]._ary))
+        for name, (device, under) in held.items():
+            if name != result and name not in aliases:
+                assert np.array_equal(device._ary, arrays[name]), f"{name} was written to"
+            if arrays[name].ndim == 2 and name not in whole:
+                assert (under[:, :BEFORE] == GUARD).all() and (under[:, -BEHIND:] == GUARD).all(), f"beyond {name}"
+    assert np.array_equal(*runs), "another result in another run"
+    assert_close(runs[0], expected[result], tolerance, dtype=np.float32)
+
+
+def blank(*shape):
+    """An output that shows where nothing was written."""
+    return np.full(shape, 1e6, np.float32)
+
+
+@pytest.mark.parametrize("kernel, stride, activation, height, width, channels", [
+    (3, 1, "none", 1, 1, 1), (3, 1, "silu", 4, 9, 3), (3, 1, "none", 3, 17, 33), (3, 2, "relu", 5, 4, 2),
+    (3, 2, "relu", 2, 17, 2), (5, 1, "local", 3, 3, 3), (7, 1, "local", 5, 10, 2), (5, 2, "none", 1, 9, 1)])
+def test_depthwise(kernel, stride, activation, height, width, channels):
+    """Catches a border, the last strip of a row, a channel slab, an activation, a residual added behind it."""
+    images, out_height, out_width = 2, -(-height // stride), -(-width // stride)
+    out = images * out_height * out_width
+    check(depthwise, "out", whole=("weight", "after"), x=normal(1, images * height * width, channels),
+          weight=normal(2, kernel * kernel, channels), bias=normal(3, channels), out=blank(out, channels),
+          after=normal(4, 2, channels) if activation == "local" else None,
+          residual=normal(5, out, channels) if activation == "none" else None,
+          images=images, height=height, width=width, kernel=kernel, stride=stride, activation=activation)
+
+
+@pytest.mark.parametrize("images, length, rank, channels, shape", [
+    (1, 1, 1, 1, None), (2, 9, 3, 5, (2, 2)), (1, 16, 4, 17, None), (2, 33, 5, 6, (2, 2)), (1, 50, 2, 3, (1, 2)),
+    (1, 40, 6, 3, (4, 2)), (1, 17, 9, 33, (2, 16)), (1, 72, 7, 2, (16, 1))])
+def test_scan(images, length, rank, channels, shape):
+    """Catches a state lost between segments or tiles, a direction scanned forwards, steps behind the picture's end
+    that decay the state, coefficients left over from a multiple of 4, a picture that sees the one before."""
+    check(scan, "out", 5e-6, ("coefficients", "dt_bias", "A", "D"), settings=dict(shape=shape),
+          u=normal(1, images * length, channels), coefficients=normal(2, images * length, 2 * (rank + 2)),
+          dt_weight=normal(3, 2, rank, channels, scale=0.3), dt_bias=normal(4, 2, channels),
+          A=-np.exp(normal(5, 2, channels)), D=normal(6, 2, channels), out=blank(images * length, channels),
+          images=images, length=length, rank=rank)
+
+
+def test_scan_of_large_and_small_steps():
+    """Catches a softplus that overflows or loses its small values, and a state that vanished but must not become NaN."""
+    length, rank, channels = 12, 1, 4
+    check(scan, "out", 5e-6, ("coefficients", "dt_bias", "A", "D"), u=normal(1, length, channels),
+          coefficients=np.tile(np.float32([0, 1, 1]), (length, 2)), dt_weight=np.zeros((2, rank, channels), np.float32),
+          dt_bias=np.float32([[-100, -20, 0, 30], [100, 19.5, 20.5, -87]]), A=-np.ones((2, channels), np.float32),
+          D=np.zeros((2, channels), np.float32), out=blank(length, channels), images=1, length=length, rank=rank)
+
+
+@pytest.mark.parametrize("rank", [1, 7, 10, 17, 22, 40])
+def test_scan_block_fits(rank):
+    """Catches a block whose shared memory no device has."""
+    for length in (1, 8, 9, 16, 64, 196, 256, 1024):
+        segments, lanes = scan_module.block_shape(rank, length)
+        assert scan_module.shared_bytes(rank, segments, lanes) <= 48 * 1024
+        assert segments & (segments - 1) == 0 and segments * lanes <= 256
+
+
+@pytest.mark.parametrize("kernel, height, width, images, channels", [
+    (3, 1, 1, 9, 3), (3, 4, 4, 3, 17), (5, 7, 6, 2, 3), (7, 9, 5, 1, 2), (5, 3, 16, 2, 1), (7, 17, 2, 1, 1),
+    (3, 18, 18, 1, 1), (7, 4, 27, 1, 1)])
+def test_wavelet_branch(kernel, height, width, images, channels):
+    """Catches sub-bands in another order, a sign, odd sides, tiles that miss their neighbours, a picture's last rows
+    taken for the next one's first."""
+    check(wavelet_branch, "out", 3e-6, x=normal(1, images * height * width, channels),
+          weight=normal(2, 4, kernel * kernel, channels), out=blank(images * height * width, channels), images=images,
+          height=height, width=width, kernel=kernel)
+
+
+def test_wavelet_branch_that_adds():
+    """Catches a shortcut, bias or ReLU left out, and a result that overwrites what is still to be added."""
+    pixels = 5 * 3
+    x, weight, other, bias = normal(1, pixels, 3), normal(2, 4, 9, 3), normal(3, pixels, 3), normal(4, 3)
+    expected = np.empty((pixels, 3))
+    twins.wavelet_branch(x.astype(np.float64), weight, expected, images=1, height=5, width=3, kernel=3)
+    out, _ = on_device(other)
+    wavelet_branch(on_device(x)[0], cuda.to_device(weight), out, images=1, height=5, width=3, kernel=3, add=out,
+                   bias=cuda.to_device(bias), relu=True)
+    assert_close(np.ascontiguousarray(out._ary), np.maximum(expected + other + bias, 0), 3e-6, dtype=np.float32)
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("height, width", [(1, 1), (3, 3), (16, 16), (17, 5), (24, 24), (32, 32), (100, 41)])
+def test_wavelet_tiles(kernel, height, width):
+    """Catches tiles that leave pixels out, or want more shared memory than a block has."""
+    tile, overlap, pictures, tiles = tiling(height, width, kernel)
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    assert tiles * tile * tile >= rows * columns and (overlap == kernel // 2 or max(rows, columns) <= tile)
+    side = tile + 2 * overlap
+    assert 16 * pictures * 4 * side * (side + 1 - side % 2) * 4 <= 48 * 1024 and 16 * tile * pictures <= 256
+
+
+@pytest.mark.parametrize("rows, channels, offset", [(1, 1, 0), (9, 33, 0), (7, 2, 300), (2, 65, 0)])
+def test_norm_gate(rows, channels, offset):
+    """Catches a variance from squares that cancel, another epsilon, SiLU on the wrong factor, padding in the mean."""
+    y = normal(1, rows, channels) + np.float32(offset)
+    # at a mean of 300 float32 values of deviation 1 are themselves known to 2e-5 only
+    check(norm_gate, "out", 1e-4 if offset else 3e-6, y=y, z=normal(2, rows, channels, scale=3),
+          weight=normal(3, channels), bias=normal(4, channels), out=blank(rows, channels))
+
+
+@pytest.mark.parametrize("images, pixels, channels", [(1, 1, 1), (2, 9, 33), (3, 65, 2)])
+def test_mean_and_gate(images, pixels, channels):
+    """Catches pixels left out, and a mean or gate of the picture before."""
+    x = normal(1, images * pixels, channels)
+    check(mean, "out", x=x, out=blank(images, channels), images=images, length=pixels)
+    check(gate, "x", x=x, gates=normal(2, images, channels, scale=5), images=images, length=pixels)
+
+
+@pytest.mark.parametrize("rows, channels", [(1, 1), (33, 5), (3, 33)])
+def test_copy_and_layout(rows, channels):
+    """Catches a row or channel beyond a tile, and neighbours overwritten."""
+    check(copy_relu, "out", x=normal(1, rows, channels), out=blank(rows, channels))
+    check(to_channels_first, "out", x=normal(1, 2 * rows, channels), out=blank(2, channels, rows), images=2,
+          pixels=rows)
+
+
+@pytest.mark.parametrize("rows, channels", [(1, 1), (33, 5), (3, 33)])
+@pytest.mark.parametrize("bias, shortcuts, relu", [(True, 0, False), (True, 1, True), (False, 2, False)])
+def test_epilogue(rows, channels, bias, shortcuts, relu):
+    """Catches a shortcut left out or added behind the ReLU, and a result that is not in place."""
+    more = dict(bias=normal(2, channels) if bias else None, residual=normal(3, rows, channels) if shortcuts else None,
+                residual2=normal(4, rows, channels) if shortcuts > 1 else None, relu=relu)
+    check(epilogue, "x", x=normal(1, rows, channels), **more)
+    check(epilogue, "out", x=normal(1, rows, channels), out=blank(rows, channels), **more)
+
+
+@pytest.mark.parametrize("rows, depth, columns, shape", [
+    (1, 1, 1, None), (5, 9, 7, None), (65, 17, 33, (4, 4)), (3, 16, 49, (8, 6)), (129, 3, 2, (8, 8)), (2, 8, 65, None)])
+def test_matmul(rows, depth, columns, shape):
+    """Catches a depth that is no multiple of 8, a row or column beyond a tile, a buffer overwritten while in use."""
+    arrays = dict(a=normal(1, rows, depth), weight=normal(2, depth, columns), out=blank(rows, columns))
+    check(matmul, "out", settings=dict(shape=shape), bias=None, **arrays)
+    arrays["out"] = normal(3, rows, columns)
+    check(matmul, "out", aliases=("residual",), settings=dict(shape=shape), bias=normal(4, columns),
+          residual=arrays["out"].copy(), residual2=normal(5, rows, columns), relu=True, **arrays)
+
+
+def test_matmul_does_not_depend_on_the_tile():
+    """Catches a sum whose order depends on the tile, and with it on the batch."""
+    a, weight = (cuda.to_device(normal(i, *size)) for i, size in ((1, (5, 19)), (2, (19, 9))))
+    results = []
+    for shape in ((4, 4), (4, 8), (8, 6)):
+        out = cuda.to_device(blank(5, 9))
+        matmul(a, weight, None, out, shape=shape)
+        results.append(out.copy_to_host())
+    assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("images, height, width, c_in, columns, nchw, relu", [
+    (1, 1, 1, 3, 1, True, False), (2, 5, 7, 3, 5, True, True), (2, 5, 6, 5, 9, False, False),
+    (3, 1, 1, 9, 33, False, True), (1, 16, 17, 1, 2, False, True)])
+def test_stem(images, height, width, c_in, columns, nchw, relu):
+    """Catches a border, a tap of the next row or picture, the picture's channels in another order."""
+    x = normal(1, images, c_in, height, width) if nchw else normal(1, images * height * width, c_in)
+    out = blank(images * -(-height // 2) * -(-width // 2), columns)
+    check(stem, "out", x=x, weight=normal(2, 9 * c_in, columns), bias=normal(3, columns), out=out, images=images,
+          height=height, width=width, c_in=c_in, nchw=nchw, relu=relu)
+
+
+# --------------------------------------------------------------------- the operations of the reference
+
+few = st.sampled_from([1, 2, 3, 5])
+
+
+@given(seeds, st.integers(0, 2), st.integers(1, 3), st.sampled_from([1, 2, 3, 33]), st.sampled_from([0, 1, 2, 3, 17]),
+       st.sampled_from([1, 2, 7, 32, 33]))
+@settings(max_examples=12)
+def test_selective_scan(seed, batch, K, dim, N, length):
+    """Catches states that mix, directions that share parameters, inputs written to; equal to the reference."""
+    u, delta = normal(seed, batch, K, dim, length), normal(seed + 1, batch, K, dim, length)
+    inputs = (u, np.log1p(np.exp(delta)), -np.exp(0.5 * normal(seed, K, dim, N)), normal(seed + 2, batch, K, N, length),
+              normal(seed + 3, batch, K, N, length), normal(seed, K, dim))
+    for array in inputs:
+        array.flags.writeable = False
+    expected = selective_scan(*(array.astype(np.float64) for array in inputs))
+    assert_close(selective_scan(*inputs, backend="cuda"), expected, 5e-6, dtype=np.float32)
+
+
+@given(seeds, st.integers(0, 2), few, st.sampled_from([1, 2, 5, 9]), st.sampled_from([1, 2, 5, 9, 17]),
+       st.integers(1, 7), st.integers(1, 7), st.integers(1, 3), st.integers(0, 4), st.booleans())
+@settings(max_examples=40)
+def test_depthwise_conv2d(seed, batch, dim, height, width, k_h, k_w, stride, padding, with_bias):
+    """Catches even or oblong filters, paddings other than k // 2 and strides of 3."""
+    x, weight = normal(seed, batch, dim, height, width), normal(seed + 1, dim, 1, k_h, k_w)
+    bias = normal(seed + 2, dim) if with_bias else None
+    if min(height + 2 * padding - k_h, width + 2 * padding - k_w) < 0:
+        with pytest.raises(ShapeError):
+            depthwise_conv2d(x, weight, bias, stride=stride, padding=padding, backend="cuda")
+        return
+    expected = depthwise_conv2d(x.astype(np.float64), weight, bias, stride=stride, padding=padding)
+    assert_close(depthwise_conv2d(x, weight, bias, stride=stride, padding=padding, backend="cuda"), expected, 3e-6,
+                 dtype=np.float32)
+
+
+def test_operations_refuse_other_dtypes():
+    """Catches float64 read as if it were float32."""
+    x = np.zeros((1, 2, 3, 3))
+    with pytest.raises(ShapeError, match="float32"):
+        depthwise_conv2d(x, np.zeros((2, 1, 3, 3)), backend="cuda")
+    u, A, B = np.zeros((1, 1, 2, 3)), np.zeros((1, 2, 1)), np.zeros((1, 1, 1, 3))
+    with pytest.raises(ShapeError, match="float32"):
+        selective_scan(u, u, A, B, B, np.zeros((1, 2)), backend="cuda")
