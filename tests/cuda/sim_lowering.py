@@ -20,6 +20,7 @@ from strategies import normal, seeds
 import mmref
 from mmref.engine import CompiledModel
 from mmref.engine.cuda import DeviceModel, device, products
+from mmref.engine.cuda import model as device_model
 from mmref.engine.cuda import plan as device_plan
 from mmref.engine.cuda.check import check_launches
 from mmref.errors import MissingBackend, MmrefError, OutOfDeviceMemory, ShapeError, ValueProblem
@@ -123,6 +124,39 @@ def test_device_arrays(nano):
     for bad in (cuda.to_device(x.astype(np.float64)), cuda.to_device(x[:, :2].copy()), cuda.to_device(x[0])):
         with pytest.raises(ShapeError):
             ours(bad)
+
+
+def test_graph(monkeypatch):
+    """Catches a graph captured before the kernels are compiled, captured again and again, or left reading an array that
+    a caller lent for one forward: a stand-in captures what it is given and replays just that."""
+    made = []
+
+    class Graph:
+        def __init__(self, stream, launch):
+            self.plan, self.captured, self.replays = launch.__self__, launch.__self__.input, 0
+            made.append(self)
+
+        def launch(self):
+            self.replays, self.plan.input = self.replays + 1, self.captured
+            self.plan.launch()
+    ours = DeviceModel(mmref.create_model("mobilemamba_nano", seed=3), matmul="own")
+    inputs = [normal(i, 2, 3, 32, 32) for i in range(3)]
+    expected = [ours(x) for x in inputs]
+    ours._plans.clear()
+    monkeypatch.setattr(device, "Graph", Graph)
+    monkeypatch.setattr(ours, "_use_graph", lambda batch: True)
+    for x, want in zip(inputs + inputs, expected + expected, strict=True):
+        assert (ours(x) == want).all()
+    for x, want in zip(inputs, expected, strict=True):
+        lent = cuda.to_device(x)
+        assert (ours(lent).copy_to_host() == want).all()
+        lent.copy_to_device(np.zeros_like(x))
+    assert len(made) == 1 and made[0].replays == 8  # all but the first forward
+    monkeypatch.undo()
+    monkeypatch.setattr(device_model.driver, "SIMULATOR", False)
+    for graph, batches in ((None, (1, 64)), (True, (1, 64, 65)), (False, ())):
+        ours.graph = graph
+        assert tuple(batch for batch in (1, 64, 65) if ours._use_graph(batch)) == batches
 
 
 def test_foreign_interface(monkeypatch):
