@@ -88,7 +88,7 @@ def write_image(folder):
             record = region.bytes[step["record"] - BASE:][:kind.itemsize].view(kind)
             record["cell"] += cells.ctypes.data - built.cells.ctypes.data
     logits = region.array(np.zeros(built.output_shapes[0], np.float32))
-    cells[:] = x.ctypes.data, logits.ctypes.data
+    cells[:] = x.ctypes.data, logits.ctypes.data, 0
     used = region.used + -region.used % 4096
     header = np.array([BASE, used, steps.ctypes.data, len(steps), SHARES, tiles.ctypes.data, team.ctypes.data,
                        logits.ctypes.data, logits.nbytes], np.int64)
