@@ -34,7 +34,7 @@ for number, (what, text) in enumerate(STEPS, 1):
 x = to_array(picture, model.transform)[None]               # (1, 3, 128, 128): now at the size it was trained on
 pooled = model.forward_head(model.forward_features(x), pre_logits=True)
 logits = model.head(pooled)[0].astype(np.float64)
-print(f"6. The last map's mean over its pixels is {pooled.shape[1]} numbers; the head makes {len(logits)} logits of them.")
+print(f"6. The last map's mean over its pixels is {pooled.shape[1]} numbers; the head makes {len(logits)} logits.")
 chances = np.exp(logits - logits.max())
 for i in np.argsort(-chances)[:3]:
     print(f"   {chances[i] / chances.sum():6.1%}  {model.class_names[i]}")

@@ -74,24 +74,31 @@ def text(result, every=False) -> str:
         rows = rows[max(0, at - 4):at + 7]
     elif not every:
         rows = rows[:3] + rows[-3:] if len(rows) > 6 else rows
-    lines = [table([(row.name, "x".join(map(str, row.shape)), row.layout, f"{row.max_abs:.2e}",
+    lines = [table([(printable(row.name), "x".join(map(str, row.shape)), row.layout, f"{row.max_abs:.2e}",
                      f"{row.max_relative:.2e}", f"{row.error:.3g}", row.verdict) for row in rows],
                    ("record", "shape", "layout", "max abs", "max rel", "in roundings", "verdict"))]
     if len(rows) < len(result.rows):
         lines.append(f"({len(result.rows)} records compared, {len(rows)} shown; --all shows the others)")
     if result.matched_by == "shape and order":
-        lines += ["matched by shape and order:", *(f"  {row.name} = {row.candidate}" for row in rows)]
+        shown = (f"  {printable(row.name)} = {printable(row.candidate)}" for row in rows)
+        lines += ["matched by shape and order:", *shown]
     lines.append(f"matched by {result.matched_by}; judged as {result.precision}; "
                  f"{result.unmatched_reference} of the reference's records have no partner, "
                  f"{len(result.unmatched_candidate)} of the candidate's")
     if result.same:
         lines.append("SAME: every record agrees to rounding")
+        lines += [f"  not shown by this input: {text}" for text in result.blind_spots]
     else:
-        lines.append(f"DIFFERS first at {result.first}")
+        lines.append(f"DIFFERS first at {printable(result.first)}")
         lines += [f"  reproduced by: {d.text} (at {d.layer or 'the network'}) [{d.key}]" for d in result.diagnoses]
     if result.note:
         lines.append(f"  note: {result.note}")
     return "\n".join(lines)
+
+
+def printable(name):
+    """A name from somebody's file, without what a terminal would obey."""
+    return name if name.isprintable() else ascii(name)
 
 
 def finite(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 NAME, HELP = "trace", "every activation of a run, to a file"
 
@@ -18,6 +19,7 @@ def add_arguments(parser):
     parser.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
     parser.add_argument("--filter", default="*", metavar="PATTERN",
                         help="names to keep, for instance 'blocks1.*,output'")
+    parser.add_argument("--dry-run", action="store_true", help="only say how large the file would be")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="a .safetensors file")
 
 
@@ -25,15 +27,19 @@ def run(args) -> int:
     import numpy as np
 
     from mmref.model import create_model
-    from mmref.validate.trace import trace_model
-    from mmref.validate.trace_file import trace_bytes, write_trace
+    from mmref.validate.trace import estimate, trace_model
+    from mmref.validate.trace_file import check_room, write_trace
     model = create_model(args.model, args.weights, pretrained=args.weights is None, num_classes=args.num_classes,
                          dtype=np.dtype(args.dtype))
     x = read_input(args.inputs, model)
+    count, size = estimate(model, x, args.filter)
+    print(f"{count} records, {size / 1e6:,.1f} MB", file=sys.stderr)
+    if args.dry_run:
+        return 0
+    check_room(args.output, size)
     with progress(model) as seen:
         trace = trace_model(model, x, args.filter, seen)
-    trace.manifest["weights"] = args.weights or "pretrained"
-    print(f"{len(trace.records)} records, {trace_bytes(trace) / 1e6:,.1f} MB", file=sys.stderr)
+    trace.manifest["weights"] = str(Path(args.weights).resolve()) if args.weights else "pretrained"
     write_trace(args.output, trace)
     print(f"{args.output}: {len(trace.records)} records of {model.config.name} on {tuple(x.shape)}, {args.dtype}")
     return 0
@@ -57,10 +63,11 @@ def read_input(paths, model):
 
 
 class progress:
-    """A bar over the layers, on a terminal only."""
+    """A bar over the layers of all runs, on a terminal only."""
 
     def __init__(self, model):
-        self.total = sum(1 for _ in model.walk())
+        from mmref.validate.trace import runs
+        self.total = runs(model) * sum(1 for _ in model.walk())
 
     def __enter__(self):
         from tqdm import tqdm

@@ -132,7 +132,8 @@ def _references(reference, model, precision, values, noise, half):
         for label, (folded, _) in HALVED.items():
             if folded or not model.folded:
                 again = run_recorded(model_of(label, model), records["input"])
-                yield label, {name: again[name] for name in records if name in again}, noise
+                yield label, {name: again[name] for name in records
+                              if name in again and again[name].shape == records[name].shape}, noise
     if half and (precision == "float16" or precision == "auto" and not any(_beyond(a, np.float16) for a in held)):
         yield "float16", records, half
     elif precision == "float16" and model is None:

@@ -18,20 +18,19 @@ MAX_ALIGNED = 4000  # records a side; alignment takes the product of the two in 
 
 def read_mapping(path) -> dict[str, str]:
     """{candidate's name: reference's name} of a JSON object, or of lines `candidate = reference` (# comments)."""
-    text = Path(path).read_text(encoding="utf-8")
-    if text.lstrip().startswith("{"):
-        try:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if text.lstrip().startswith("{"):
             mapping = json.loads(text)
-        except ValueError as error:
-            message = f"{path}: --map must be a JSON object or lines `candidate = reference`: {error}"
-            raise ValueProblem(message) from error
-    else:
-        lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-        if not all("=" in line for line in lines):
-            raise ValueProblem(f"{path}: every line of --map must read `candidate = reference`")
-        mapping = dict(tuple(part.strip() for part in line.split("=", 1)) for line in lines)
+        else:
+            lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+            mapping = dict(tuple(part.strip() for part in line.split("=", 1)) for line in lines)
+    except (ValueError, RecursionError) as error:
+        raise ValueProblem(f"{path}: --map must be a JSON object or lines `candidate = reference`: {error}") from error
     if not all(isinstance(name, str) for name in mapping.values()):
         raise ValueProblem(f"{path}: --map must give names")
+    if len(set(mapping.values())) < len(mapping):
+        raise ValueProblem(f"{path}: --map must give every name of the reference once")
     return mapping
 
 

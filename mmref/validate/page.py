@@ -30,6 +30,7 @@ def page(result, reference, candidate, reference_name="", candidate_name="") -> 
         f"<td>{row.max_abs:.2e}</td><td>{row.max_relative:.2e}</td><td>{row.error:.3g}</td><td>{e(row.verdict)}</td></tr>"
         for row in result.rows)
     reasons = "".join(f"<li>{e(d.text)} <small>at {e(d.layer)}, [{e(d.key)}]</small></li>" for d in result.diagnoses)
+    blind = "".join(f"<li>{e(text)}</li>" for text in result.blind_spots)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>mmref compare: {e(verdict)}</title>
@@ -39,6 +40,7 @@ def page(result, reference, candidate, reference_name="", candidate_name="") -> 
 {e(result.matched_by)}, judged as {e(result.precision)}.</p>
 {f'<h2>What reproduces it</h2><ul>{reasons}</ul>' if reasons else ''}
 {f'<p>{e(result.note)}</p>' if result.note else ''}
+{f'<h2>Not shown by this input</h2><ul>{blind}</ul>' if blind else ''}
 {_gallery(result, reference, candidate)}
 <h2>Records in network order</h2>
 <p>Errors in roundings: largest absolute error over what float32 rounding alone makes of this record.</p>

@@ -21,8 +21,8 @@ from mmref.validate.trace import run_recorded
 from mmref.wavelet import analysis
 
 WHAT = ("wavelet", "scan", "delta", "erf", "features")
-SIZE = 512   # pixels; erf, which runs the network for every cell, takes about the model's own size: an odd multiple of 64,
-             # so that the last map has a middle
+SIZE = 512   # pixels; erf, which runs the network for every cell, takes about the model's own size: an odd multiple
+             # of 64, so that the last map has a middle
 STEP = 1e-4  # of erf's differences, in units of the normalised input
 BANDS = ("low-low: average", "high along H: horizontal edges", "high along W: vertical edges", "high-high: corners")
 _GREY, _HEAT = "gray", "viridis"

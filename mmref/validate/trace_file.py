@@ -5,6 +5,7 @@ Nothing is ever unpickled, and no array is made before its header has been check
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -20,6 +21,9 @@ from mmref.validate.trace import Trace
 
 MAX_BYTES = 16 << 30    # of all arrays together
 MAX_RECORDS = 100_000
+MAX_HEADER = 10_000     # bytes of an .npy's header
+# An archive that unpacks to more than the first of these and to more than the second times its size is a bomb.
+MAX_UNPACKED, MAX_RATIO = 256 << 20, 100
 
 
 class TraceError(CheckpointError):
@@ -29,13 +33,18 @@ class TraceError(CheckpointError):
 def write_trace(path, trace: Trace) -> None:
     """One safetensors file, whole or not at all. Raises ValueProblem where the disk is too small for it."""
     from mmref.weights.safetensors_file import write
-    path, size = Path(path), trace_bytes(trace)
-    if not path.parent.is_dir():
-        raise ValueProblem(f"-o must lie in a folder that is there, got {path}")
+    check_room(path, trace_bytes(trace))
+    write(Path(path), trace.records, {"mmref_trace": json.dumps(trace.manifest)})
+
+
+def check_room(path, size) -> None:
+    """Raise ValueProblem unless `path` is in a folder that is there, with room for `size` bytes."""
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueProblem(f"-o must be a file in a folder that is there, got {path}")
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise ValueProblem(f"-o needs {size:,} bytes at {path.parent}, got {free:,} free (use --filter)")
-    write(path, trace.records, {"mmref_trace": json.dumps(trace.manifest)})
 
 
 def trace_bytes(trace: Trace) -> int:
@@ -81,22 +90,25 @@ def _safetensors(path):
 
 
 def _check_manifest(manifest):
-    kinds = {"order": list, "noise": dict, "shapes": dict, "model": str, "weights": str, "weights_sha256": str,
-             "dtype": str, "folded": bool}
+    kinds = {"order": list, "noise": dict, "noise_float16": dict, "shapes": dict, "model": str, "weights": str,
+             "weights_sha256": str, "dtype": str, "folded": bool, "num_classes": int}
     if not isinstance(manifest, dict):
         raise TraceError("manifest must be an object")
     for key, kind in kinds.items():
         if key in manifest and not isinstance(manifest[key], kind):
             raise TraceError(f"manifest: {key} must be of type {kind.__name__}, got {type(manifest[key]).__name__}")
-    for name, value in manifest.get("noise", {}).items():
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    noises = (*manifest.get("noise", {}).items(), *manifest.get("noise_float16", {}).items())
+    for name, value in noises:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e300:
             raise TraceError(f"manifest: noise of {name[:80]!r} must be a number from 0, got {str(value)[:40]}")
     if not all(isinstance(name, str) for name in manifest.get("order", ())):
         raise TraceError("manifest: order must list names")
 
 
 def _npz(path):
-    records, room = {}, MAX_BYTES
+    packed = path.stat().st_size
+    limit = room = min(MAX_BYTES, max(MAX_UNPACKED, MAX_RATIO * packed))
+    records = {}
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if len(members) > MAX_RECORDS:
@@ -107,14 +119,17 @@ def _npz(path):
                 raise TraceError(f"{name[:80]!r}: a record must be an .npy of its own name")
             room -= member.file_size
             if room < 0:
-                raise TraceError(f"the arrays must be at most {MAX_BYTES:,} bytes, got more")
+                raise TraceError(f"the arrays must be at most {limit:,} bytes for an archive of {packed:,}, got more")
             with archive.open(member) as file:
                 records[name] = _array(file, member.file_size, name)
     return records
 
 
 def _folder(path):
-    files = sorted(path.glob("*.npy"), key=lambda file: (file.stat().st_mtime_ns, file.name))
+    files = list(path.glob("*.npy"))
+    for file in files:
+        _plain(file, file.name)
+    files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name))
     if len(files) > MAX_RECORDS or sum(file.stat().st_size for file in files) > MAX_BYTES:
         raise TraceError(f"a trace must be at most {MAX_RECORDS} records and {MAX_BYTES:,} bytes, got more")
     records = {}
@@ -124,12 +139,21 @@ def _folder(path):
     return records
 
 
+def _plain(file, name):
+    """Refuse links, which may lead out of a folder, and what blocks or never ends when it is read."""
+    if file.is_symlink() or not file.is_file():
+        raise TraceError(f"{name[:80]!r}: a record must be a plain file, no link, folder or device")
+
+
 def read_npy(path) -> np.ndarray:
     """One .npy file, as carefully."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise TraceError(f"{path}: must be a file")
     try:
         with open(path, "rb") as stream:
-            return _array(stream, Path(path).stat().st_size, "array")
-    except (ValueError, EOFError) as error:
+            return _array(stream, path.stat().st_size, "array")
+    except (TraceError, ValueError, EOFError) as error:
         raise TraceError(f"{path}: {error}") from error
 
 
@@ -138,7 +162,16 @@ def _array(stream, size, name):
     version = npy.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise TraceError(f"{name[:80]}: npy version must be 1.0 or 2.0, got {version}")
-    shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
+    prefix = stream.read(2 * version[0])
+    length = int.from_bytes(prefix, "little")
+    if length > MAX_HEADER:  # NumPy would read all of it before it looks
+        raise TraceError(f"{name[:80]}: npy header must be at most {MAX_HEADER} bytes, got {length}")
+    header = io.BytesIO(prefix + stream.read(length))
+    try:
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(header)
+    except Exception as error:  # its parser lets tokenizer and parser errors of several kinds through
+        raise TraceError(f"{name[:80]}: npy header cannot be read ({str(error)[:80]})") from error
     if dtype.kind not in "fiub" or dtype.hasobject:
         raise TraceError(f"{name[:80]}: values must be real numbers, got {str(dtype)[:40]} (objects are never read)")
     expected = math.prod(shape) * dtype.itemsize
