@@ -60,7 +60,7 @@ class Predictor:
     model       a name of `mmref.list_models()`, or a ready model (callable, with `config` and `transform`), which is
                 then pickled along
     weights     .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
-    backend     "numpy" or "numba"
+    backend     "numpy", "numba" or "cuda"
     topk        how many classes an answer lists (at most all)
     batch_size  pictures a run of the network
     img_size    side of the network's input; None for the weights' own

@@ -99,11 +99,10 @@ class Worker:
         self.say("device", "driver", driver_version())
         copy = copy_bandwidth(1 << 12 if SIMULATOR else 1 << 30)
         self.say("device", "copy_gb_per_s", copy)
-        nominal = None
         if not SIMULATOR:
             current = cuda.get_current_device()
             nominal = 2e-6 * current.MEMORY_CLOCK_RATE * current.GLOBAL_MEMORY_BUS_WIDTH / 8  # kHz, bits, two a cycle
-        self.say("device", "nominal_gb_per_s", nominal)
+            self.say("device", "nominal_gb_per_s", nominal)
 
     def correctness(self):
         """Logits of every variant beside the NumPy model in float64."""

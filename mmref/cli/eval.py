@@ -18,7 +18,7 @@ def add_arguments(parser):
                         "(default: %(default)s, whose weights are in the box)")
     parser.add_argument("--weights", "--checkpoint", metavar="FILE",
                         help=".safetensors or .pth file (default: the model's own)")
-    parser.add_argument("--backend", default="numpy", choices=("numpy", "numba"),
+    parser.add_argument("--backend", default="numpy", choices=("numpy", "numba", "cuda"),
                         help="numpy is the reference, numba compiles for this CPU (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="for --backend numba, of each copy of the model "
                         "(default: all cores)")

@@ -28,7 +28,6 @@ KERNELS = {"stem": ("stem", "stem"), "depthwise": ("depthwise", "depthwise"), "s
            "wavelet_branch": ("wavelet_branch", "wavelet_branch"), "norm_gate": ("norm_gate", "norm_gate"),
            "copy_relu": ("join", "copy_relu"), "mean": ("pool", "mean"), "gate": ("squeeze_excite", "gate"),
            "result": ("layout", "to_channels_first")}
-SLACK = 8192  # floats behind the last map, so that a column slice of its last row can be cut from whole rows
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,12 @@ class DeviceArena(Arena):
 
     def __init__(self, least: int):
         super().__init__()
-        self.least = least
+        self.least, self.widest = least, 0
 
     def map(self, pixels: int, channels: int) -> Map:
-        return super().map(max(pixels, self.least), channels)
+        a_map = super().map(max(pixels, self.least), channels)
+        self.widest = max(self.widest, a_map.pitch)
+        return a_map
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,8 @@ def make_plan(config: Variant, weights: DeviceWeights, shape, outputs, products,
 
 
 def arena_floats(walk) -> int:
-    return walk.arena.size // FLOAT_BYTES + SLACK
+    """The arena and a row more, so that a column slice of the last row can be cut from whole rows."""
+    return (walk.arena.size + walk.arena.widest) // FLOAT_BYTES
 
 
 def lower(operation: Operation, plan: DevicePlan, products) -> Launch:
