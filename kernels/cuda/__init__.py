@@ -1,1 +1,5 @@
-"""CUDA kernels of mmref (numba.cuda): one file a kernel. Importing this package loads nothing; its modules load numba.cuda."""
+"""CUDA kernels of mmref in numba.cuda, one file a kernel: the kernel, its launcher and the bytes it has to move.
+
+driver.py is the door to numba.cuda, device.py what kernels are written in, twins.py the launchers in NumPy. Importing
+this package loads nothing.
+"""

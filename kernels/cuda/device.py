@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from mmref.kernels.cuda.driver import SIMULATOR, cuda
 
 LOG2_E = np.float32(1.4426950408889634)

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -28,7 +28,7 @@ except ImportError as error:
     raise MissingBackend(f"backend 'cuda' cannot load numba.cuda ({error}): {INSTALL}") from error
 
 SIMULATOR = bool(cuda.config.ENABLE_CUDASIM)
-ALIGNMENT = None if SIMULATOR else 16  # of shared arrays whose neighbours are read four at a time; the simulator has none
+ALIGNMENT = None if SIMULATOR else 16  # bytes, of shared arrays read four values at a time; the simulator has none
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,15 @@ def _device() -> Device:
         _, memory = cuda.current_context().get_memory_info()
     except Exception as error:  # no driver, no device, a driver too old: each has its own class in numba-cuda
         reason = " ".join(str(error).split()).rstrip(" :.") or type(error).__name__
-        raise MissingBackend(f"backend 'cuda' needs an NVIDIA GPU and its driver (version 580 or later, for CUDA 13); "
-                             f"found none that can be used: {reason}; backends 'numpy' and 'numba' run without") from error
+        raise MissingBackend("backend 'cuda' needs an NVIDIA GPU and its driver (version 580 or later, for CUDA 13); "
+                             f"found none that can be used: {reason}; backends 'numpy' and 'numba' run without"
+                             ) from error
     name = current.name
     return Device(name.decode() if isinstance(name, bytes) else str(name), tuple(current.compute_capability), memory,
                   current.MULTIPROCESSOR_COUNT)
 
 
-@lru_cache(maxsize=None)
+@cache
 def build(factory, *constants, threads: int, blocks: int = 1, signature: str | None = None):
     """The kernel `factory(*constants)`, compiled once, for its module's SIGNATURE and for blocks of up to `threads`
     threads, of which a multiprocessor should hold `blocks` at least.

@@ -52,7 +52,8 @@ def epilogue(x, bias, *, residual=None, residual2=None, relu=False, out=None, st
     kernel = build(epilogue_kernel, bias is not None, len(shortcuts), bool(relu), threads=LANES * ROWS)
     first, second = [*shortcuts, no_map(), no_map()][:2]
     grid = -(-x.shape[0] // (ROWS * EACH)), -(-x.shape[1] // LANES)
-    kernel[grid, (LANES, ROWS), stream](x, no_vector() if bias is None else bias, first, second, x if out is None else out)
+    kernel[grid, (LANES, ROWS), stream](
+        x, no_vector() if bias is None else bias, first, second, x if out is None else out)
 
 
 def bytes_moved(*, rows, channels, shortcuts=0) -> int:

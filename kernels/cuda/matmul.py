@@ -15,7 +15,7 @@ neither on the tile nor on how many rows there are.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 from numba import float32
 
@@ -27,19 +27,19 @@ from mmref.kernels.cuda.epilogue import shortcuts_of
 STEP = 8                     # of the depth
 ACROSS, DOWN = 8, 16         # threads of a block
 THREADS = ACROSS * DOWN
-SIGNATURE = ("void(float32[:, :], float32[:, :], float32[::1], float32[:, :], float32[:, :], float32[:, :])")
-# results of a thread along the columns, and what a column costs: values fetched a multiply-add, relative to 8 x 8
+SIGNATURE = "void(float32[:, :], float32[:, :], float32[::1], float32[:, :], float32[:, :], float32[:, :])"
+# results of a thread along the columns, and the cost of each: values fetched a multiply-add, relative to 8 x 8
 COLUMNS = ((8, 1.0), (6, 1.17), (4, 1.5))
 
 
-@lru_cache(maxsize=None)
+@cache
 def tile_shape(rows: int, columns: int) -> tuple[int, int]:
-    """(rows, columns) of a thread: columns that leave the least of the last tile empty, few rows where there are few."""
+    """(rows, columns) of a thread: columns that leave the least of the last tile empty, few rows for few."""
     across = min(COLUMNS, key=lambda choice: -(-columns // (ACROSS * choice[0])) * ACROSS * choice[0] * choice[1])[0]
     return (4 if rows <= 4 * DOWN * 64 else 8), across
 
 
-@lru_cache(maxsize=None)
+@cache
 def tile_functions(down: int, across: int):
     """Device functions of a tile of (16 * down, 8 * across) results, shared with stem.py."""
     rows, columns = DOWN * down, ACROSS * across

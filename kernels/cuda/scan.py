@@ -17,7 +17,7 @@ Why        The work is about 2 R + 60 operations a channel, pixel and direction,
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 from numba import float32
 
@@ -29,9 +29,8 @@ PAIR = 2             # channels of a thread, `lanes` apart
 AHEAD = 8            # segments whose ends are fetched together
 FORWARD, BACKWARD = 0, 1
 SHARED_BYTES = 48 * 1024
-RESIDENT = 400       # threads a multiprocessor should hold at least: bounds the registers
-SIGNATURE = ("void(float32[:, :], float32[:, :], float32[:, :, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], "
-             "float32[:, :], int32)")
+SIGNATURE = ("void(float32[:, :], float32[:, :], float32[:, :, ::1], float32[:, ::1], float32[:, ::1], "
+             "float32[:, ::1], float32[:, :], int32)")
 
 
 def scan_kernel(rank: int, segments: int, lanes: int):
@@ -67,7 +66,7 @@ def scan_kernel(rank: int, segments: int, lanes: int):
 
     @device_function
     def load_inputs(u, first, left, channel, values):
-        """The thread's own pixels of two channels. Outside the picture u and B are 0, which leaves a state of 0 at 0."""
+        """The thread's pixels of two channels. Outside the picture u and B are 0, which leaves a state of 0 at 0."""
         pixel = cuda.threadIdx.y * STEPS
         for m in range(PAIR):
             for i in range(STEPS):
@@ -188,7 +187,8 @@ def scan_kernel(rank: int, segments: int, lanes: int):
             for item in range(thread, 2 * width, threads):
                 lane = item % width
                 if item < width:
-                    store(carry, FORWARD, lane, join_segments(FORWARD, lane, load(carry, FORWARD, lane), decays, states))
+                    h = join_segments(FORWARD, lane, load(carry, FORWARD, lane), decays, states)
+                    store(carry, FORWARD, lane, h)
                 else:
                     h = ZERO
                     if t + 1 < tiles and slab + lane < u.shape[1]:
@@ -213,7 +213,7 @@ def shared_bytes(rank: int, segments: int, lanes: int) -> int:
     return 4 * (2 * (rank + 2) * (STEPS * segments + 4) + max(2 * rank, 1) * width + (4 * segments + 2) * width)
 
 
-@lru_cache(maxsize=None)
+@cache
 def block_shape(rank: int, length: int) -> tuple[int, int]:
     """(segments, lanes) of a block: the whole picture where 32 segments hold it and its coefficients fit.
 
@@ -228,14 +228,20 @@ def block_shape(rank: int, length: int) -> tuple[int, int]:
     return segments, lanes
 
 
+def resident(threads: int) -> int:
+    """Blocks that a multiprocessor should hold: 16 warps, which leaves a thread 128 registers; 12 for small blocks,
+    whose loops over segments the compiler unrolls altogether and which then want a few more."""
+    return 512 // threads if threads >= 128 else 384 // max(threads, 32)
+
+
 def scan(u, coefficients, dt_weight, dt_bias, A, D, out, *, images, length, rank, stream=0, shape=None):
     """Launch: out = y0 + reverse(y1), SS2D's two scans of every picture.
 
-    u, out (images * length, d_inner); coefficients (images * length, 2 * (rank + 2)), per direction rank for delta, then
-    B, then C; dt_weight (2, rank, d_inner); dt_bias, A, D (2, d_inner); all float32. `shape` (segments, lanes) is for
-    tests and tuning; segments and lanes must be powers of two."""
+    u, out (images * length, d_inner); coefficients (images * length, 2 * (rank + 2)), per direction rank for delta,
+    then B, then C; dt_weight (2, rank, d_inner); dt_bias, A, D (2, d_inner); all float32. `shape` (segments, lanes) is
+    for tests and tuning; segments and lanes must be powers of two."""
     segments, lanes = shape or block_shape(rank, length)
-    kernel = build(scan_kernel, rank, segments, lanes, threads=segments * lanes, blocks=-(-RESIDENT // (segments * lanes)))
+    kernel = build(scan_kernel, rank, segments, lanes, threads=segments * lanes, blocks=resident(segments * lanes))
     slabs = -(-u.shape[1] // (PAIR * lanes))
     kernel[(slabs, images), (lanes, segments), stream](u, coefficients, dt_weight, dt_bias, A, D, out, length)
 

@@ -1,7 +1,7 @@
 """The stem: 3x3 convolutions of stride 2 as matrix products whose left factor is never written down.
 
-Row (picture, y, x) of that factor is the 3 x 3 x c_in neighbourhood of an output pixel, column (tap, channel). A tile of
-it is gathered straight from the picture as the product comes to it.
+Row (picture, y, x) of that factor is the 3 x 3 x c_in neighbourhood of an output pixel, column (tap, channel). A tile
+of it is gathered straight from the picture as the product comes to it.
 
 Parallel   as in matmul.py, whose tile this is: output pixels x output channels.
 Loops      the 9 * c_in products of an output, 8 at a time.

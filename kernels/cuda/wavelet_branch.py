@@ -15,7 +15,7 @@ Sub-bands are not scaled by 1/2: the factors of analysis and synthesis, 1/4, are
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 from numba import float32
 
@@ -123,7 +123,7 @@ def wavelet_branch_kernel(kernel: int, tile: int, overlap: int, pictures: int, a
     return kernel_function
 
 
-@lru_cache(maxsize=None)
+@cache
 def tiling(height: int, width: int, kernel: int) -> tuple[int, int, int, int]:
     """(tile, overlap, pictures of a block, tiles of a picture)."""
     rows, columns = (height + 1) // 2, (width + 1) // 2

@@ -105,7 +105,7 @@ def test_scan(images, length, rank, channels, shape):
 
 
 def test_scan_of_large_and_small_steps():
-    """Catches a softplus that overflows or loses its small values, and a state that vanished but must not become NaN."""
+    """Catches a softplus that overflows or loses its small values, and a vanished state that becomes NaN."""
     length, rank, channels = 12, 1, 4
     check(scan, "out", 5e-6, ("coefficients", "dt_bias", "A", "D"), u=normal(1, length, channels),
           coefficients=np.tile(np.float32([0, 1, 1]), (length, 2)), dt_weight=np.zeros((2, rank, channels), np.float32),
