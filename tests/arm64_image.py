@@ -86,7 +86,8 @@ def write_image(folder):
         kind = plan.RECORDS[KERNELS[step["function"]]]
         if "cell" in kind.names:
             record = region.bytes[step["record"] - BASE:][:kind.itemsize].view(kind)
-            record["cell"] += cells.ctypes.data - built.cells.ctypes.data
+            for name in {"cell", "alarm"} & set(kind.names):
+                record[name] += cells.ctypes.data - built.cells.ctypes.data
     logits = region.array(np.zeros(built.output_shapes[0], np.float32))
     cells[:] = x.ctypes.data, logits.ctypes.data, 0
     used = region.used + -region.used % 4096
