@@ -56,8 +56,9 @@ def test_matmul(seed, rows, depth, columns, residuals, relu, threads, chunk):
     step("matmul", records.MATMUL, threads, a=x, pitch=x.strides[0], rows=rows, depth=depth, panels=packed.panels,
          panel_table=packed.panel_table, bias=packed.bias, out=out, out_pitch=out.strides[0], residual=added[0],
          residual2=added[1], relu=int(relu), chunk=chunk, tiles=tile_table(), tile_rows=TARGET.tile_rows, next=0)
-    assert_close(out[:-1, :columns], np.maximum(expected, 0) if relu else expected, dtype=np.float32)
-    assert (out[-1] == GUARD).all()
+    terms = np.abs(a) @ np.abs(matrix) + np.abs(bias) + sum(np.abs(part[:, :columns]) for part in added[:residuals])
+    error = np.abs(out[:-1, :columns] - (np.maximum(expected, 0) if relu else expected))
+    assert (error <= 5e-7 * terms).all() and (out[-1] == GUARD).all()  # of what was added up: sums may cancel
 
 
 @given(seeds, st.sampled_from([3, 18, 36]), st.sampled_from([5, 16, 72]), sides, sides, st.booleans(), shares)
