@@ -15,8 +15,8 @@ FOLDER = Path(__file__).parent
 MUTANTS = {
     "accumulator": ("pool", "mean_kernel", (), 1, "        total = ZERO\n", "        total = 0.0\n", "float64"),
     "division": ("pool", "mean_kernel", (), 1, "ONE / np.float32(np.int32(length))", "1 / length", "float64"),
-    "constant": ("squeeze_excite", "gate_kernel", (), 1, "* factor", "* (factor * 1.0)", "float64"),
-    "registers": ("scan", "scan_kernel", (10, 32, 8), 1, "STEPS = 8 ", "STEPS = 16 ", "registers, budget"),
+    "constant": ("squeeze_excite", "gate_kernel", (), 1, "* factor", "* (factor + 0.1)", "float64"),
+    "registers": ("scan", "scan_kernel", (16, 8, 16), 1, "STEPS = 8 ", "STEPS = 16 ", "registers, budget"),
     "spills": ("scan", "scan_kernel", (10, 32, 8), 8, "", "", "bytes of spilled registers"),
 }
 RUN = """
