@@ -44,7 +44,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     Returns the model: callable, (B, 3, H, W) -> (B, num_classes). Raises ValueProblem (unknown name, impossible
     change), CheckpointError and ParameterMismatch (weights), MissingBackend.
     """
-    check_backend(backend, ("numpy", "numba", "cuda"))
+    check_backend(backend)
     config, dagger = resolve(name)
     try:
         config = replace(config, **changes)

@@ -162,7 +162,7 @@ def test_the_door(nano, x, error, message):
 
 def test_backends_are_never_replaced_in_silence():
     """Catches a fall-back: a backend that is not there must be an error that says what to install."""
-    with pytest.raises(MissingBackend, match="numpy, numba, got 'tpu'"):
+    with pytest.raises(MissingBackend, match="numpy, numba, cuda, got 'tpu'"):
         mmref.create_model("mobilemamba_nano", backend="tpu")
 
 
