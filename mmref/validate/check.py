@@ -83,8 +83,11 @@ def check(function, model, examples: int = 60, max_side: int = 96, max_batch: in
     side = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 33, 63, 64, 65]), st.integers(1, max_side))
     side = side.filter(lambda n: n <= max_side)
     heights, widths = (side, side) if fixed_shape is None else map(st.just, fixed_shape)
-    cases = st.tuples(st.integers(1, max_batch), heights, widths, st.sampled_from(["noise", "constant", "spikes"]),
-                      st.sampled_from([1.0, 0.0, 1e-3, 30.0]), st.integers(0, 99))
+
+    def one_of(*values):  # st.sampled_from, derandomised, may leave one of four out for all of 60 examples
+        return st.integers(0, 1023).map(lambda n: values[n % len(values)])
+    cases = st.tuples(st.integers(1, max_batch), heights, widths, one_of("noise", "constant", "spikes"),
+                      one_of(1.0, 30.0, 0.0, 1e-3), st.integers(0, 99))
     seen = {}
 
     def fails(case):
