@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import nullcontext
+from importlib import import_module
+from inspect import signature
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 pytest.importorskip("numba_cuda")
 
 from mmref.engine.cuda import device, products
-from mmref.engine.cuda.plan import View
+from mmref.engine.cuda.plan import KERNELS, View
 from mmref.engine.cuda.products import CANONICAL, candidates, cover, make_products
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.kernels.cuda import twins
@@ -176,3 +178,14 @@ def test_settings(cublas, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cupy", None)
     with pytest.raises(MissingBackend, match="pip install"):
         device.load_cupy()
+
+
+def test_twins_take_what_launchers_take():
+    """Catches a launcher whose arguments moved on without its NumPy twin (`shape` is for tuning only)."""
+    modules = {**{name: module for module, name in KERNELS.values()}, "epilogue": "epilogue", "matmul": "matmul"}
+    assert set(modules) == set(twins.LAUNCHERS)
+    for name, module in modules.items():
+        launcher = signature(getattr(import_module(f"mmref.kernels.cuda.{module}"), name)).parameters
+        expected = [(p.name, p.kind, p.default) for p in launcher.values() if p.name != "shape"]
+        got = [(p.name, p.kind, p.default) for p in signature(twins.LAUNCHERS[name]).parameters.values()]
+        assert sorted(got, key=str) == sorted(expected, key=str), name
