@@ -30,7 +30,10 @@ def test_equals_pytorch(seed, dtype, batch, K, dim, N, length):
     expected = torch_reference.selective_scan(*map(torch.from_numpy, inputs)).numpy()
     for array in inputs:
         array.flags.writeable = False
-    assert_close(selective_scan(*inputs), expected, 5e-6 if dtype == np.float32 else None)
+    u, delta, A, B, C, D = inputs
+    added_up = selective_scan(abs(u), delta, A, abs(B), abs(C), abs(D)).max()  # rounding is of these, which may cancel
+    growth = added_up / max(abs(expected).max(), 1e-30)
+    assert_close(selective_scan(*inputs), expected, (2e-6 if dtype == np.float32 else 1e-14) * growth)
 
 
 def test_one_channel_by_hand():
