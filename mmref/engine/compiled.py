@@ -10,11 +10,11 @@ from collections import OrderedDict
 import numpy as np
 
 from mmref import functional as F
-from mmref.engine.face import EngineModel, check_supported
+from mmref.engine.face import EngineModel
 from mmref.engine.folding import FoldedParameters
 from mmref.engine.plan import Plan, make_plan
 from mmref.engine.walk import output_shape
-from mmref.engine.weights import Weights, check_haar
+from mmref.engine.weights import Weights
 from mmref.errors import ShapeError, ValueProblem
 from mmref.kernels.program import MOST_THREADS, addresses, run, threads_available, tile_table
 from mmref.mobilemamba import MobileMamba, check_shape, raise_not_finite
@@ -51,23 +51,15 @@ class CompiledModel(EngineModel):
     wavelets other than Haar, several wavelet levels: backend "numpy" runs those), MissingBackend without Numba.
     """
 
-    _TRAVEL = ("config", "transform", "class_names", "threads", "_model")  # what a pickle holds
+    backend = "numba"
+    _TRAVEL = (*EngineModel._TRAVEL, "threads")
 
     def __init__(self, model: MobileMamba, threads: int | None = None):
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)
                                     or not 1 <= threads <= MOST_THREADS):
             raise ValueProblem(f"threads must be an integer, 1 to {MOST_THREADS}, or None, got {threads!r}")
-        if model.dtype != np.float32:
-            raise ValueProblem(f"model must be float32 for backend 'numba', got {model.dtype}")
-        check_supported(model.config, "numba")
-        state = model.state_dict()
-        for name in state:
-            if name.endswith(".wt_filter"):
-                check_haar(state, name.removesuffix(".wt_filter"))
-        self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
         self.threads = threads
-        self._model = model
-        self._start()
+        self._adopt(model)
 
     def _start(self):
         self._lock = threading.Lock()
@@ -76,19 +68,8 @@ class CompiledModel(EngineModel):
         self._weights = Weights(self._parameters, self._thread_count())
         self._plans: OrderedDict[tuple, Plan] = OrderedDict()
 
-    def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name in self._TRAVEL}
-
-    def __setstate__(self, state):
-        vars(self).update(state)
-        self._start()
-
     def __repr__(self):
         return f"CompiledModel({self.config.name}, threads={self.threads})"
-
-    def _head(self):
-        with self._lock:
-            return self._parameters["head.weight"], self._parameters["head.bias"]
 
     def _run(self, x, outputs) -> list[np.ndarray]:
         check_shape(x, self.config.in_chans, self.dtype)  # whether it is finite is seen while it is read

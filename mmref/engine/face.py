@@ -5,18 +5,46 @@ from __future__ import annotations
 import numpy as np
 
 from mmref import functional as F
+from mmref.engine.weights import check_haar
 from mmref.errors import ShapeError, ValueProblem
 from mmref.mobilemamba import MobileMamba, take_indices
 
 
 class EngineModel:
-    """Base of `CompiledModel` and `DeviceModel`, which have `config`, `_model`, `_head` and
+    """Base of `CompiledModel` and `DeviceModel`, which have
 
+    backend           its name
+    _start()          makes a lock, `_parameters`, and what else does not travel with a pickle
     _run(x, outputs)  list of results, one for each of `outputs`: of "0" to "3" (stem and stages), "pooled", "logits"
     """
 
     strides = MobileMamba.strides
     dtype = np.dtype(np.float32)
+    _TRAVEL = ("config", "transform", "class_names", "_model")  # what a pickle holds
+
+    def _adopt(self, model: MobileMamba):
+        """Take over a model that the kernels can run, or ValueProblem."""
+        if model.dtype != np.float32:
+            raise ValueProblem(f"model must be float32 for backend {self.backend!r}, got {model.dtype}")
+        check_supported(model.config, self.backend)
+        state = model.state_dict()
+        for name in state:
+            if name.endswith(".wt_filter"):
+                check_haar(state, name.removesuffix(".wt_filter"), self.backend)
+        self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
+        self._model = model
+        self._start()
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name in self._TRAVEL}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._start()
+
+    def _head(self):
+        with self._lock:
+            return self._parameters["head.weight"], self._parameters["head.bias"]
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Parameters by checkpoint name, batch norms folded. Copies."""

@@ -11,10 +11,9 @@ from mmref.engine.cuda import device
 from mmref.engine.cuda.plan import DevicePlan, make_plan
 from mmref.engine.cuda.products import make_products
 from mmref.engine.cuda.weights import DeviceWeights
-from mmref.engine.face import EngineModel, check_supported
+from mmref.engine.face import EngineModel
 from mmref.engine.folding import FoldedParameters
 from mmref.engine.walk import output_shape
-from mmref.engine.weights import check_haar
 from mmref.errors import ShapeError, ValueProblem
 from mmref.kernels.cuda import driver
 from mmref.mobilemamba import MobileMamba, check_input
@@ -46,22 +45,14 @@ class DeviceModel(EngineModel):
     device or CuPy, OutOfDeviceMemory for a batch that is too large.
     """
 
-    _TRAVEL = ("config", "transform", "class_names", "graph", "matmul", "tf32", "_model")  # what a pickle holds
+    backend = "cuda"
+    _TRAVEL = (*EngineModel._TRAVEL, "graph", "matmul", "tf32")
 
     def __init__(self, model: MobileMamba, graph: bool | None = None, matmul: str = "cublas", tf32: bool = False):
         if graph not in (None, True, False):
             raise ValueProblem(f"graph must be True, False or None, got {graph!r}")
-        if model.dtype != np.float32:
-            raise ValueProblem(f"model must be float32 for backend 'cuda', got {model.dtype}")
-        check_supported(model.config, "cuda")
-        state = model.state_dict()
-        for name in state:
-            if name.endswith(".wt_filter"):
-                check_haar(state, name.removesuffix(".wt_filter"), "cuda")
-        self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
         self.graph, self.matmul, self.tf32 = graph, matmul, tf32
-        self._model = model
-        self._start()
+        self._adopt(model)
 
     def _start(self):
         driver.device()
@@ -74,19 +65,8 @@ class DeviceModel(EngineModel):
         self._weights = DeviceWeights(self._parameters)
         self._plans: OrderedDict[tuple, DevicePlan] = OrderedDict()
 
-    def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name in self._TRAVEL}
-
-    def __setstate__(self, state):
-        vars(self).update(state)
-        self._start()
-
     def __repr__(self):
         return f"DeviceModel({self.config.name}, graph={self.graph}, matmul={self.matmul!r}, tf32={self.tf32})"
-
-    def _head(self):
-        with self._lock:
-            return self._parameters["head.weight"], self._parameters["head.bias"]
 
     def forward_head(self, x, pre_logits: bool = False):
         """As `MobileMamba.forward_head`; two small sums, in NumPy on the host wherever x lies."""
