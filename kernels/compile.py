@@ -32,7 +32,6 @@ KERNELS = (matmul.matmul, stem.stem, stem.picture, stem.result, depthwise.depthw
            scan.scan, norm_gate.norm_gate, join.copy_relu, pool.mean, squeeze_excite.gate, selective_scan.scan_states,
            matmul.install_tiles)
 FUNCTIONS = {**dict.fromkeys(KERNELS, 3), team.walk_alone: 4, team.lead: 5, team.work: 1, team.prepare: 1}  # arguments
-TILE_TABLE_SIZE = matmul.TABLE_SIZE
 
 
 def compile_kernels(progress) -> bytes:

@@ -22,7 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mmref.kernels.records import MATMUL, PANEL
-from mmref.kernels.target import TARGET, VECTOR_BYTES
+from mmref.kernels.target import TABLE_VECTORS, TARGET, VECTOR_BYTES
 from mmref.kernels.vector import (
     FLOAT,
     INT64,
@@ -41,8 +41,6 @@ from mmref.kernels.vector import (
 # is memory that will be read next: `ahead_step` bytes of it are asked for at every step of the depth.
 TILE_ARGUMENTS = ("a", "pitch", "depth", "taps_y", "tap_y", "taps_x", "tap_x", "weights", "out", "out_pitch", "bias",
                   "residual", "residual2", "relu", "ahead", "ahead_step")
-TABLE_VECTORS = 4                                       # entry [rows * TABLE_VECTORS + vectors] of the address table
-TABLE_SIZE = (TARGET.tile_rows + 1) * TABLE_VECTORS
 _TILE_TYPE = ir.FunctionType(ir.VoidType(), [INT64] * len(TILE_ARGUMENTS))
 PANEL_BYTES = PANEL.itemsize
 

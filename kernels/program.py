@@ -24,11 +24,10 @@ import numpy as np
 from mmref.errors import MissingBackend
 from mmref.kernels import cache
 from mmref.kernels.records import STEP, TEAM
-from mmref.kernels.target import TARGET
+from mmref.kernels.target import TABLE_SIZE, TARGET
 
 KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "wavelet_branch", "scan", "norm_gate", "copy_relu",
            "mean", "gate", "scan_states")
-TILE_TABLE = (TARGET.tile_rows + 1) * 4     # entries of matmul.py's table of tiles
 MOST_THREADS = 1024
 
 
@@ -118,7 +117,7 @@ def _link(code: bytes) -> Library:
             raise RuntimeError(f"they lack {name}")
         return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(address)
     addresses = {name: ctypes.cast(function(name, 3), ctypes.c_void_p).value for name in KERNELS}
-    tiles = _immortal(np.zeros(TILE_TABLE, np.int64))
+    tiles = _immortal(np.zeros(TABLE_SIZE, np.int64))
     function("install_tiles", 3)(tiles.ctypes.data, 0, 1)
     return Library(addresses, tiles, function("walk_alone", 4), function("lead", 5), function("work", 1),
                    function("prepare", 1))

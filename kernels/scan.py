@@ -1,7 +1,7 @@
 """SS2D's scan in both directions, one state a channel, with step-size projection, softplus and D inside.
 
 Parallel   (image, vector of 16 channels): a channel's state is one lane of a register.
-Loops      direction; then steps, four in flight: their sizes and decays, the costly part (a rank-R product, a softplus
+Loops      direction; then steps, eight in flight: their sizes and decays, the costly part (a rank-R product, a softplus
            and an exponential), do not depend on the state, so only one multiply-add a step waits for the one before.
 Moves      u twice, the result twice (the second direction adds to what the first left), R + 2 floats a pixel and
            direction.

@@ -66,6 +66,10 @@ TRIPLE, CPU_NAME, CPU_FEATURES = processor()
 TARGET = describe(TRIPLE, CPU_FEATURES)
 
 
+TABLE_VECTORS = 4                                       # entry [rows * TABLE_VECTORS + vectors] of the table of tiles
+TABLE_SIZE = (TARGET.tile_rows + 1) * TABLE_VECTORS
+
+
 def round_up(count: int, step: int = LANES) -> int:
     """The smallest multiple of `step` that is not below `count`."""
     return -(-count // step) * step

@@ -10,13 +10,12 @@ from assertions import assert_close
 from golden_files import FILES, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import normal, seeds
+from strategies import enliven, normal, seeds
 
 import mmref
 from mmref.engine import CompiledModel, plan_table
 from mmref.engine.memory import Arena
 from mmref.errors import ShapeError, ValueProblem
-from mmref.layer import Scale
 from mmref.parameters import load_parameters
 from mmref.variants import VARIANTS
 
@@ -27,13 +26,7 @@ LIMIT_UNTRAINED = 2e-5  # an untrained network's logits nearly cancel; NumPy's f
 @pytest.fixture(scope="module")
 def nano():
     """(NumPy model in float64, compiled model on two threads), every branch alive."""
-    model = mmref.create_model("mobilemamba_nano", seed=3)
-    rng = np.random.default_rng(4)
-    for _, layer, name in model.named_parameters():
-        if name in ("running_mean", "bias"):
-            setattr(layer, name, rng.normal(0, 0.2, layer.shapes[name]).astype(np.float32))
-        if isinstance(layer, Scale):  # all ones at the start of a training: folding them could be forgotten
-            setattr(layer, name, getattr(layer, name) * rng.uniform(0.5, 2, layer.shapes[name]).astype(np.float32))
+    model = enliven(mmref.create_model("mobilemamba_nano", seed=3))
     return model.astype(np.float64), CompiledModel(model, threads=2)
 
 

@@ -19,12 +19,11 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field
 from glob import glob
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from mmref.bench.gpu_worker import TINY, Job
-from mmref.bench.machine import describe_machine
+from mmref.bench.machine import describe_machine, versions
 from mmref.cli.common import table
 from mmref.errors import MissingBackend
 
@@ -75,7 +74,7 @@ def run_gpu_report(path, plan: GpuPlan | None = None, progress=None, limit: floa
     from mmref.bench.measure import torch_reference_beside_us
     plan = plan or (tiny_plan() if SIMULATOR else GpuPlan(reference=torch_reference_beside_us()))
     plan.limit = limit or plan.limit
-    report = {"simulator": SIMULATOR, "complete": False, **identity(), "versions": versions(),
+    report = {"simulator": SIMULATOR, "complete": False, **identity(), "versions": versions(PACKAGES),
               "machine": describe_machine(), "plan": asdict(plan), "errors": {}, "seconds": {}}
     writer = _Writer(report, path, progress or (lambda text: None))
     writer.save()
@@ -272,16 +271,6 @@ def identity() -> dict:
     changes = git("status", "--porcelain")
     return {"commit": git("rev-parse", "HEAD"), "uncommitted_changes": None if changes is None else bool(changes),
             "kernel_sources": kernel_sources_hash(), "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def committed_report() -> Path:

@@ -14,17 +14,22 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def describe_machine() -> dict:
-    """Processor, logical processors, vector instructions, system, load, and the versions of what takes part."""
-    libraries = {}
-    for name in LIBRARIES:
+def versions(packages) -> dict[str, str]:
+    """Of those packages that are installed."""
+    found = {}
+    for name in packages:
         try:
-            libraries[name] = version(name)
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
+    return found
+
+
+def describe_machine() -> dict:
+    """Processor, logical processors, vector instructions, system, load, and the versions of what takes part."""
     cpu, flags = _cpu()
     return {"cpu": cpu, "cores": usable_cores(), "vector": flags, "system": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(), "libraries": libraries, "load_before": _load()}
+            "python": platform.python_version(), "libraries": versions(LIBRARIES), "load_before": _load()}
 
 
 def _cpu():

@@ -18,6 +18,7 @@ import numpy as np
 
 from mmref.engine.memory import Slabs
 from mmref.errors import ValueProblem
+from mmref.kernels.packing import pack_channels
 from mmref.kernels.records import PANEL
 from mmref.kernels.target import LANES, TARGET, VECTOR_BYTES, round_up
 
@@ -46,10 +47,7 @@ class Taps:
 
 def by_vectors(array: np.ndarray) -> np.ndarray:
     """(C, ...) -> (ceil(C/16), ..., 16) with zeros behind the last channel."""
-    channels = len(array)
-    flat = np.zeros((round_up(channels), int(np.prod(array.shape[1:]))), np.float32)
-    flat[:channels] = array.reshape(channels, -1)
-    return flat.reshape(-1, LANES, flat.shape[1]).transpose(0, 2, 1)
+    return pack_channels(array.reshape(len(array), -1))
 
 
 class Weights:

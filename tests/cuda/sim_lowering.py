@@ -15,7 +15,7 @@ import pytest
 from assertions import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import normal, seeds
+from strategies import enliven, normal, seeds
 
 import mmref
 from mmref.engine import CompiledModel
@@ -26,7 +26,6 @@ from mmref.engine.cuda.check import check_launches
 from mmref.errors import MissingBackend, MmrefError, OutOfDeviceMemory, ShapeError, ValueProblem
 from mmref.kernels.cuda import twins
 from mmref.kernels.cuda.driver import cuda
-from mmref.layer import Scale
 from mmref.variants import VARIANTS
 
 LIMIT = 2e-5  # an untrained network's logits nearly cancel; NumPy's float32 errs by as much
@@ -42,13 +41,7 @@ def numpy_kernels(monkeypatch):
 @pytest.fixture(scope="module")
 def nano():
     """(NumPy model in float64, device model), every branch alive."""
-    model = mmref.create_model("mobilemamba_nano", seed=3)
-    rng = np.random.default_rng(4)
-    for _, layer, name in model.named_parameters():
-        if name in ("running_mean", "bias"):
-            setattr(layer, name, rng.normal(0, 0.2, layer.shapes[name]).astype(np.float32))
-        if isinstance(layer, Scale):
-            setattr(layer, name, getattr(layer, name) * rng.uniform(0.5, 2, layer.shapes[name]).astype(np.float32))
+    model = enliven(mmref.create_model("mobilemamba_nano", seed=3))
     return model.astype(np.float64), DeviceModel(model, matmul="own")
 
 
