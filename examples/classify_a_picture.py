@@ -8,8 +8,8 @@ import sys
 import numpy as np
 
 import mmref
-from mmref.picture import open_picture, to_array
-from mmref.samples import sample_picture
+from mmref.data.picture import open_picture, to_array
+from mmref.data.samples import sample_picture
 
 picture, notes = open_picture(sys.argv[1] if len(sys.argv) > 1 else sample_picture("aero"))
 for note in notes:

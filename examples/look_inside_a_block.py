@@ -7,9 +7,9 @@ selective scan decided: how far each direction remembers.
 import numpy as np
 
 import mmref
-from mmref.layer import recording
-from mmref.picture import open_picture, to_array
-from mmref.samples import sample_picture
+from mmref.data.picture import open_picture, to_array
+from mmref.data.samples import sample_picture
+from mmref.nn.layer import recording
 
 model = mmref.create_model("mobilemamba_nano", pretrained=True)
 picture, _ = open_picture(sample_picture("aero"))

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 import mmref
-from mmref.picture import open_picture, to_array
-from mmref.samples import sample_picture
-from mmref.validate.show import draw
+from mmref.data.picture import open_picture, to_array
+from mmref.data.samples import sample_picture
+from mmref.show.pictures import draw
 
 picture, _ = open_picture(sys.argv[1] if len(sys.argv) > 1 else sample_picture("aero"))
 folder = Path(sys.argv[2] if len(sys.argv) > 2 else "pixels_to_label")

@@ -177,7 +177,7 @@ def depthwise(record, thread, threads):
 
 
 def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0):
-    """`mmref.functional.depthwise_conv2d` on this kernel: x (B, C, H, W), weight (C, 1, k_h, k_w), bias (C,) or None.
+    """`mmref.depthwise_conv2d` on this kernel: x (B, C, H, W), weight (C, 1, k_h, k_w), bias (C,) or None.
 
     Returns (B, C, H', W'), stored channels-last. float32 only: ShapeError for another dtype and for shapes that
     disagree. Runs on one thread. The kernel knows odd square filters with padding k // 2; another filter or padding is

@@ -50,7 +50,7 @@ def scan_states(record, share, shares):
 
 
 def selective_scan(u, delta, A, B, C, D):
-    """`mmref.selective_scan.selective_scan` on the compiled kernel.
+    """`mmref.nn.recurrence.selective_scan` on the compiled kernel.
 
     u, delta (batch, K, D, L); A (K, D, N); B, C (batch, K, N, L); D (K, D), any K and N; returns y (batch, K, D, L).
     float32 only: ShapeError for another dtype and for shapes that disagree. Runs on one thread.

@@ -14,14 +14,14 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "create_model": "mmref.model",
-    "list_models": "mmref.model",
-    "MobileMamba": "mmref.mobilemamba",
-    "Variant": "mmref.variants",
-    "Transform": "mmref.picture",
-    "Predictor": "mmref.predictor",
-    "selective_scan": "mmref.selective_scan",
-    "depthwise_conv2d": "mmref.functional",
+    "create_model": "mmref.models.create",
+    "list_models": "mmref.models.create",
+    "MobileMamba": "mmref.models.mobilemamba",
+    "Variant": "mmref.models.variants",
+    "Transform": "mmref.data.picture",
+    "Predictor": "mmref.tasks.predictor",
+    "selective_scan": "mmref.nn.recurrence",
+    "depthwise_conv2d": "mmref.nn.functional",
     "read_checkpoint": "mmref.weights",
     "MmrefError": "mmref.errors",
 }

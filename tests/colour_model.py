@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from mmref.picture import Transform
+from mmref.data.picture import Transform
 
 COLOURS = {"black": (0, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0),
            "white": (255, 255, 255), "yellow": (255, 255, 0)}

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 import torch_reference
 
-from mmref.labels import CIFAR10
-from mmref.model import create_model, pretrained_weights
-from mmref.picture import open_picture, to_array
+from mmref.data.labels import CIFAR10
+from mmref.data.picture import open_picture, to_array
+from mmref.models.create import create_model, pretrained_weights
 from mmref.weights import read_checkpoint
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmref.layer import recording
-from mmref.parameters import load_parameters
-from mmref.variants import resolve
+from mmref.models.parameters import load_parameters
+from mmref.models.variants import resolve
+from mmref.nn.layer import recording
 
 FILES = ("t2_2x192x192", "t2_3x64x64", "t2_1x7x5", "t2_1x161x203", "t4_2x192x192", "s6_2x224x224", "b1_2x256x256",
          "b1_2x225x96", "b2_1x384x384", "b4_1x512x512")

@@ -28,12 +28,12 @@ import torch_reference  # noqa: E402
 from mutations import PREPARATION, TORCH, photograph, prepared  # noqa: E402
 from params import synthetic_state_dict  # noqa: E402
 
-from mmref.parameters import expected_shapes, load_parameters  # noqa: E402
-from mmref.picture import Transform, to_array  # noqa: E402
+from mmref.data.picture import Transform, to_array  # noqa: E402
+from mmref.models.parameters import expected_shapes, load_parameters  # noqa: E402
+from mmref.models.variants import VARIANTS  # noqa: E402
 from mmref.validate.compare import compare  # noqa: E402
 from mmref.validate.trace import Trace, trace_model  # noqa: E402
 from mmref.validate.trace_file import read_trace  # noqa: E402
-from mmref.variants import VARIANTS  # noqa: E402
 
 RECIPE = re.search(r"```python recipe=onnx\n(.*?)```",
                    (Path(__file__).parents[1] / "docs" / "validate.md").read_text(), re.S)[1]

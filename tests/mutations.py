@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import torch_reference as reference
 from PIL import Image
 
-from mmref.samples import sample_picture
+from mmref.data.samples import sample_picture
 
 
 @dataclass

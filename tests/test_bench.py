@@ -15,8 +15,8 @@ from mmref.bench.report import TIMM_COLUMNS, to_json, to_text
 from mmref.bench.worker import test_input as bench_input
 from mmref.cli import main
 from mmref.errors import MissingBackend, ValueProblem
-from mmref.layer import recording
-from mmref.model import create_model
+from mmref.models.create import create_model
+from mmref.nn.layer import recording
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")

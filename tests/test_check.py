@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import mmref
-from mmref import mobilemamba
 from mmref.cli import main
+from mmref.models import mobilemamba
 from mmref.validate.check import check
 from mmref.validate.selftest import batch_error, golden_error, report, selftest
 

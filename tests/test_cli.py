@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mmref.cli import COMMANDS, main
-from mmref.samples import sample_picture
+from mmref.data.samples import sample_picture
 
 
 def run(capsys, *argv):
@@ -85,7 +85,7 @@ def test_folders_and_a_bad_picture(capsys, pictures):
 ])
 def test_errors_are_one_line(capsys, monkeypatch, tmp_path, argv, message):
     """Catches tracebacks, errors of several lines and exit status 0."""
-    from mmref.model import pretrained_weights
+    from mmref.models.create import pretrained_weights
     monkeypatch.setenv("MMREF_HOME", str(tmp_path))
     argv = [str(pretrained_weights("mobilemamba_nano")) if a == "NANO" else a for a in argv]
     status, out, err = run(capsys, *argv)

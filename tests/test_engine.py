@@ -16,8 +16,8 @@ import mmref
 from mmref.engine import CompiledModel, plan_table
 from mmref.engine.memory import Arena
 from mmref.errors import ShapeError, ValueProblem
-from mmref.parameters import load_parameters
-from mmref.variants import VARIANTS
+from mmref.models.parameters import load_parameters
+from mmref.models.variants import VARIANTS
 
 LIMIT = 2e-6            # of the largest logit, against the published model in float64
 LIMIT_UNTRAINED = 2e-5  # an untrained network's logits nearly cancel; NumPy's float32 errs by as much
@@ -179,7 +179,7 @@ def test_refusals(nano):
 
 def test_plan(nano):
     """Catches a plan that leaves out work, a table that misses a row: multiply-adds as the NumPy model counts them."""
-    from mmref.summary import summarize
+    from mmref.models.summary import summarize
     reference, compiled = nano
     plan = compiled.plan((1, 3, 64, 64))
     counted = sum(op.macs for op in plan.operations if op.kernel != "wavelet_branch")

@@ -16,13 +16,13 @@ from colour_model import COLOURS, ColourModel, paint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmref.data.labels import class_names, imagenet_ids
 from mmref.errors import MmrefError, ValueProblem
 from mmref.evaluate import Tally, evaluate, read_folder, write_results
 from mmref.evaluate.folder import FolderError
 from mmref.evaluate.journal import Journal, JournalError
 from mmref.evaluate.run import run_batch
-from mmref.labels import class_names, imagenet_ids
-from mmref.predictor import Predictor
+from mmref.tasks.predictor import Predictor
 
 NAMES = tuple(COLOURS)
 PAINTED_AS = {"black": "black", "blue": "blue", "green": "yellow", "red": "red", "white": "white", "yellow": "yellow"}
@@ -350,7 +350,7 @@ SLOW = """
 import sys, time
 from colour_model import COLOURS, ColourModel
 from mmref.evaluate import evaluate, read_folder
-from mmref.predictor import Predictor
+from mmref.tasks.predictor import Predictor
 
 class Slow(ColourModel):
     def __call__(self, x):

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import mmref
 from mmref.cli import main
-from mmref.labels import CIFAR10
+from mmref.data.labels import CIFAR10
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from colour_model import COLOURS, ColourModel, paint
 
 from mmref.errors import MissingBackend, MmrefError
 from mmref.evaluate import evaluate, read_folder
-from mmref.predictor import Predictor
+from mmref.tasks.predictor import Predictor
 
 distributed = pytest.importorskip("distributed", reason="pip install 'mmref[dask]'")
 

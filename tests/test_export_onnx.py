@@ -15,9 +15,9 @@ from assertions import assert_close
 import mmref
 from mmref.cli import main
 from mmref.errors import MissingBackend, ValueProblem
-from mmref.layer import Layer
-from mmref.parameters import random_parameters
-from mmref.variants import VARIANTS, Variant
+from mmref.models.parameters import random_parameters
+from mmref.models.variants import VARIANTS, Variant
+from mmref.nn.layer import Layer
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

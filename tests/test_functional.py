@@ -10,8 +10,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from strategies import batches, channels, dtypes, normal, seeds, sides
 
-from mmref import functional as F
 from mmref.errors import ShapeError
+from mmref.nn import functional as F
 
 
 def t(array):

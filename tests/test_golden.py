@@ -11,8 +11,8 @@ import torch
 import torch_reference
 from assertions import assert_close, relative_error
 
-from mmref.parameters import expected_shapes, load_parameters
-from mmref.variants import VARIANTS, resolve
+from mmref.models.parameters import expected_shapes, load_parameters
+from mmref.models.variants import VARIANTS, resolve
 
 LIMITS = {np.float64: (1e-10, 1e-10), np.float32: (2e-6, 5e-6)}  # logits, taps; over the largest magnitude
 
@@ -85,5 +85,5 @@ LEARNED = {"t2": 8_806_682, "t4": 14_137_690, "s6": 14_996_696, "b1": 17_070_625
 @pytest.mark.parametrize("variant", LEARNED)
 def test_learned_parameter_counts(variant):
     """Catches statistics or filter banks counted as learned, and any layer of another width."""
-    from mmref.mobilemamba import MobileMamba
+    from mmref.models.mobilemamba import MobileMamba
     assert MobileMamba(VARIANTS[f"mobilemamba_{variant}"]).parameter_count() == LEARNED[variant]

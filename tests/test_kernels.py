@@ -12,12 +12,12 @@ from strategies import channels, normal, seeds, sides
 
 from mmref.engine.weights import Weights, by_vectors
 from mmref.errors import ShapeError
-from mmref.functional import depthwise_conv2d
 from mmref.kernels import records
 from mmref.kernels.program import addresses, run, tile_table
 from mmref.kernels.target import LANES, TARGET, describe, round_up
-from mmref.selective_scan import selective_scan
-from mmref.wavelet import analysis, filter_bank, synthesis
+from mmref.nn.functional import depthwise_conv2d
+from mmref.nn.recurrence import selective_scan
+from mmref.nn.wavelet import analysis, filter_bank, synthesis
 
 GUARD = np.float32(12345.5)  # stands where nothing may be written
 shares = st.integers(1, 3)   # more than this machine has threads, too

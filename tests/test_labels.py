@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from mmref.data.labels import CIFAR10, class_names, imagenet_ids
 from mmref.errors import ValueProblem
-from mmref.labels import CIFAR10, class_names, imagenet_ids
-from mmref.variants import VARIANTS
+from mmref.models.variants import VARIANTS
 
 
 @pytest.mark.parametrize("index, identifier, name", [

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from strategies import batches, dtypes, normal, orders, seeds, sides
 
 from mmref.errors import ValueProblem
-from mmref.mobilemamba import FFN, Block, PatchMerging, SqueezeExcite, Stem
-from mmref.mrffi import MRFFI, WaveletMamba, nearest_multiple, split_channels
-from mmref.ss2d import SS2D
+from mmref.models.mobilemamba import FFN, Block, PatchMerging, SqueezeExcite, Stem
+from mmref.models.mrffi import MRFFI, WaveletMamba, nearest_multiple, split_channels
+from mmref.nn.ss2d import SS2D
 
 
 def twin(layer, module, seed, dtype):

@@ -14,9 +14,9 @@ from strategies import normal, seeds
 
 import mmref
 from mmref.errors import MissingBackend, ParameterMismatch, ShapeError, ValueProblem
-from mmref.layer import recording
-from mmref.parameters import expected_shapes
-from mmref.variants import VARIANTS, resolve
+from mmref.models.parameters import expected_shapes
+from mmref.models.variants import VARIANTS, resolve
+from mmref.nn.layer import recording
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import normal, seeds
 
 import mmref
-from mmref.model import pretrained_weights
+from mmref.models.create import pretrained_weights
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10_jpeg.tar.xz"
 

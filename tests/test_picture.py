@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmref import picture as picture_module
+from mmref.data import picture as picture_module
+from mmref.data.picture import NANO_TRANSFORM, Transform, load_batch, open_picture, to_array
 from mmref.errors import PictureError, ShapeError, ValueProblem
-from mmref.picture import NANO_TRANSFORM, Transform, load_batch, open_picture, to_array
 
 
 def noise(width, height, seed=0, channels=3):

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from assertions import relative_error
 
-from mmref import mobilemamba, mrffi, scan_order, selective_scan, ss2d
+from mmref.models import mobilemamba, mrffi
+from mmref.nn import recurrence as selective_scan
+from mmref.nn import scan_order, ss2d
 
 
 def swapped_sub_bands(monkeypatch):

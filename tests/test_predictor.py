@@ -13,10 +13,10 @@ import pytest
 from colour_model import COLOURS, ColourModel, paint
 
 import mmref
-from mmref import predictor as predictor_module
+from mmref.data.picture import Transform
 from mmref.errors import MmrefError, ValueProblem
-from mmref.picture import Transform
-from mmref.predictor import Prediction, Predictor
+from mmref.tasks import predictor as predictor_module
+from mmref.tasks.predictor import Prediction, Predictor
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_img_size_and_transform(nano):
 
 def test_loads_once_and_lazily(monkeypatch, tmp_path):
     """Catches: weights read at construction or unpickling, once a call, or once a thread."""
-    from mmref import model as model_module
+    from mmref.models import create as model_module
     calls = []
 
     def create_model(name, weights, **kwargs):
@@ -171,7 +171,7 @@ def test_wrong_settings():
 def test_other_weights_in_another_process_are_refused(tmp_path, monkeypatch):
     """Catches: an evaluation mixed from two versions of a weights file, or a process that goes on with weights it
     read from the file before it was replaced."""
-    from mmref import model as model_module
+    from mmref.models import create as model_module
     monkeypatch.setattr(model_module, "create_model", lambda *_, **__: ColourModel())
     monkeypatch.setattr(predictor_module, "_loaded", type(predictor_module._loaded)())
     path = tmp_path / "w.safetensors"

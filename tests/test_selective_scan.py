@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import batches, channels, dtypes, normal, seeds
 
 from mmref.errors import MissingBackend, ShapeError
-from mmref.selective_scan import selective_scan
+from mmref.nn.recurrence import selective_scan
 
 
 def arguments(seed, dtype, batch, K, dim, N, length):

@@ -13,9 +13,9 @@ from mmref.cli import main
 
 pytest.importorskip("matplotlib")
 
-from mmref.parameters import random_parameters
-from mmref.validate import show
-from mmref.variants import Variant
+from mmref.models.parameters import random_parameters
+from mmref.models.variants import Variant
+from mmref.show import pictures as show
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 
 from mmref.cli import main
 from mmref.errors import CheckpointError, ValueProblem
-from mmref.variants import ACCURACY, VARIANTS
+from mmref.models.variants import ACCURACY, VARIANTS
 from mmref.weights import download as downloading
 from mmref.weights import read_checkpoint, store
 from mmref.weights.pth_writer import write_pth
@@ -361,7 +361,7 @@ def test_the_command(server, content, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)[0]["sha256_checked"] is True
     assert main(["weights", "verify", str(path), "--sha256", "0" * 64]) == 2
     assert "sha256 must be 000" in capsys.readouterr().err
-    from mmref.model import pretrained_weights
+    from mmref.models.create import pretrained_weights
     assert main(["weights", "verify", str(pretrained_weights("mobilemamba_nano"))]) == 0
     assert "fits    mobilemamba_nano\n" in capsys.readouterr().out
     (tmp_path / "bad.pth").write_bytes(content[:-9])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from strategies import batches, dtypes, normal, seeds, sides
 
 from mmref.errors import ShapeError, ValueProblem
-from mmref.mrffi import WaveletMamba, filter_bank_of
-from mmref.wavelet import analysis, filter_bank, synthesis
+from mmref.models.mrffi import WaveletMamba, filter_bank_of
+from mmref.nn.wavelet import analysis, filter_bank, synthesis
 
 WAVELETS = ["db1", "db2", "db4", "sym3", "bior2.2", "coif1"]
 

@@ -208,7 +208,7 @@ class Pictures:
     def __init__(self, folder: Path, extra):
         from PIL import Image
 
-        from mmref.picture import Transform, open_picture, to_array
+        from mmref.data.picture import Transform, open_picture, to_array
         self.open, self.to_array, self.transform = open_picture, to_array, Transform(32)
         rng = np.random.default_rng(0)
         colour = Image.fromarray(rng.integers(0, 256, (24, 33, 3), np.uint8))

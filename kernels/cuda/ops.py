@@ -24,7 +24,7 @@ def _to_device(array):
 
 
 def selective_scan(u, delta, A, B, C, D):
-    """`mmref.selective_scan.selective_scan` on the GPU; shapes have been checked there. float32 only: ShapeError for
+    """`mmref.nn.recurrence.selective_scan` on the GPU; shapes have been checked there. float32 only: ShapeError for
     another dtype. MissingBackend where there is no GPU."""
     _check_float32(u=u, delta=delta, A=A, B=B, C=C, D=D)
     device()
@@ -37,7 +37,7 @@ def selective_scan(u, delta, A, B, C, D):
 
 
 def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0):
-    """`mmref.functional.depthwise_conv2d` on the GPU, channels-last inside. float32 only: ShapeError for another dtype
+    """`mmref.depthwise_conv2d` on the GPU, channels-last inside. float32 only: ShapeError for another dtype
     and where the kernel is larger than the padded picture. MissingBackend where there is no GPU."""
     bias = np.zeros(len(weight), np.float32) if bias is None else bias
     _check_float32(x=x, weight=weight, bias=bias)

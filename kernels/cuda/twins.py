@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref import functional as F
-from mmref.selective_scan import selective_scan
-from mmref.wavelet import analysis, synthesis
+from mmref.nn import functional as F
+from mmref.nn.recurrence import selective_scan
+from mmref.nn.wavelet import analysis, synthesis
 
 HAAR = np.array([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]], np.float32) / 2
 

@@ -43,10 +43,10 @@ class NumPy:
 
     @staticmethod
     def load():
-        import mmref.model  # noqa: F401
+        import mmref.models.create  # noqa: F401
 
     def __init__(self, job):
-        from mmref.model import create_model
+        from mmref.models.create import create_model
         model = create_model(job.model, job.state)
         self.run = model if job.unfolded else model.fold_batchnorm()
 
@@ -60,11 +60,11 @@ class Numba:
     @staticmethod
     def load():
         import mmref.engine
-        import mmref.model
+        import mmref.models.create
         _ = mmref.engine.CompiledModel
 
     def __init__(self, job):
-        from mmref.model import create_model
+        from mmref.models.create import create_model
         self.run = create_model(job.model, job.state, backend="numba", threads=job.threads)
 
     def prepare(self, shape):

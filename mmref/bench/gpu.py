@@ -52,7 +52,7 @@ class GpuPlan:
 
     def __post_init__(self):
         if not self.variants:
-            from mmref.variants import VARIANTS
+            from mmref.models.variants import VARIANTS
             self.variants = {name: {"name": name, "changes": {}, "side": variant.img_size}
                              for name, variant in VARIANTS.items() if name != "mobilemamba_nano"}
 

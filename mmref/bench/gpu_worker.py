@@ -60,7 +60,7 @@ class Network:
     @cached_property
     def numpy(self):
         from mmref.bench.measure import settle_batch_norms
-        from mmref.model import create_model
+        from mmref.models.create import create_model
         model = create_model(self.name, **self.changes)
         settle_batch_norms(model)
         return model
@@ -362,8 +362,8 @@ def moved(launch, pictures) -> int:
 
 def reference_operations(small) -> dict[str, float]:
     """Errors of the reference's operations on host arrays: the general scan, the depthwise convolution."""
-    from mmref.functional import depthwise_conv2d
-    from mmref.selective_scan import selective_scan
+    from mmref.nn.functional import depthwise_conv2d
+    from mmref.nn.recurrence import selective_scan
     rng = np.random.default_rng(0)
 
     def normal(*shape):

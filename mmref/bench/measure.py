@@ -152,7 +152,7 @@ def _run(plan, progress, each_model):
     threads = plan.threads or usable_cores()
     report = Report(describe_machine(), threads, "numba" if "numba" in names else names[0], {"rates": []}, plan.rounds,
                     left_out=left_out)
-    from mmref.variants import resolve
+    from mmref.models.variants import resolve
     models = [resolve(name)[0].name for name in plan.models]
     for model in models:
         with tempfile.TemporaryDirectory(prefix="mmref-bench-") as scratch:
@@ -174,7 +174,7 @@ def _job(job, backend, unfolded=False):
 
 def _write_inputs(model, names, threads, reference, scratch):
     """Parameters and graph that all contestants of a model read."""
-    from mmref.model import create_model
+    from mmref.models.create import create_model
     network = create_model(model)
     settle_batch_norms(network)
     parameters, graph = os.path.join(scratch, "parameters.npz"), os.path.join(scratch, "model.onnx")
@@ -194,7 +194,7 @@ def settle_batch_norms(network):
     That is what training does. Without it activations grow from block to block (to 1e7 in T2's last scan); decays
     exp(-delta) underflow to denormals there, on which processors are many times slower, and that would be measured.
     """
-    from mmref.layer import recording
+    from mmref.nn.layer import recording
     layers = dict(network.walk())
 
     def settle(name, y, layer):  # called with a convolution's output, before its batch norm runs
@@ -209,7 +209,7 @@ def settle_batch_norms(network):
 
 
 def _own_size(model):
-    from mmref.variants import VARIANTS
+    from mmref.models.variants import VARIANTS
     return VARIANTS[model].img_size
 
 
@@ -313,7 +313,7 @@ def _measure(plan, report, job, workers, calibrator, batch, side, progress):
 
 def _work(model, side):
     """(multiply-adds, learned parameters) of one picture."""
-    from mmref.model import create_model
-    from mmref.summary import summarize
+    from mmref.models.create import create_model
+    from mmref.models.summary import summarize
     total = summarize(create_model(model), side)[0]
     return total.macs, total.parameters

@@ -93,7 +93,7 @@ def _process(command, threads, scratch, limit):
 
 
 def _torch(job, limit, model):
-    from mmref.variants import VARIANTS
+    from mmref.models.variants import VARIANTS
     side = VARIANTS[model].img_size
     worker = WorkerProcess(job, None, limit)
     try:

@@ -26,7 +26,7 @@ def run(args) -> int:
 
     from mmref.cli.common import print_json
     from mmref.errors import ValueProblem
-    from mmref.model import create_model
+    from mmref.models.create import create_model
     from mmref.validate.check import check, load_callable
     if min(args.examples, args.max_side, args.max_batch) < 1:
         raise ValueProblem("--examples, --max-side and --max-batch must be at least 1")

@@ -25,7 +25,7 @@ def add_arguments(parser):
 
 def run(args) -> int:
     """0 if every picture got its answer, 2 if one could not be read or nothing was asked."""
-    from mmref.predictor import Predictor
+    from mmref.tasks.predictor import Predictor
     pictures, names = gather(args.pictures, args.sample)
     predict = Predictor(args.model, args.weights, args.backend, args.topk, args.batch_size, args.img_size,
                         exif=args.exif, threads=args.threads)
@@ -45,7 +45,7 @@ def run(args) -> int:
 
 def gather(paths, samples):
     """(pictures, their names): samples first, folders replaced by the picture files below them, sorted."""
-    from mmref.samples import sample_picture
+    from mmref.data.samples import sample_picture
     pictures, names = [sample_picture(name) for name in samples], [f"sample {name}" for name in samples]
     for path in map(Path, paths):
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]

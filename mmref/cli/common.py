@@ -27,7 +27,7 @@ def add_backend_arguments(parser) -> None:
 
 def model_from(args, untrained: bool = False):
     """The model that the arguments ask for; `untrained` allows random parameters where no weights are named."""
-    from mmref.model import create_model
+    from mmref.models.create import create_model
     pretrained = args.weights is None and not untrained
     return create_model(args.model, args.weights, pretrained=pretrained, num_classes=args.num_classes,
                         backend=args.backend, threads=args.threads)

@@ -43,7 +43,7 @@ def model_of_trace(manifest, weights=None):
     import numpy as np
 
     from mmref.errors import CheckpointError, MmrefError
-    from mmref.model import create_model
+    from mmref.models.create import create_model
     from mmref.validate.trace import hash_weights
     source = weights or manifest.get("weights")
     if not source or "model" not in manifest:

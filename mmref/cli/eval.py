@@ -55,7 +55,7 @@ def run(args) -> int:
 
     from mmref.evaluate import evaluate, read_folder, write_results
     from mmref.evaluate.folder import FolderError
-    from mmref.predictor import Predictor
+    from mmref.tasks.predictor import Predictor
     if args.results_file and not os.access(os.path.dirname(os.path.abspath(args.results_file)), os.W_OK):
         raise FolderError(f"{args.results_file}: cannot be written there")  # now, not after hours
     predictor = Predictor(args.model, args.weights, args.backend, args.topk, args.batch_size, args.img_size,
@@ -97,7 +97,7 @@ def figures(name, loaded, pictures, tally) -> dict:
 
 
 def _learned(model) -> int:
-    from mmref.mobilemamba import MobileMamba
+    from mmref.models.mobilemamba import MobileMamba
     return MobileMamba(model.config).parameter_count()  # compiled models keep no count of their own
 
 

@@ -21,7 +21,7 @@ def run(args) -> int:
     from mmref.errors import ValueProblem
     from mmref.export.onnx import export_onnx
     from mmref.export.verify import TOLERANCE, verify
-    from mmref.model import create_model
+    from mmref.models.create import create_model
     if args.weights and args.untrained:
         raise ValueProblem("--weights and --untrained exclude each other")
     model = create_model(args.model, args.weights, pretrained=not (args.weights or args.untrained),

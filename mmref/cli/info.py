@@ -18,7 +18,7 @@ def add_arguments(parser):
 def run(args) -> int:
     if args.plan:
         return _plan(args)
-    from mmref.summary import summarize
+    from mmref.models.summary import summarize
     model = model_from(args, untrained=True)
     rows = summarize(model, args.img_size)
     if args.json:

@@ -11,9 +11,9 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    from mmref.mobilemamba import MobileMamba
-    from mmref.model import list_models
-    from mmref.variants import ACCURACY, VARIANTS
+    from mmref.models.create import list_models
+    from mmref.models.mobilemamba import MobileMamba
+    from mmref.models.variants import ACCURACY, VARIANTS
     rows = []
     for name in list_models(args.pattern):
         config = VARIANTS[name]

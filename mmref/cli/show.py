@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mmref.samples import SAMPLES
+from mmref.data.samples import SAMPLES
 
 NAME, HELP = "show", "pictures of what happens inside"
 
@@ -32,11 +32,11 @@ def run(args) -> int:
 
     from tqdm import tqdm
 
+    from mmref.data.picture import open_picture
+    from mmref.data.samples import sample_picture
     from mmref.errors import ValueProblem
-    from mmref.model import create_model
-    from mmref.picture import open_picture
-    from mmref.samples import sample_picture
-    from mmref.validate.show import draw
+    from mmref.models.create import create_model
+    from mmref.show.pictures import draw
     from mmref.weights.atomic import replacing
     if (args.picture is None) == (args.sample is None):
         raise ValueProblem("PICTURE or --sample NAME must be given, and not both")

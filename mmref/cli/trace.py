@@ -26,7 +26,7 @@ def add_arguments(parser):
 def run(args) -> int:
     import numpy as np
 
-    from mmref.model import create_model
+    from mmref.models.create import create_model
     from mmref.validate.trace import estimate, trace_model
     from mmref.validate.trace_file import check_room, write_trace
     model = create_model(args.model, args.weights, pretrained=args.weights is None, num_classes=args.num_classes,
@@ -47,8 +47,8 @@ def run(args) -> int:
 
 def read_input(paths, model):
     """(B, 3, H, W) float32 or float64 from pictures or one .npy; a single (3, H, W) becomes a batch of one."""
+    from mmref.data.picture import load_batch
     from mmref.errors import ShapeError
-    from mmref.picture import load_batch
     from mmref.validate.trace_file import read_npy
     if not any(path.endswith(".npy") for path in paths):
         return load_batch(paths, model.transform)

@@ -91,8 +91,8 @@ def _fits(tensors):
     """Names of the variants with these parameters, whatever the number of classes."""
     from dataclasses import replace
 
-    from mmref.parameters import expected_shapes, head_classes, is_folded
-    from mmref.variants import VARIANTS
+    from mmref.models.parameters import expected_shapes, head_classes, is_folded
+    from mmref.models.variants import VARIANTS
     got = {name: array.shape for name, array in tensors.items() if not name.endswith("num_batches_tracked")}
     folded, classes = is_folded(tensors), head_classes(tensors) or 0
     return [variant.name + " (folded)" * folded for variant in VARIANTS.values()

@@ -9,7 +9,6 @@ from collections import OrderedDict
 
 import numpy as np
 
-from mmref import functional as F
 from mmref.engine.face import EngineModel
 from mmref.engine.folding import FoldedParameters
 from mmref.engine.plan import Plan, make_plan
@@ -17,7 +16,8 @@ from mmref.engine.walk import output_shape
 from mmref.engine.weights import Weights
 from mmref.errors import ShapeError, ValueProblem
 from mmref.kernels.program import MOST_THREADS, addresses, run, threads_available, tile_table
-from mmref.mobilemamba import MobileMamba, check_shape, raise_not_finite
+from mmref.models.mobilemamba import MobileMamba, check_shape, raise_not_finite
+from mmref.nn import functional as F
 
 PLANS_KEPT = 4
 IMAGES_AT_ONCE = 8  # a thread, at most: bounds memory and the length of a plan

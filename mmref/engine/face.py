@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref import functional as F
 from mmref.engine.weights import check_haar
 from mmref.errors import ShapeError, ValueProblem
-from mmref.mobilemamba import MobileMamba, take_indices
+from mmref.models.mobilemamba import MobileMamba, take_indices
+from mmref.nn import functional as F
 
 
 class EngineModel:

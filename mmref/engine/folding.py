@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from mmref.mobilemamba import MobileMamba
+from mmref.models.mobilemamba import MobileMamba
 
 
 class FoldedParameters(Mapping):

@@ -17,7 +17,7 @@ from mmref.engine.walk import TOGETHER, Operation, Walk, output_shape
 from mmref.engine.weights import Matrix, Taps, Weights
 from mmref.kernels import records
 from mmref.kernels.target import FLOAT_BYTES, LANES, TARGET, VECTOR_BYTES, round_up
-from mmref.variants import Variant
+from mmref.models.variants import Variant
 
 RECORDS = {"picture": records.PICTURE, "stem": records.STEM, "matmul": records.MATMUL, "depthwise": records.DEPTHWISE,
            "wavelet_branch": records.WAVELET, "scan": records.SCAN, "norm_gate": records.NORM_GATE,

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmref.engine.memory import Arena, Map
-from mmref.mrffi import split_channels
-from mmref.variants import Variant
+from mmref.models.mrffi import split_channels
+from mmref.models.variants import Variant
 
 TOGETHER = -1
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mmref.data.labels import class_names as known_class_names
+from mmref.data.labels import imagenet_ids
 from mmref.errors import MmrefError
-from mmref.labels import class_names as known_class_names
-from mmref.labels import imagenet_ids
 
 __all__ = ["EXTENSIONS", "FolderError", "PictureSet", "read_folder"]
 

@@ -19,10 +19,10 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
+from mmref.data.picture import Transform
 from mmref.evaluate.folder import PictureSet, read_folder
 from mmref.evaluate.run import evaluate
-from mmref.picture import Transform
-from mmref.predictor import Predictor
+from mmref.tasks.predictor import Predictor
 
 
 class InstantModel:

@@ -15,7 +15,7 @@ from mmref.errors import MmrefError, ValueProblem
 from mmref.evaluate.folder import PictureSet
 from mmref.evaluate.journal import Journal
 from mmref.evaluate.tally import Tally
-from mmref.predictor import Predictor
+from mmref.tasks.predictor import Predictor
 
 __all__ = ["evaluate", "run_batch"]
 

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from mmref.errors import MissingBackend, ValueProblem
-from mmref.layer import Conv2d, LayerNorm, Linear, ReLU, Residual, Scale, Sequential, Sigmoid
-from mmref.mobilemamba import FFN, Block, Mixer, MobileMamba, PatchMerging, SqueezeExcite, Stem
-from mmref.mrffi import MRFFI, WaveletMamba
-from mmref.ss2d import SS2D
+from mmref.models.mobilemamba import FFN, Block, Mixer, MobileMamba, PatchMerging, SqueezeExcite, Stem
+from mmref.models.mrffi import MRFFI, WaveletMamba
+from mmref.nn.layer import Conv2d, LayerNorm, Linear, ReLU, Residual, Scale, Sequential, Sigmoid
+from mmref.nn.ss2d import SS2D
 
 try:
     import onnx
@@ -251,7 +251,7 @@ def _sizes(g, parts, name):
 
 # ----------------------------------------------------------------------------------------------------------- scan
 
-# Directions of each order, as (axes of H and W in the order of the pass, backwards); mmref/scan_order.py has them too.
+# Directions of each order, as (axes of H and W in the order of the pass, backwards), as nn/scan_order.py has them.
 ROWS, COLUMNS = (2, 3), (3, 2)
 WAYS = {"unidirectional": ((ROWS, False),), "bidirectional": ((ROWS, False), (ROWS, True)),
         "cross": ((ROWS, False), (COLUMNS, False), (ROWS, True), (COLUMNS, True))}

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmref import functional as F
-from mmref.layer import recording
+from mmref.nn import functional as F
+from mmref.nn.layer import recording
 from mmref.validate.faults import FAULTS
 from mmref.validate.trace import canonical, largest
 

@@ -11,13 +11,13 @@ from functools import partial
 
 import numpy as np
 
-from mmref import functional as F
-from mmref.layer import BatchNorm, Conv2d, ConvBN, LayerNorm, Linear, ReLU, Residual, Scale, Sequential, Sigmoid
-from mmref.mobilemamba import FFN, Block, Head, PatchMerging, SqueezeExcite, Stem
-from mmref.mrffi import MRFFI, LocalConv, WaveletMamba, join
-from mmref.selective_scan import selective_scan
-from mmref.ss2d import SS2D, project
-from mmref.wavelet import analysis, synthesis
+from mmref.models.mobilemamba import FFN, Block, Head, PatchMerging, SqueezeExcite, Stem
+from mmref.models.mrffi import MRFFI, LocalConv, WaveletMamba, join
+from mmref.nn import functional as F
+from mmref.nn.layer import BatchNorm, Conv2d, ConvBN, LayerNorm, Linear, ReLU, Residual, Scale, Sequential, Sigmoid
+from mmref.nn.recurrence import selective_scan
+from mmref.nn.ss2d import SS2D, project
+from mmref.nn.wavelet import analysis, synthesis
 
 FAULTS: dict[type, list] = {}
 

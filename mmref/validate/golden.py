@@ -18,7 +18,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from mmref.mrffi import filter_bank_of
+from mmref.models.mrffi import filter_bank_of
 
 CASES = ("t2_1x7x5", "t2_3x64x64")
 

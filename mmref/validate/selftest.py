@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from mmref.errors import MissingBackend
-from mmref.layer import recording
-from mmref.parameters import expected_shapes, load_parameters
+from mmref.models.parameters import expected_shapes, load_parameters
+from mmref.models.variants import VARIANTS
+from mmref.nn.layer import recording
 from mmref.validate.golden import figures, synthetic_input, synthetic_parameters
 from mmref.validate.trace import canonical, hash_weights, largest
-from mmref.variants import VARIANTS
 
 EXACT, SINGLE, MIXED = 1e-12, 1e-5, 2e-6  # errors over the largest magnitude: float64, float32, batch in float32
 
@@ -91,7 +91,7 @@ def backend_error(model) -> float:
 
 
 def compiled(model):
-    from mmref.model import _compile
+    from mmref.models.create import _compile
     return _compile(model, None)
 
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from mmref.errors import ValueProblem
-from mmref.layer import recording
+from mmref.nn.layer import recording
 
 # Names of a folded network's layers and what they compute in an unfolded one.
 _FOLDED = (("local_op.0", "local_op.bn1"), ("local_op.2", "local_op.bn2"))

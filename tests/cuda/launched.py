@@ -12,8 +12,8 @@ from mmref.engine.cuda.plan import make_plan
 from mmref.engine.cuda.products import OwnProducts
 from mmref.engine.cuda.weights import DeviceWeights
 from mmref.engine.folding import FoldedParameters
-from mmref.parameters import random_parameters
-from mmref.variants import VARIANTS
+from mmref.models.parameters import random_parameters
+from mmref.models.variants import VARIANTS
 
 
 class _Host:

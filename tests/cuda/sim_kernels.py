@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from strategies import normal, seeds
 
 from mmref.errors import ShapeError
-from mmref.functional import depthwise_conv2d
 from mmref.kernels.cuda import scan as scan_module
 from mmref.kernels.cuda import twins
 from mmref.kernels.cuda.depthwise import depthwise
@@ -30,7 +29,8 @@ from mmref.kernels.cuda.scan import scan
 from mmref.kernels.cuda.squeeze_excite import gate
 from mmref.kernels.cuda.stem import stem
 from mmref.kernels.cuda.wavelet_branch import tiling, wavelet_branch
-from mmref.selective_scan import selective_scan
+from mmref.nn.functional import depthwise_conv2d
+from mmref.nn.recurrence import selective_scan
 
 assert SIMULATOR
 GUARD = np.float32(-77)

@@ -26,7 +26,7 @@ from mmref.engine.cuda.check import check_launches
 from mmref.errors import MissingBackend, MmrefError, OutOfDeviceMemory, ShapeError, ValueProblem
 from mmref.kernels.cuda import twins
 from mmref.kernels.cuda.driver import cuda
-from mmref.variants import VARIANTS
+from mmref.models.variants import VARIANTS
 
 LIMIT = 2e-5  # an untrained network's logits nearly cancel; NumPy's float32 errs by as much
 

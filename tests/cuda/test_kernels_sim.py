@@ -13,8 +13,8 @@ pytest.importorskip("numba_cuda")
 
 CALL = """
 import numpy as np
-from mmref.functional import depthwise_conv2d
-from mmref.selective_scan import selective_scan
+from mmref.nn.functional import depthwise_conv2d
+from mmref.nn.recurrence import selective_scan
 ones = np.ones((1, 1, 2, 3), np.float32)
 try:
     {call}

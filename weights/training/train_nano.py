@@ -131,7 +131,7 @@ def make_optimizers(model, lr, weight_decay):
 
 def ship(out):
     """The safetensors file of a finished training, through mmref's own reader."""
-    from mmref.picture import NANO_TRANSFORM
+    from mmref.data.picture import NANO_TRANSFORM
     from mmref.weights import convert
     facts = torch.load(out / "nano.pth", weights_only=False)
     metadata = {"model": "mobilemamba_nano", "licence": "MIT", "class_names": json.dumps(CLASSES),

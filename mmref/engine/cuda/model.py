@@ -16,7 +16,7 @@ from mmref.engine.folding import FoldedParameters
 from mmref.engine.walk import output_shape
 from mmref.errors import ShapeError, ValueProblem
 from mmref.kernels.cuda import driver
-from mmref.mobilemamba import MobileMamba, check_input
+from mmref.models.mobilemamba import MobileMamba, check_input
 
 PLANS_KEPT = 4
 GRAPH_BATCH = 64  # with graph=None: up to this batch launching costs more than copying the pictures once

@@ -21,7 +21,7 @@ from mmref.engine.memory import Arena, Map
 from mmref.engine.walk import Operation, Walk, output_shape
 from mmref.errors import OutOfDeviceMemory
 from mmref.kernels.target import FLOAT_BYTES
-from mmref.variants import Variant
+from mmref.models.variants import Variant
 
 # kernel of an operation: its module below mmref.kernels.cuda and the function there
 KERNELS = {"stem": ("stem", "stem"), "depthwise": ("depthwise", "depthwise"), "scan": ("scan", "scan"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmref.errors import ShapeError, ValueProblem
-from mmref.functional import check_rank
+from mmref.nn.functional import check_rank
 
 DIRECTIONS = {"unidirectional": 1, "bidirectional": 2, "cross": 4}
 

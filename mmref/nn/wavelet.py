@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmref.errors import ShapeError, ValueProblem
-from mmref.functional import channels_first, channels_last, check_rank, depthwise_conv_transpose2d, pad_pixels
+from mmref.nn.functional import channels_first, channels_last, check_rank, depthwise_conv_transpose2d, pad_pixels
 
 
 def filter_bank(wavelet: str = "db1") -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmref.layer import recording
-from mmref.mobilemamba import MobileMamba
+from mmref.models.mobilemamba import MobileMamba
+from mmref.nn.layer import recording
 
 
 @dataclass(frozen=True)

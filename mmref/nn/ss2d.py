@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
-from mmref import functional as F
-from mmref.layer import Conv2d, ConvBN, Layer, LayerNorm
-from mmref.scan_order import cross_merge, cross_scan, directions
-from mmref.selective_scan import selective_scan
+from mmref.nn import functional as F
+from mmref.nn.layer import Conv2d, ConvBN, Layer, LayerNorm
+from mmref.nn.recurrence import selective_scan
+from mmref.nn.scan_order import cross_merge, cross_scan, directions
 
 
 class SS2D(Layer):

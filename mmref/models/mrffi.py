@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref import functional as F
 from mmref.errors import ValueProblem
-from mmref.layer import BatchNorm, Conv2d, ConvBN, Layer, ReLU, Scale, Sequential
-from mmref.ss2d import SS2D
-from mmref.wavelet import analysis, filter_bank, synthesis
+from mmref.nn import functional as F
+from mmref.nn.layer import BatchNorm, Conv2d, ConvBN, Layer, ReLU, Scale, Sequential
+from mmref.nn.ss2d import SS2D
+from mmref.nn.wavelet import analysis, filter_bank, synthesis
 
 
 def nearest_multiple(value: int, step: int) -> int:

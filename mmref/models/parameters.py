@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from mmref.errors import ParameterMismatch
-from mmref.mobilemamba import MobileMamba
-from mmref.variants import VARIANTS, Variant
+from mmref.models.mobilemamba import MobileMamba
+from mmref.models.variants import VARIANTS, Variant
 
 LISTED = 10  # differences an error spells out
 

@@ -18,7 +18,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @cache
 def _imagenet() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    lines = (files("mmref") / "imagenet_classes.txt").read_text("utf-8").splitlines()
+    lines = (files("mmref.data") / "imagenet_classes.txt").read_text("utf-8").splitlines()
     ids, names = zip(*(line.split(" ", 1) for line in lines), strict=True)
     return ids, names
 

@@ -17,11 +17,11 @@ import math
 
 import numpy as np
 
-from mmref import functional as F
 from mmref.errors import ShapeError, ValueProblem
-from mmref.layer import BatchNorm, Conv2d, ConvBN, Layer, Linear, ReLU, Residual, Sequential, Sigmoid
-from mmref.mrffi import MRFFI, nearest_multiple
-from mmref.variants import Variant
+from mmref.models.mrffi import MRFFI, nearest_multiple
+from mmref.models.variants import Variant
+from mmref.nn import functional as F
+from mmref.nn.layer import BatchNorm, Conv2d, ConvBN, Layer, Linear, ReLU, Residual, Sequential, Sigmoid
 
 
 class FFN(Layer):

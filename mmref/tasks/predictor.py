@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mmref.data.picture import Transform, open_picture, picture_name, to_array
 from mmref.errors import CheckpointError, PictureError, ValueProblem
-from mmref.picture import Transform, open_picture, picture_name, to_array
 
 __all__ = ["Prediction", "Predictor"]
 
@@ -113,10 +113,10 @@ class Predictor:
         return replace(loaded, transform=transform)
 
     def _load(self):
-        from mmref.labels import class_names
+        from mmref.data.labels import class_names
         model = self.model
         if isinstance(model, str):
-            from mmref.model import create_model
+            from mmref.models.create import create_model
             if (found := self.sha256()) != self.expected_sha256:
                 raise CheckpointError(f"{self.weights_path()}: sha256 must be {self.expected_sha256}, got {found}: "
                                       f"other weights than this predictor began with")
@@ -133,8 +133,8 @@ class Predictor:
             return None
         if self.weights is not None:
             return Path(self.weights)
-        from mmref.model import pretrained_weights
-        from mmref.variants import resolve
+        from mmref.models.create import pretrained_weights
+        from mmref.models.variants import resolve
         config, dagger = resolve(self.model)
         return Path(pretrained_weights(config.name + "s" * dagger))
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmref.data.picture import Transform, to_array
 from mmref.errors import MissingBackend, ValueProblem
-from mmref.mobilemamba import Block
-from mmref.picture import Transform, to_array
+from mmref.models.mobilemamba import Block
+from mmref.nn.wavelet import analysis
 from mmref.validate.trace import run_recorded
-from mmref.wavelet import analysis
 
 WHAT = ("wavelet", "scan", "delta", "erf", "features")
 SIZE = 512   # pixels; erf, which runs the network for every cell, takes about the model's own size: an odd multiple
@@ -133,7 +133,7 @@ def scan(model, records, shown, block):
 
 def visited(order, height, width):
     """(K, L) integers: the pixel, row * width + column, that direction k visits at step l."""
-    from mmref.scan_order import cross_scan
+    from mmref.nn.scan_order import cross_scan
     pixels = np.arange(height * width, dtype=np.float64).reshape(1, 1, height, width)
     return cross_scan(pixels, order)[0, :, 0].astype(int)
 

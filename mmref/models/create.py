@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from mmref.errors import MissingBackend, ParameterMismatch, ValueProblem
-from mmref.functional import check_backend
-from mmref.mobilemamba import MobileMamba
-from mmref.parameters import head_classes, load_parameters, random_parameters
-from mmref.variants import VARIANTS, resolve
+from mmref.models.mobilemamba import MobileMamba
+from mmref.models.parameters import head_classes, load_parameters, random_parameters
+from mmref.models.variants import VARIANTS, resolve
+from mmref.nn.functional import check_backend
 
 __all__ = ["create_model", "list_models"]
 
@@ -39,7 +39,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     dtype        float32, or float64 (numpy backend only)
     threads      for backend="numba": how many, None for all cores
     graph, matmul, tf32  for backend="cuda": see `mmref.engine.cuda.DeviceModel`
-    changes      fields of `mmref.variants.Variant` to replace, e.g. scan_order="cross", for untrained networks
+    changes      fields of `mmref.models.variants.Variant` to replace, e.g. scan_order="cross", for untrained networks
 
     Returns the model: callable, (B, 3, H, W) -> (B, num_classes). Raises ValueProblem (unknown name, impossible
     change), CheckpointError and ParameterMismatch (weights), MissingBackend.
@@ -104,13 +104,13 @@ def _describe(model: MobileMamba, metadata) -> None:
     """Give the model its picture transform and class names: the weights' own, else ImageNet's habits."""
     import json
 
-    from mmref.picture import Transform
+    from mmref.data.picture import Transform
     model.transform = (Transform.from_dict(json.loads(metadata["transform"])) if "transform" in metadata
                        else Transform(size=model.config.img_size))
     if "class_names" in metadata:
         model.class_names = tuple(json.loads(metadata["class_names"]))
     elif model.config.num_classes == 1000:
-        from mmref.labels import class_names
+        from mmref.data.labels import class_names
         model.class_names = tuple(class_names(1000))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmref.errors import ShapeError
-from mmref.functional import check_backend
+from mmref.nn.functional import check_backend
 
 
 def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):

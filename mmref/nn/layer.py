@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from mmref import functional as F
+from mmref.nn import functional as F
 
 _recorder: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("recorder", default=None)
 

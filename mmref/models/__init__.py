@@ -1,0 +1,1 @@
+"""The networks and what they share: variants, parameters, `create_model`."""
