@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
 from collections import OrderedDict
 
 import numpy as np
@@ -16,23 +13,12 @@ from mmref.engine.walk import output_shape
 from mmref.engine.weights import Weights
 from mmref.errors import ShapeError, ValueProblem
 from mmref.kernels.program import MOST_THREADS, addresses, run, threads_available, tile_table
+from mmref.locks import Lock
 from mmref.models.mobilemamba import MobileMamba, check_shape, raise_not_finite
 from mmref.nn import functional as F
 
 PLANS_KEPT = 4
 IMAGES_AT_ONCE = 8  # a thread, at most: bounds memory and the length of a plan
-
-_models = weakref.WeakSet()  # for their locks, after a fork
-
-
-def _renew_locks():
-    """In a forked child: the thread that held a lock did not come along."""
-    for model in _models:
-        model._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
 
 
 class CompiledModel(EngineModel):
@@ -62,8 +48,7 @@ class CompiledModel(EngineModel):
         self._adopt(model)
 
     def _start(self):
-        self._lock = threading.Lock()
-        _models.add(self)
+        self._lock = Lock()
         self._parameters = FoldedParameters(self._model)
         self._weights = Weights(self._parameters, self._thread_count())
         self._plans: OrderedDict[tuple, Plan] = OrderedDict()
