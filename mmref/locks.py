@@ -49,14 +49,13 @@ class Lock:
 
 def _before_fork():
     """Hold every lock that blocks forks. Waits for one while holding none: other threads nest them in any order."""
-    wanted, held = [lock for lock in list(_all) if lock.blocks_fork], []
-    while len(held) < len(wanted):
-        lock = wanted[len(held)]
-        if lock.acquire(blocking=False):
-            held.append(lock)
+    held = []
+    while missing := [lock for lock in list(_all) if lock.blocks_fork and lock not in held]:  # there may be new ones
+        if missing[0].acquire(blocking=False):
+            held.append(missing[0])
             continue
         _release(held)
-        with lock:
+        with missing[0]:
             pass
     _of_this_fork.held = held
 

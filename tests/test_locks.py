@@ -137,6 +137,29 @@ def test_fork_waits_for_work_that_cannot_be_copied():
     assert finished and first.acquire(blocking=False) and second.acquire(blocking=False)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fork_waits_for_locks_made_meanwhile():
+    """Catches: a fork that waits only for the locks there were when it began: loading a model imports the compiler, whose
+    lock is new, and the child found a module half imported (tried: it hung)."""
+    outer, started = Lock(blocks_fork=True), threading.Event()
+    inner = []
+
+    def work():
+        with outer:
+            started.set()
+            time.sleep(0.05)
+            inner.append(Lock(blocks_fork=True))
+            inner[0].acquire()
+        time.sleep(0.05)
+        inner[0].release()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait()
+    assert forked(lambda: inner[0].acquire(blocking=False)) == 0
+    thread.join()
+
+
 def test_no_other_locks():
     """Catches: a new lock somewhere in the package that a fork would leave locked."""
     folders = {Path(path) for package in (mmref, mmref.kernels, mmref.weights) for path in package.__path__}
