@@ -11,7 +11,8 @@ from hypothesis import given
 from strategies import batches, channels, dtypes, normal, orders, seeds, sides
 
 from mmref.errors import ShapeError, ValueProblem
-from mmref.nn.scan_order import cross_merge, cross_scan, directions
+from mmref.nn.paths import directions
+from mmref.nn.scan_order import cross_merge, cross_scan
 
 
 @given(seeds, dtypes, batches, channels, sides, sides, orders)

@@ -66,10 +66,11 @@ class Map:
     pitch: int
     channels: int
     size: int  # bytes in the arena
+    row: int = 0  # bytes from one line of pixels to the next, where a border lies between them; 0: pitch * width
 
     def part(self, first: int, channels: int) -> Map:
         """`channels` of them from channel `first` on; not to be freed."""
-        return Map(self.place + first * FLOAT_BYTES, self.pitch, channels, 0)
+        return Map(self.place + first * FLOAT_BYTES, self.pitch, channels, 0, self.row)
 
 
 class Arena:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mmref.engine.lowering import TOGETHER
 from mmref.engine.plan import Plan
-from mmref.engine.walk import TOGETHER
 
 
 def plan_table(plan: Plan, times: list[float] | None = None) -> str:
