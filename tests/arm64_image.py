@@ -20,9 +20,9 @@ NEON = target.describe("aarch64-unknown-linux-gnu", "+neon")
 target.TARGET, target.TRIPLE, target.CPU_NAME, target.CPU_FEATURES = (NEON, "aarch64-unknown-linux-gnu", "cortex-a72",
                                                                       "+neon")  # before anything reads them
 
+import strategies  # noqa: E402
 import test_engine_threads  # noqa: E402
 
-import mmref  # noqa: E402
 from mmref.engine import memory, plan, weights  # noqa: E402
 from mmref.engine.folding import FoldedParameters  # noqa: E402
 from mmref.kernels import records  # noqa: E402
@@ -76,7 +76,7 @@ def write_image(folder):
     region = Region()
     memory.aligned_zeros = plan.aligned_zeros = region.zeros
     memory.Slabs.SIZE = 1 << 22
-    model = mmref.create_model("mobilemamba_nano", seed=3)
+    model = strategies.lively()
     x = region.array(test_engine_threads.picture(3))
     tiles, team = region.zeros(8 * 4 * (NEON.tile_rows + 1)), region.zeros(records.TEAM.itemsize)
     built = plan.make_plan(model.config, weights.Weights(FoldedParameters(model), SHARES), x.shape, ("logits",), SHARES,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+import mmref
+from mmref.bench.measure import settle_batch_norms
 from mmref.nn.layer import Scale
 
 seeds = st.integers(0, 2**32 - 1)
@@ -16,14 +18,18 @@ channels = st.sampled_from([1, 2, 3, 5, 8, 13, 16, 17])
 orders = st.sampled_from(["unidirectional", "bidirectional", "cross"])
 
 
-def enliven(model):
-    """Give an untrained network's biases, means and scales values that count: zeros and ones could be forgotten."""
-    rng = np.random.default_rng(4)
-    for _, layer, name in model.named_parameters():
-        if name in ("running_mean", "bias"):
-            setattr(layer, name, rng.normal(0, 0.2, layer.shapes[name]).astype(np.float32))
+def lively(name="mobilemamba_nano", **options):
+    """An untrained network (NumPy, float32) that is fit for comparisons: values of order one everywhere, as training
+    leaves them. Biases and scales count: zeros and ones could be forgotten. Without settled norms activations grow
+    from block to block, the logits are what is left of numbers that cancel, and a test would see rounding only."""
+    model, rng = mmref.create_model(name, seed=3, **options), np.random.default_rng(4)
+    for _, layer, parameter in model.named_parameters():
+        if parameter == "bias":
+            setattr(layer, parameter, rng.normal(0, 0.2, layer.shapes[parameter]).astype(np.float32))
         if isinstance(layer, Scale):
-            setattr(layer, name, getattr(layer, name) * rng.uniform(0.5, 2, layer.shapes[name]).astype(np.float32))
+            value = getattr(layer, parameter) * rng.uniform(0.5, 2, layer.shapes[parameter])
+            setattr(layer, parameter, value.astype(np.float32))
+    settle_batch_norms(model)
     return model
 
 
