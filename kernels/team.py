@@ -35,8 +35,8 @@ from numba.core import cgutils
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
-from mmref.kernels.records import STEP, TEAM
 from mmref.kernels.float_mode import enter_kernels, set_float_mode
+from mmref.kernels.records import STEP, TEAM
 from mmref.kernels.target import TARGET
 from mmref.kernels.vector import INT64, call, load_integer, operation, store_integer, view
 
