@@ -74,10 +74,16 @@ def stem(record, thread, threads):
                 i = op.width * block // blocks
                 count = op.width * (block + 1) // blocks - i
                 # what is written next comes on its way: a store to a line that is not in the cache waits for it
+                ahead, ahead_count = out + i * op.out_pixel, 1
+                if block + 1 < blocks:
+                    ahead += count * op.out_pixel
+                    ahead_count = op.width * (block + 2) // blocks - i - count
+                elif row + 1 < last:
+                    ahead, ahead_count = out + op.out_row, op.width // blocks
                 call_tile(op.tiles, count, panel.vectors,
                           (x + 2 * i * op.pixel, 2 * op.pixel, op.depth, 3, op.row, op.taps, op.pixel, panel.weights,
-                           out + i * op.out_pixel, op.out_pixel, op.bias + panel.column, 0, 0, op.relu,
-                           out + (i + count) * op.out_pixel, count * op.out_pixel // steps))
+                           out + i * op.out_pixel, op.out_pixel, op.bias + panel.column, 0, 0, op.relu, ahead,
+                           (ahead_count - 1) * op.out_pixel // (steps - 1)))
 
 
 def result(record, thread, threads):
