@@ -84,10 +84,16 @@ def stem(record, thread, threads):
                 if residual2 != 0:
                     residual2 += here
                 # what is written next comes on its way: a store to a line that is not in the cache waits for it
+                ahead, ahead_count = op.out + here, 1
+                if block + 1 < blocks:
+                    ahead += count * op.out_pixel
+                    ahead_count = op.width * (block + 2) // blocks - i - count
+                elif line + 1 < last and row + 1 < op.height:
+                    ahead, ahead_count = op.out + place + op.out_row, op.width // blocks
                 call_tile(op.tiles, count, panel.vectors,
                           (x + i * step, step, op.depth, op.kernel, op.tap_row, op.taps, op.tap, panel.weights,
-                           op.out + here, op.out_pixel, op.bias + panel.column, residual, residual2, op.relu,
-                           op.out + here + count * op.out_pixel, count * op.out_pixel // steps))
+                           op.out + here, op.out_pixel, op.bias + panel.column, residual, residual2, op.relu, ahead,
+                           (ahead_count - 1) * op.out_pixel // max(steps - 1, 1)))
 
 
 def result(record, thread, threads):

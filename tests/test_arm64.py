@@ -52,7 +52,8 @@ def test_code_is_what_the_tile_was_chosen_for(compiled):
 @pytest.mark.skipif(not (COMPILER and EMULATOR), reason="needs qemu-user-static and gcc-aarch64-linux-gnu")
 def test_forward(compiled):
     """Catches what only another processor shows: its tile, its rounding, its weaker order of memory accesses between
-    threads (as far as an emulator has it). Logits are those of the NumPy model, a team's equal to one thread's."""
+    threads (as far as an emulator has it), its floating-point mode. Logits are those of the NumPy model, a team's equal
+    to one thread's; the driver says by its exit status what else it saw."""
     program = compiled / "driver"
     subprocess.run([COMPILER, "-O1", "-static", "-pthread", HERE / "arm64_driver.c", compiled / "kernels.o", "-o",
                     program], check=True, timeout=WATCHDOG)
