@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mmref.errors import CheckpointError
-from mmref.weights.atomic import replacing
+from mmref.files import replacing
 from mmref.weights.pickle_tensors import MAX_EMPTY, short
 
 MAX_HEADER = 16 << 20  # bytes; the format allows 100 MB, which as Python objects would fill a gigabyte
