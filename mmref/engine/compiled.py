@@ -115,7 +115,7 @@ class CompiledModel(EngineModel):
             raise ShapeError(f"shape must be (batch, {self.config.in_chans}, height, width), each >= 1, got {shape}")
         most = IMAGES_AT_ONCE * self._thread_count()
         with self._lock:
-            return self._plan(Call(("forward",), self._model.forward), (tuple(shape[1:]),), min(batch, most))
+            return self._plan(self._call("forward"), (tuple(shape[1:]),), min(batch, most))
 
     def time_operations(self, plan: Plan, repeats: int = 20) -> list[float]:
         """Seconds each operation of a plan takes, the median of `repeats` forwards of random pictures."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -75,26 +76,26 @@ class EngineModel:
 
     def __call__(self, x):
         """What the NumPy model's `forward` gives."""
-        return self._run(Call(("forward",), self._model.forward), x)
+        return self._run(self._call("forward"), x)
 
     forward = __call__
 
     def forward_features(self, x):
         """As the NumPy model's."""
-        return self._run(Call(("features",), self._model.forward_features), x)
+        return self._run(self._call("forward_features"), x)
 
     def forward_head(self, x, pre_logits: bool = False):
         """As the NumPy model's."""
-        pre_logits = bool(pre_logits)
-        return self._run(Call(("head", pre_logits), lambda x: self._model.forward_head(x, pre_logits), False), x)
+        return self._run(self._call("forward_head", False, pre_logits=bool(pre_logits)), x)
 
     def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
         """As the NumPy model's."""
-        key = indices if indices is None or isinstance(indices, int) else tuple(indices)
+        indices = indices if indices is None or isinstance(indices, int) else tuple(indices)
+        return self._run(self._call("forward_intermediates", indices=indices,
+                                    intermediates_only=bool(intermediates_only)), x)
 
-        def function(x):
-            return self._model.forward_intermediates(x, indices, intermediates_only)
-        return self._run(Call(("intermediates", key, bool(intermediates_only)), function), x)
+    def _call(self, method: str, pictures: bool = True, **options) -> Call:
+        return Call((method, *options.items()), partial(getattr(self._model, method), **options), pictures)
 
 
 class Call:

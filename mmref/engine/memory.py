@@ -93,6 +93,12 @@ class Arena:
         self.size = offset + size
         return Place(offset, self.block)
 
+    def fresh(self, size: int) -> Place:
+        """A place where nothing lay before: its bytes are zero when a plan runs for the first time."""
+        offset = self.size
+        self.size += round_up(size, VECTOR_BYTES)
+        return Place(offset, self.block)
+
     def give(self, place: Place, size: int) -> None:
         """Take back a place: what is handed out after this may lie there."""
         self.holes.append((place.offset, round_up(size, VECTOR_BYTES)))

@@ -138,15 +138,16 @@ class CpuLowering(Lowering):
             return super().allocate(buffer)
         if buffer not in self.bordered:  # never given back, so that its border stays zero
             node = next(node for node, region in self.plan.region.items() if region.buffer is buffer)
-            self.bordered[buffer] = self.bordered_map(node, buffer.border, packed=node.operation is None)
+            packed = node.operation is None  # a picture's three channels, so that its pixels are one run of memory
+            self.bordered[buffer] = self.bordered_map(node, buffer.border, packed, self.arena.fresh)
         return self.bordered[buffer]
 
-    def bordered_map(self, node, border, packed=False):
+    def bordered_map(self, node, border, packed, take):
         _, channels, height, width = node.shape
         pixel = (channels if packed else round_up(channels)) * FLOAT_BYTES
         row = (width + 2 * border) * pixel
         size = self.images * (height + 2 * border) * row
-        return Map(self.arena.take(size), pixel, channels, size, row)
+        return Map(take(size), pixel, channels, size, row)
 
     def release(self, buffer):
         if buffer.border is None:
@@ -309,7 +310,7 @@ class CpuLowering(Lowering):
     def with_border(self, x, border):
         """A copy of a map with zeros around it."""
         source, (_, channels, height, width) = self.map(x), x.shape
-        copy = self.bordered_map(x, border)
+        copy = self.bordered_map(x, border, False, self.arena.take)
         self.scratch.append(copy)
         image = (height + 2 * border) * copy.row
         sizes = dict(out_image=image, out_row=copy.row, out_column=copy.pitch, out_channel=FLOAT_BYTES,

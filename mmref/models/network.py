@@ -37,8 +37,9 @@ class Network(Layer):
     @property
     def dtype(self) -> np.dtype:
         """float32, or float64 after `astype`."""
-        _, layer, attribute = next(self.named_parameters())
-        return getattr(layer, attribute).dtype
+        for _, layer, attribute in self.named_parameters():
+            return getattr(layer, attribute).dtype
+        return np.dtype(np.float32)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Parameters by checkpoint name: learned ones, running statistics and wavelet filters. Not copies."""

@@ -32,7 +32,10 @@ PADDING = -1
 def paths(order: str | tuple[str, ...], height: int, width: int) -> np.ndarray:
     """Table (K, L) of int64 pixel numbers of a height x width map; read-only. ValueProblem for an unknown order."""
     numbers = np.arange(height * width).reshape(height, width)
-    table = np.stack([_path(direction, numbers) for direction in directions(order)])
+    several = [_path(direction, numbers) for direction in directions(order)]
+    table = np.full((len(several), max(map(len, several))), PADDING)
+    for row, path in zip(table, several, strict=True):
+        row[:len(path)] = path  # what pads a shorter path stands behind its last pixel, where it changes nothing
     table.flags.writeable = False
     return table
 
