@@ -346,7 +346,7 @@ ODDITIES = {
                                  c=Conv2d(8, 16)),
     "a gate read elsewhere": lambda: Text(lambda self, x: (lambda y: y * F.sigmoid(
         F.global_average_pool(y, keep_axes=True)) + y)(self.c(x)), c=Conv2d(8, 16)),
-    "layer norm of 8": lambda: Text(lambda self, x: F.silu(x) * F.layer_norm_channels(x, self.c.bias, self.c.bias, 1e-3),
+    "layer norm of 8": lambda: Text(lambda self, x: F.silu(x) * F.layer_norm_channels(x, *[self.c.bias] * 2, 1e-3),
                                     c=Conv2d(8, 8, bias=True)),
     "constant map": lambda: Text(lambda self, x: x + np.linspace(0, 1, 54, dtype=x.dtype).reshape(1, 1, 9, 6)),
 }

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mmref.arguments import Shaped
 from mmref.nn.operation import apply
 
 
-class Constant:
+class Constant(Shaped):
     """An array known before any input is: `value()` computes it anew, so that nobody keeps what is needed once.
 
     name   a parameter's checkpoint name, or what was done to which ("blocks1.0.dw0.m.c.weight, batch norm folded")
@@ -49,7 +50,7 @@ def derived(what: str, shape, function: Callable, *sources: Constant) -> Constan
 
 
 @dataclass(eq=False, slots=True)
-class Node:
+class Node(Shaped):
     """One call of an operation. The input of a graph is a node too, of operation None."""
 
     operation: Callable | None
