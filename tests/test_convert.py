@@ -107,7 +107,7 @@ def python(code):
 # Sends itself SIGKILL at the n-th system-level step of writing.
 KILLED = """
 import os, signal, sys
-import mmref.weights.atomic as atomic, mmref.weights.safetensors_file as file
+import mmref.files as atomic, mmref.weights.safetensors_file as file
 import pathlib, safetensors.numpy
 from mmref.weights import convert
 def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)

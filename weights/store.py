@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from mmref.errors import CheckpointError, ValueProblem
-from mmref.weights.atomic import replacing, sync_folder
+from mmref.files import replacing, sync_folder
 from mmref.weights.checkpoint import read_checkpoint
 from mmref.weights.conversion import convert
 from mmref.weights.download import discard, download

@@ -26,6 +26,7 @@ from mmref.bench.gpu_worker import TINY, Job
 from mmref.bench.machine import describe_machine, versions
 from mmref.cli.common import table
 from mmref.errors import MissingBackend
+from mmref.files import replacing
 
 SECONDS = 460.0   # of a whole report
 RESERVED = 190.0  # of them kept for PyTorch and the memory checker
@@ -125,11 +126,8 @@ class _Writer:
         self.save()
 
     def save(self):
-        partial = f"{self.path}.partial"
-        with open(partial, "w") as file:
-            json.dump(self.report, file, indent=1)
-            file.write("\n")
-        os.replace(partial, self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
 
 
 def _run(writer, plan, sections, end):

@@ -35,9 +35,9 @@ def run(args) -> int:
     from mmref.data.picture import open_picture
     from mmref.data.samples import sample_picture
     from mmref.errors import ValueProblem
+    from mmref.files import replacing
     from mmref.models.create import create_model
     from mmref.show.pictures import draw
-    from mmref.weights.atomic import replacing
     if (args.picture is None) == (args.sample is None):
         raise ValueProblem("PICTURE or --sample NAME must be given, and not both")
     kind = Path(args.output).suffix.lower().removeprefix(".")
