@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mmref.cli.common import print_json
+from mmref.cli.output import print_json
 from mmref.errors import ValueProblem
 
 

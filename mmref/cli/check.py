@@ -24,7 +24,7 @@ def add_arguments(parser):
 def run(args) -> int:
     from dataclasses import asdict
 
-    from mmref.cli.common import print_json
+    from mmref.cli.output import print_json
     from mmref.errors import ValueProblem
     from mmref.models.create import create_model
     from mmref.validate.check import check, load_callable

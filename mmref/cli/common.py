@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from mmref.text import printable
 
 
 def add_model_arguments(parser, positional: bool = False) -> None:
@@ -33,14 +32,9 @@ def model_from(args, untrained: bool = False):
                         backend=args.backend, threads=args.threads)
 
 
-def print_json(value) -> None:
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    print()
-
-
 def table(rows: list[tuple], header: tuple[str, ...], left: int = 1) -> str:
     """Rows as aligned text: the first `left` columns to the left, the rest to the right."""
-    cells = [tuple(str(cell) for cell in row) for row in (header, *rows)]
+    cells = [tuple(printable(cell) for cell in row) for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     def line(row):
         return "  ".join(cell.ljust(w) if i < left else cell.rjust(w)

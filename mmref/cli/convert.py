@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import print_json
+from mmref.cli.output import print_json, say
+from mmref.text import name_fields
 
 SHOWN = 20  # names; a file can hold a million
 
@@ -23,16 +24,17 @@ def run(args) -> int:
                    allow_nonfinite=args.allow_nonfinite)
     values = sum(array.size for array in done.tensors.values())
     if args.json:
-        print_json({"source": str(done.path), "target": args.target, "format": done.format, "taken": done.source,
+        print_json({**name_fields("source", done.path), **name_fields("target", args.target),
+                    "format": done.format, "taken": done.source,
                     "others": list(done.others), "tensors": len(done.tensors), "values": values,
                     "foreign": list(done.foreign)})
         return 0
     taken = "the file's one state dict" if done.source == "flat" else f"its entry {done.source}"
     others = f" (also there: {', '.join(done.others)}; --prefer chooses)" if done.others else ""
-    print(f"{args.target}: {len(done.tensors)} tensors, {values:,} values, read back bit for bit")
-    print(f"taken from {done.path}: {taken}{others}")
+    say(f"{args.target}: {len(done.tensors)} tensors, {values:,} values, read back bit for bit")
+    say(f"taken from {done.path}: {taken}{others}")
     if done.foreign:
-        print(f"passed over, not run: {listed(done.foreign)}")
+        say(f"passed over, not run: {listed(done.foreign)}")
     return 0
 
 

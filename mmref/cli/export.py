@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import print_json, table
+from mmref.cli.common import table
+from mmref.cli.output import print_json, say
+from mmref.text import name_fields
 
 
 def add_arguments(parser):
@@ -33,13 +35,14 @@ def run(args) -> int:
     inputs, outputs = ([{"name": v.name, "shape": [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]}
                         for v in values] for values in (proto.graph.input, proto.graph.output))
     if args.json:
-        print_json({"file": target, "model": model.config.name, "opset": args.opset, "bytes": proto.ByteSize(),
+        print_json({**name_fields("file", target), "model": model.config.name, "opset": args.opset,
+                    "bytes": proto.ByteSize(),
                     "nodes": len(proto.graph.node), "inputs": inputs, "outputs": outputs,
                     "metadata": {prop.key: prop.value for prop in proto.metadata_props},
                     "verified": [vars(row) | {"passed": row.passed} for row in compared]})
         return status
     weights = "random parameters" if args.untrained else args.weights or "the model's own weights"
-    print(f"{target}: {model.config.name} with {weights}, opset {args.opset}, {len(proto.graph.node)} nodes, "
+    say(f"{target}: {model.config.name} with {weights}, opset {args.opset}, {len(proto.graph.node)} nodes, "
           f"{proto.ByteSize() / 1e6:.1f} MB")
     for kind, values in (("input", inputs), ("output", outputs)):
         for value in values:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import print_json, table
+from mmref.cli.common import table
+from mmref.cli.output import print_json
 
 
 def add_arguments(parser):

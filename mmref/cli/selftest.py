@@ -12,7 +12,7 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    from mmref.cli.common import print_json
+    from mmref.cli.output import print_json
     from mmref.models.create import create_model
     from mmref.validate.selftest import report, selftest
     result = selftest(create_model(args.model, args.weights, pretrained=args.weights is None))

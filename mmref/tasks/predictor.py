@@ -58,14 +58,14 @@ class _Loaded:
 
 
 class Predictor:
-    """Classifies pictures in batches; calling it gives one `Prediction` a picture, in order.
+    """Classifies pictures in batches; calling it gives one `Prediction` per picture, in order.
 
     model       a name of `mmref.list_models()`, or a ready model (callable, with `config` and `transform`), which is
                 then pickled along
     weights     .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
     backend     "numpy", "numba" or "cuda"
     topk        how many classes an answer lists (at most all)
-    batch_size  pictures a run of the network
+    batch_size  pictures per run of the network
     img_size    side of the network's input; None for the weights' own
     workers     threads that decode the next pictures while the network is busy; 0 decodes in the caller's thread
     exif        turn pictures as their EXIF orientation asks
@@ -74,9 +74,9 @@ class Predictor:
 
     A picture's answer does not depend on the other pictures of its batch. How many they are may change the last digits
     of a probability (about 1e-6 of the largest logit), because a matrix product of another height may sum in another
-    order; with batch_size=1 answers are equal to the last bit whatever they are asked with.
+    order; with batch_size=1 answers are equal to the last bit whatever else is asked.
 
-    Raises ValueProblem for settings without sense, at once; errors of the weights come with the first batch, or `load`.
+    Raises ValueProblem for invalid settings, at once; errors of the weights come with the first batch, or `load`.
     """
 
     def __init__(self, model="mobilemamba_nano", weights=None, backend: str = "numpy", topk: int = 5,
@@ -174,7 +174,7 @@ class Predictor:
             yield from batch
 
     def map_batches(self, batches: Iterable[list]) -> Iterator[list[Prediction]]:
-        """One list of answers a batch; the next two batches are decoded meanwhile if there are `workers`."""
+        """One list of answers per batch; the next two batches are decoded meanwhile if there are `workers`."""
         loaded = self.load()
         prepare = partial(_prepare, transform=loaded.transform, exif=self.exif)
         if not self.workers:
