@@ -581,7 +581,7 @@ def test_script_without_main_guard(folder, tmp_path, how, way):
 
 def test_overhead_command(monkeypatch, capsys):
     """Catches: the command behind the documents' figures falling behind the code it measures."""
-    from mmref.evaluate import overhead
+    import time_evaluation as overhead
     monkeypatch.setattr(sys, "argv", ["overhead", "--pictures", "120", "--batch-size", "8", "--ways", "2"])
     assert overhead.main() == 0
     assert capsys.readouterr().out.count(" us") == 3

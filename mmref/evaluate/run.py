@@ -90,31 +90,35 @@ def _here(predictor, pictures, starts) -> Iterator[dict]:
 
 # -- processes -----------------------------------------------------------------------------------------------
 
+class _NeverBegan(BrokenProcessPool):
+    """No process of a pool got as far as its own work."""
+
+
 def _in_processes(predictor, pictures, starts, processes) -> Iterator[dict]:
     """Spawned, not forked: a child of a process with threads may find locked what no thread will unlock. A pool that
     breaks because a process died is replaced, as long as each pool gets something done."""
     left = dict.fromkeys(starts)
-    context = multiprocessing.get_context("spawn")
-    begun = context.Event()  # set by the first worker that gets as far as its own work
     while left:
         before = len(left)
         try:
-            for answers in _one_pool(predictor, pictures, list(left), processes, context, begun):
+            for answers in _one_pool(predictor, pictures, list(left), processes):
                 del left[answers["start"]]
                 yield answers
         except BrokenProcessPool as error:
-            if not begun.is_set():
+            if isinstance(error, _NeverBegan) and before == len(starts):
                 raise MmrefError(NEVER_BEGAN) from error
             if len(left) == before:
                 raise MmrefError("worker processes keep dying (out of memory?) before they finish a batch; "
                                  "try a smaller --batch-size or fewer --processes") from error
 
 
-def _one_pool(predictor, pictures, starts, processes, context, begun):
+def _one_pool(predictor, pictures, starts, processes):
     root, size = os.path.abspath(pictures.root), predictor.batch_size
     threads = max(1, (os.cpu_count() or 1) // processes)
-    with _environment(threads), ProcessPoolExecutor(processes, context, _start_worker, (begun,)) as pool:
+    context = multiprocessing.get_context("spawn")
+    with _environment(threads), ProcessPoolExecutor(processes, context, _start_worker) as pool:
         coming, running = iter(starts), set()
+        began = pool.submit(os.getpid)  # the first thing any process does
         try:
             while True:
                 while len(running) < 2 * processes and (start := next(coming, None)) is not None:
@@ -125,6 +129,10 @@ def _one_pool(predictor, pictures, starts, processes, context, begun):
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
+        except BrokenProcessPool as error:
+            if began.done() and began.exception() is None:
+                raise
+            raise _NeverBegan from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -142,9 +150,8 @@ def _environment(threads):
                 os.environ.pop(name, None)
 
 
-def _start_worker(begun):
+def _start_worker():
     import signal
-    begun.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the pool
     parent = multiprocessing.parent_process()
 
