@@ -26,8 +26,8 @@ from mmref.kernels import cache
 from mmref.kernels.records import STEP, TEAM
 from mmref.kernels.target import TABLE_SIZE, TARGET
 
-KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "wavelet_branch", "scan", "norm_gate", "copy_relu",
-           "mean", "gate", "scan_states")
+KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "depthwise_any", "wavelet_branch", "scan",
+           "norm_gate", "copy_relu", "mean", "gate", "scan_states")
 MOST_THREADS = 1024
 
 
