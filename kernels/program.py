@@ -26,9 +26,9 @@ from mmref.kernels import cache
 from mmref.kernels.records import STEP, TEAM
 from mmref.kernels.target import TABLE_SIZE, TARGET
 
-KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "wavelet_branch", "scan", "norm_gate", "copy_relu",
-           "mean", "gate", "scan_states", "path_scan", "move", "combine", "norm", "gather", "scatter", "analysis",
-           "synthesis")
+KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "depthwise_any", "wavelet_branch", "scan",
+           "norm_gate", "copy_relu", "mean", "gate", "scan_states", "path_scan", "move", "combine", "norm", "gather",
+           "scatter", "analysis", "synthesis")
 MOST_THREADS = 1024
 
 

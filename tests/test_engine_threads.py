@@ -80,8 +80,8 @@ def picture(batch=1, height=40, width=56, seed=0):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
 def test_kernels_ask_for_their_own_memory_only(tmp_path):
-    """Catches a prefetch from an address that is not mapped: harmless, but Intel's processors then walk through the page
-    tables each time, and the calibration measured that (56 GFLOP/s in place of 138)."""
+    """Catches a prefetch from an address that is not mapped: harmless, but Intel's processors then walk through the
+    page tables each time, and the calibration measured that (56 GFLOP/s in place of 138)."""
     script = Path(__file__).with_name("asks_for_its_own.py")
     done = subprocess.run([sys.executable, script], env={**os.environ, "MMREF_CACHE_DIR": str(tmp_path)}, text=True,
                           timeout=WATCHDOG, capture_output=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_close
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import channels, normal, seeds, sides
 
@@ -236,6 +236,40 @@ def test_depthwise_conv2d(seed, batch, dim, height, width, k_h, k_w, stride, pad
                                 stride=stride, padding=padding)
     assert_close(depthwise_conv2d(x, weight, bias, stride=stride, padding=padding, backend="numba"), expected, 3e-6,
                  dtype=np.float32)
+
+
+@given(seeds, st.sampled_from([1, 3, 17]), st.integers(1, 8), st.integers(1, 8),
+       st.sampled_from([(3, 3, 1), (2, 2, 0), (2, 2, 1), (1, 1, 0), (1, 1, 2), (5, 5, 2), (3, 5, 1), (4, 1, 3)]),
+       st.integers(1, 4), st.booleans(), st.booleans())
+@settings(max_examples=150)
+def test_depthwise_conv2d_not_finite(seed, dim, height, width, filter_, stride, strange_x, strange_w):
+    """Catches a filter that is laid into a larger one: zeros times infinity are NaN where no tap lies. And taps left
+    out in the padding: infinity times its zeros is NaN there."""
+    k_h, k_w, padding = filter_
+    assume(min(height + 2 * padding - k_h, width + 2 * padding - k_w) >= 0)
+    x, weight, bias = normal(seed, 2, dim, height, width), normal(seed + 1, dim, 1, k_h, k_w), normal(seed + 2, dim)
+    rng = np.random.default_rng(seed)
+    for array, strange in ((x, strange_x), (weight, strange_w), (bias, strange_w)):
+        if strange:
+            array[rng.random(array.shape) < 0.1] = rng.choice([np.inf, -np.inf, np.nan, 0])
+    with np.errstate(invalid="ignore"):
+        expected = depthwise_conv2d(x, weight, bias, stride=stride, padding=padding)
+    got = depthwise_conv2d(x, weight, bias, stride=stride, padding=padding, backend="numba")
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(got[~finite], expected[~finite])
+    added_up = depthwise_conv2d(*(np.where(np.isfinite(array), np.abs(array), 0) for array in (x, weight, bias)),
+                                stride=stride, padding=padding)
+    assert (np.abs(got[finite] - expected[finite]) <= 5e-6 * added_up[finite]).all()  # sums may cancel
+
+
+def test_one_infinity():
+    """Catches the same, by hand: an infinity within a filter of 2x2 ones reaches four places."""
+    x = np.zeros((1, 1, 7, 7), np.float32)
+    x[0, 0, 3, 3] = np.inf
+    expected = np.zeros((6, 6), np.float32)
+    expected[2:4, 2:4] = np.inf
+    got = depthwise_conv2d(x, np.ones((1, 1, 2, 2), np.float32), backend="numba")
+    np.testing.assert_array_equal(got[0, 0], expected)
 
 
 def test_operations_refuse_other_dtypes():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from mmref.cli.common import add_model_arguments, model_from, print_json, table
 
 
@@ -39,12 +41,32 @@ def run(args) -> int:
 
 def _plan(args) -> int:
     from mmref.engine import CompiledModel, plan_table
-    args.backend = "numba"
-    model: CompiledModel = model_from(args, untrained=True)
+    args.backend = "numpy"
+    network = model_from(args, untrained=True)
+    if args.time and args.weights is None:
+        from mmref.bench.measure import settle_batch_norms
+        settle_batch_norms(network)  # what is timed is what trained weights take
+    model = CompiledModel(network, args.threads)
     side = args.img_size or model.config.img_size
     plan = model.plan((args.batch_size, model.config.in_chans, side, side))
-    print(plan_table(plan, model.time_operations(plan) if args.time else None))
+    print(_timed_table(model, plan) if args.time else plan_table(plan))
     return 0
+
+
+def _timed_table(model, plan) -> str:
+    """The plan's table with times and shares of what the machine can do, which is measured before and after them."""
+    from mmref.engine import beyond_the_peak, plan_table, shares_of_peak
+    from mmref.kernels.calibrate import multiply_add_rate
+    before = multiply_add_rate(plan.threads)
+    times = model.time_operations(plan)
+    peak = max(before, multiply_add_rate(plan.threads))
+    shares = shares_of_peak(plan, times, 1e9 * peak)
+    wrong = sum(beyond_the_peak(times, shares))
+    if wrong:
+        print(f"mmref: alarm: {wrong} operations seem to do more than the {peak:.0f} GFLOP/s that this machine was "
+              f"measured to do at most; one of the two is measured wrongly here", file=sys.stderr)
+    return (f"{plan_table(plan, times, shares)}\n"
+            f"of peak: of {peak:.0f} GFLOP/s, what {plan.threads} threads did at most just now, multiply-adds alone")
 
 
 def backends() -> dict[str, str]:
