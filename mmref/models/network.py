@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from mmref.arguments import check_array, check_dtype, check_integer, check_integers, check_ndarray
+from mmref.arguments import check_array, check_dtype, check_integer, check_integers, check_kind, check_ndarray
 from mmref.errors import ShapeError, ValueProblem
 from mmref.nn.layer import BatchNorm, Layer
 from mmref.nn.operation import Symbol
@@ -96,6 +96,11 @@ def check_shape(x, channels, dtype):
     if x.dtype != dtype:
         raise ShapeError(f"x must be {dtype}, the model's dtype, got {x.dtype} (x.astype(np.{dtype}) is; model.astype "
                          f"changes the model's)")
+
+
+def check_numpy_model(model) -> None:
+    """ValueProblem unless `model` is a network that runs in NumPy, layer by layer."""
+    check_kind("model", model, Network, "a network that runs in NumPy, of create_model(..., backend='numpy')")
 
 
 def check_features(x, channels, dtype):
