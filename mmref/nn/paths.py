@@ -18,6 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from mmref.arguments import check_integer, shown
 from mmref.errors import ValueProblem
 
 ORDERS = {"unidirectional": ("rows",), "bidirectional": ("rows", "rows backwards"),
@@ -28,11 +29,16 @@ BACKWARDS = " backwards"
 PADDING = -1
 
 
-@lru_cache(maxsize=256)
 def paths(order: str | tuple[str, ...], height: int, width: int) -> np.ndarray:
-    """Table (K, L) of int64 pixel numbers of a height x width map; read-only. ValueProblem for an unknown order."""
+    """Table (K, L) of int64 pixel numbers of a height x width map; read-only. ValueProblem for an unknown order, and
+    for a height or width that is no integer >= 0."""
+    return _table(directions(order), check_integer("height", height, 0), check_integer("width", width, 0))
+
+
+@lru_cache(maxsize=256)
+def _table(order, height, width):
     numbers = np.arange(height * width).reshape(height, width)
-    several = [_path(direction, numbers) for direction in directions(order)]
+    several = [_path(direction, numbers) for direction in order]
     table = np.full((len(several), max(map(len, several))), PADDING)
     for row, path in zip(table, several, strict=True):
         row[:len(path)] = path  # what pads a shorter path stands behind its last pixel, where it changes nothing
@@ -42,25 +48,23 @@ def paths(order: str | tuple[str, ...], height: int, width: int) -> np.ndarray:
 
 def directions(order: str | tuple[str, ...]) -> tuple[str, ...]:
     """The directions of an order, by name. ValueProblem for an unknown one."""
-    named = ORDERS.get(order) if isinstance(order, str) else order if isinstance(order, tuple) else None
-    for direction in named or ():
-        if not _known(direction):
-            named = None
-            break
-    if not named:
-        raise ValueProblem(f"order must be one of {', '.join(ORDERS)} or a tuple of directions "
-                           f"('rows', 'columns', 'windows 7', each also with '{BACKWARDS}' behind it), got {order!r}")
-    return named
+    named = ORDERS.get(order) if isinstance(order, str) else order
+    if not isinstance(named, (tuple, list)) or not named or not all(map(_known, named)):
+        raise ValueProblem(f"order must be one of {', '.join(ORDERS)} or a tuple of directions ('rows', 'columns', "
+                           f"'windows 7', each also with '{BACKWARDS}' behind it), got {shown(order)}")
+    return tuple(named)
 
 
 def _known(direction):
-    plain = str(direction).removesuffix(BACKWARDS)
+    if not isinstance(direction, str):
+        return False
+    plain = direction.removesuffix(BACKWARDS)
     return plain in ("rows", "columns", *ORDERS["atrous"]) or _window(plain) > 0
 
 
 def _window(direction):
     word, _, side = direction.partition(" ")
-    return int(side) if word == "windows" and side.isascii() and side.isdigit() else 0
+    return int(side) if word == "windows" and side.isascii() and side.isdigit() and len(side) <= 4 else 0
 
 
 def _path(direction, numbers):
