@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 
 import numpy as np
@@ -17,6 +16,7 @@ from mmref.engine.folding import FoldedParameters
 from mmref.engine.walk import output_shape
 from mmref.errors import ShapeError, ValueProblem
 from mmref.kernels.cuda import driver
+from mmref.locks import Lock
 from mmref.models.mobilemamba import MobileMamba, check_input
 
 PLANS_KEPT = 4
@@ -58,7 +58,7 @@ class DeviceModel(EngineModel):
         driver.device()
         if self.graph and driver.SIMULATOR:
             raise ValueProblem("graph must be False or None in the simulator, which has no graphs, got True")
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._stream = driver.cuda.stream()
         self._products = make_products(self.matmul, self.tf32, self._stream)
         self._parameters = FoldedParameters(self._model)
