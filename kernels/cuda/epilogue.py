@@ -10,31 +10,44 @@ The order of additions is matmul.py's: product, bias, first shortcut, second sho
 
 from __future__ import annotations
 
-from mmref.kernels.cuda.device import load, store
+from mmref.kernels.cuda.device import device_function, load, store
 from mmref.kernels.cuda.device import relu as relu_of
-from mmref.kernels.cuda.driver import build, cuda, no_map, no_vector
+from mmref.kernels.cuda.driver import cuda
+from mmref.kernels.cuda.launch import build, no_map, no_vector
 
 LANES, ROWS, EACH = 32, 8, 4
 SIGNATURE = "void(float32[:, :], float32[::1], float32[:, :], float32[:, :], float32[:, :])"
 
 
+def finish(bias: bool, shortcuts: int, relu: bool):
+    """Device function: a product's element, with what follows it. matmul.py has it inside, so the order is the same."""
+
+    @device_function
+    def finished(value, row, column, shift, first, second):
+        if bias:
+            value += shift[column]
+        if shortcuts > 0:
+            value += load(first, row, column)
+        if shortcuts > 1:
+            value += load(second, row, column)
+        return relu_of(value) if relu else value
+
+    return finished
+
+
 def epilogue_kernel(bias: bool, shortcuts: int, relu: bool):
+    finished = finish(bias, shortcuts, relu)
+
     def kernel(x, shift, first, second, out):
-        channel = cuda.blockIdx.y * LANES + cuda.threadIdx.x
+        slabs = (x.shape[1] + LANES - 1) // LANES
+        channel = cuda.blockIdx.x % slabs * LANES + cuda.threadIdx.x
         if channel >= x.shape[1]:
             return
-        start = cuda.blockIdx.x * (ROWS * EACH) + cuda.threadIdx.y
+        start = cuda.blockIdx.x // slabs * (ROWS * EACH) + cuda.threadIdx.y
         for i in range(EACH):
             row = start + i * ROWS
             if row < x.shape[0]:
-                value = load(x, row, channel)
-                if bias:
-                    value += shift[channel]
-                if shortcuts > 0:
-                    value += load(first, row, channel)
-                if shortcuts > 1:
-                    value += load(second, row, channel)
-                store(out, row, channel, relu_of(value) if relu else value)
+                store(out, row, channel, finished(load(x, row, channel), row, channel, shift, first, second))
 
     return kernel
 
@@ -51,11 +64,6 @@ def epilogue(x, bias, *, residual=None, residual2=None, relu=False, out=None, st
     shortcuts = shortcuts_of(residual, residual2)
     kernel = build(epilogue_kernel, bias is not None, len(shortcuts), bool(relu), threads=LANES * ROWS)
     first, second = [*shortcuts, no_map(), no_map()][:2]
-    grid = -(-x.shape[0] // (ROWS * EACH)), -(-x.shape[1] // LANES)
+    grid = -(-x.shape[0] // (ROWS * EACH)) * -(-x.shape[1] // LANES)
     kernel[grid, (LANES, ROWS), stream](
         x, no_vector() if bias is None else bias, first, second, x if out is None else out)
-
-
-def bytes_moved(*, rows, channels, shortcuts=0) -> int:
-    """Least bytes a launch moves: the product and the shortcuts in, the result out, the bias."""
-    return 4 * channels * (rows * (2 + shortcuts) + 1)

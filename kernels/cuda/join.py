@@ -8,7 +8,8 @@ Moves      the channels once in, once out; memory is the limit.
 from __future__ import annotations
 
 from mmref.kernels.cuda.device import load, relu, store
-from mmref.kernels.cuda.driver import build, cuda
+from mmref.kernels.cuda.driver import cuda
+from mmref.kernels.cuda.launch import build
 
 LANES, ROWS, EACH = 32, 8, 4
 SIGNATURE = "void(float32[:, :], float32[:, :])"
@@ -16,10 +17,11 @@ SIGNATURE = "void(float32[:, :], float32[:, :])"
 
 def copy_relu_kernel():
     def kernel(x, out):
-        channel = cuda.blockIdx.y * LANES + cuda.threadIdx.x
+        slabs = (x.shape[1] + LANES - 1) // LANES
+        channel = cuda.blockIdx.x % slabs * LANES + cuda.threadIdx.x
         if channel >= x.shape[1]:
             return
-        start = cuda.blockIdx.x * (ROWS * EACH) + cuda.threadIdx.y
+        start = cuda.blockIdx.x // slabs * (ROWS * EACH) + cuda.threadIdx.y
         for i in range(EACH):
             row = start + i * ROWS
             if row < x.shape[0]:
@@ -31,10 +33,5 @@ def copy_relu_kernel():
 def copy_relu(x, out, *, stream=0):
     """Launch: out = relu(x), (rows, C) each; float32."""
     kernel = build(copy_relu_kernel, threads=LANES * ROWS)
-    grid = -(-x.shape[0] // (ROWS * EACH)), -(-x.shape[1] // LANES)
+    grid = -(-x.shape[0] // (ROWS * EACH)) * -(-x.shape[1] // LANES)
     kernel[grid, (LANES, ROWS), stream](x, out)
-
-
-def bytes_moved(*, rows, channels) -> int:
-    """Least bytes a launch moves."""
-    return 8 * rows * channels

@@ -11,7 +11,8 @@ from __future__ import annotations
 from numba import float32
 
 from mmref.kernels.cuda.device import load, store, store3
-from mmref.kernels.cuda.driver import build, cuda
+from mmref.kernels.cuda.driver import cuda
+from mmref.kernels.cuda.launch import build
 
 TILE, ROWS, LINE = 32, 8, 33
 SIGNATURE = "void(float32[:, :], float32[:, :, ::1], int32)"
@@ -20,9 +21,9 @@ SIGNATURE = "void(float32[:, :], float32[:, :, ::1], int32)"
 def to_channels_first_kernel():
     def kernel(x, out, pixels):
         tile = cuda.shared.array((TILE, LINE), float32)
-        slabs = (x.shape[1] + TILE - 1) // TILE
-        picture, first = cuda.blockIdx.x // slabs, cuda.blockIdx.x % slabs * TILE
-        start = cuda.blockIdx.y * TILE
+        slabs, pieces = (x.shape[1] + TILE - 1) // TILE, (pixels + TILE - 1) // TILE
+        item, first = cuda.blockIdx.x // slabs, cuda.blockIdx.x % slabs * TILE
+        picture, start = item // pieces, item % pieces * TILE
         lane, line = cuda.threadIdx.x, cuda.threadIdx.y
         for i in range(line, TILE, ROWS):
             if start + i < pixels and first + lane < x.shape[1]:
@@ -38,9 +39,4 @@ def to_channels_first_kernel():
 def to_channels_first(x, out, *, images, pixels, stream=0):
     """Launch: x (images * pixels, C) -> out (images, C, pixels), contiguous; float32."""
     kernel = build(to_channels_first_kernel, threads=TILE * ROWS)
-    kernel[(-(-x.shape[1] // TILE) * images, -(-pixels // TILE)), (TILE, ROWS), stream](x, out, pixels)
-
-
-def bytes_moved(*, images, pixels, channels) -> int:
-    """Least bytes a launch moves."""
-    return 8 * images * pixels * channels
+    kernel[-(-x.shape[1] // TILE) * images * -(-pixels // TILE), (TILE, ROWS), stream](x, out, pixels)

@@ -16,7 +16,8 @@ import numpy as np
 from numba import float32
 
 from mmref.kernels.cuda.device import ONE, ZERO, device_function, load, silu, store
-from mmref.kernels.cuda.driver import ALIGNMENT, build, cuda
+from mmref.kernels.cuda.driver import ALIGNMENT, cuda
+from mmref.kernels.cuda.launch import build
 
 LANES, ROWS = 32, 8
 EPSILON = np.float32(1e-5)
@@ -73,8 +74,3 @@ def norm_gate(y, z, weight, bias, out, *, stream=0):
     rows, channels = y.shape
     kernel = build(norm_gate_kernel, -(-channels // LANES), ROWS, threads=LANES * ROWS)
     kernel[-(-rows // ROWS), (LANES, ROWS), stream](y, z, weight, bias, out)
-
-
-def bytes_moved(*, rows, channels) -> int:
-    """Least bytes a launch moves: two maps in, one out, the parameters once."""
-    return 4 * channels * (3 * rows + 2)

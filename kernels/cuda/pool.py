@@ -11,7 +11,8 @@ import numpy as np
 from numba import float32
 
 from mmref.kernels.cuda.device import ONE, ZERO, load, store
-from mmref.kernels.cuda.driver import build, cuda
+from mmref.kernels.cuda.driver import cuda
+from mmref.kernels.cuda.launch import build
 
 LANES, ROWS = 32, 8
 SIGNATURE = "void(float32[:, :], float32[:, :], int32)"
@@ -43,8 +44,3 @@ def mean(x, out, *, images, length, stream=0):
     """Launch: out (images, C) = means of x (images * length, C) over each picture's pixels; float32."""
     kernel = build(mean_kernel, threads=LANES * ROWS)
     kernel[-(-x.shape[1] // LANES) * images, (LANES, ROWS), stream](x, out, length)
-
-
-def bytes_moved(*, images, length, channels) -> int:
-    """Least bytes a launch moves: the map once, the means once."""
-    return 4 * channels * images * (length + 1)

@@ -9,7 +9,8 @@ The means before it are pool.py's, the two small matrix products between them ma
 from __future__ import annotations
 
 from mmref.kernels.cuda.device import load, sigmoid, store
-from mmref.kernels.cuda.driver import build, cuda
+from mmref.kernels.cuda.driver import cuda
+from mmref.kernels.cuda.launch import build
 
 LANES, ROWS, PIXELS = 32, 8, 64
 SIGNATURE = "void(float32[:, :], float32[:, :], int32)"
@@ -17,13 +18,13 @@ SIGNATURE = "void(float32[:, :], float32[:, :], int32)"
 
 def gate_kernel():
     def kernel(x, gates, length):
-        slabs = (x.shape[1] + LANES - 1) // LANES
-        picture = cuda.blockIdx.x // slabs
-        channel = cuda.blockIdx.x % slabs * LANES + cuda.threadIdx.x
+        slabs, pieces = (x.shape[1] + LANES - 1) // LANES, (length + PIXELS - 1) // PIXELS
+        item, channel = cuda.blockIdx.x // slabs, cuda.blockIdx.x % slabs * LANES + cuda.threadIdx.x
+        picture = item // pieces
         if channel >= x.shape[1]:
             return
         factor = sigmoid(load(gates, picture, channel))
-        start = cuda.blockIdx.y * PIXELS + cuda.threadIdx.y
+        start = item % pieces * PIXELS + cuda.threadIdx.y
         for i in range(0, PIXELS, ROWS):
             if start + i < length:
                 row = picture * length + start + i
@@ -35,10 +36,5 @@ def gate_kernel():
 def gate(x, gates, *, images, length, stream=0):
     """Launch: x (images * length, C) *= sigmoid(gates (images, C)) of its picture, in place; float32."""
     kernel = build(gate_kernel, threads=LANES * ROWS)
-    blocks = -(-x.shape[1] // LANES) * images, -(-length // PIXELS)
+    blocks = -(-x.shape[1] // LANES) * images * -(-length // PIXELS)
     kernel[blocks, (LANES, ROWS), stream](x, gates, length)
-
-
-def bytes_moved(*, images, length, channels) -> int:
-    """Least bytes a launch moves: the map in and out, the gates once."""
-    return 4 * channels * images * (2 * length + 1)

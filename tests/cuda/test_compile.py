@@ -35,8 +35,8 @@ spec = spec_from_file_location("mutant", path)
 mutant = module_from_spec(spec)
 sys.modules["mutant"] = mutant
 spec.loader.exec_module(mutant)
-found = compile_kernels.compile_kernel(getattr(mutant, {factory!r})(*{constants}), mutant.SIGNATURE, 256, {blocks},
-                                       (9, 0), compile_kernels.find_ptxas())
+kernel = compile_kernels.compiler.Kernel("mutant", {factory!r}, {constants}, mutant.SIGNATURE, 256, {blocks})
+found = compile_kernels.compile_kernel(kernel, (9, 0), compile_kernels.find_ptxas())
 budget = compile_kernels.json.loads(compile_kernels.BUDGET.read_text())["{factory}{constants}"]
 print(compile_kernels.faults("mutant", {{"9.0": found}}, budget))
 """

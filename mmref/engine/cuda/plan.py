@@ -118,7 +118,7 @@ class DeviceWalk(Walk):
         out_pixels = -(-height // stride) * -(-width // stride)
         return dict(x=Rows(x, images * height * width), weight=taps.weights, bias=taps.bias,
                     out=Rows(out, images * out_pixels), images=images, height=height, width=width, kernel=taps.kernel,
-                    stride=stride, activation=activation, after=taps.after, residual=None)
+                    stride=stride, activation=activation, after=taps.after)
 
     def wavelet_branch_fields(self, x, size, channels, kernel, weights, out):
         images, height, width = size
