@@ -47,6 +47,10 @@ if SIMULATOR:
         pitch = array.strides[-2] // array.itemsize
         return array.reshape(-1, array.shape[-1])[offset // pitch, offset % pitch]
 
+    def bits(x):
+        """The bits of a float32, as an integer."""
+        return np.float32(x).view(np.int32)
+
     def exp2(x):
         """2**x."""
         return np.exp2(np.float32(x))
@@ -124,6 +128,13 @@ else:
             array = context.make_array(signature.args[0])(context, builder, args[0])
             return builder.load(builder.gep(array.data, [args[1]], inbounds=True))
         return array.dtype(array, types.int64), emit
+
+    @intrinsic
+    def bits(_, x):
+        """The bits of a float32, as an integer."""
+        def emit(context, builder, signature, args):
+            return builder.bitcast(args[0], ir.IntType(32))
+        return types.int32(types.float32), emit
 
     exp2 = _instruction("ex2.approx.ftz.f32")  # 2 units in the last place; 0 below 2**-126
 

@@ -50,14 +50,15 @@ def _import_cuda():
             import _numba_cuda_redirector  # noqa: F401
         with _row_stack():
             from numba import cuda
-            if not cuda.config.ENABLE_CUDASIM:
+            ours = "numba_cuda" in cuda.__file__  # the copy bundled with numba is unmaintained and lacks what we use
+            if ours and not cuda.config.ENABLE_CUDASIM:
                 import numba.cuda.np.arrayobj  # noqa: F401  loaded late otherwise, with the first kernel
     except ImportError as error:
         raise MissingBackend(f"backend 'cuda' cannot load numba.cuda ({error}): {INSTALL}") from error
-    if "numba_cuda" not in cuda.__file__:  # the copy bundled with numba is unmaintained and lacks what we use
+    if not ours:
         raise MissingBackend(f"backend 'cuda' needs numba.cuda of the package numba-cuda, got the copy inside numba "
-                             f"({cuda.__file__}): import mmref.kernels.cuda before numba.cuda, or reinstall with "
-                             f"{INSTALL}")
+                             f"({cuda.__file__}): import mmref.kernels.cuda.driver before numba.cuda, or reinstall "
+                             f"with {INSTALL}")
     return cuda
 
 

@@ -100,6 +100,14 @@ class Loadable:
         self.module = module  # never unloaded: kernels live as long as the process
 
 
+def address(array) -> int:
+    """Of an array's first element: a device array's, or (in tests without a device) NumPy's or the simulator's."""
+    array = getattr(array, "_ary", array)
+    if getattr(array, "__cuda_ndarray__", False):
+        return array.device_ctypes_pointer.value or 0
+    return array.ctypes.data
+
+
 def parameter_types(signature: str) -> list[int]:
     """Of each parameter of "void(float32[:, ::1], int32)": an array's rank, 0 for an integer."""
     inside = re.fullmatch(r"void\((.*)\)", signature)[1]
@@ -114,11 +122,9 @@ def pack(types: Sequence[int], arguments) -> list[int]:
         if not rank:
             values.append(int(argument))
             continue
-        interface = argument.__cuda_array_interface__
-        shape = interface["shape"]
-        if len(shape) != rank:
-            raise TypeError(f"a kernel's argument must have rank {rank}, got shape {shape}")
-        values += (0, 0, argument.size, argument.dtype.itemsize, interface["data"][0], *shape, *argument.strides)
+        if len(argument.shape) != rank:
+            raise TypeError(f"a kernel's argument must have rank {rank}, got shape {argument.shape}")
+        values += (0, 0, argument.size, argument.dtype.itemsize, address(argument), *argument.shape, *argument.strides)
     return values
 
 

@@ -7,9 +7,14 @@
 Which kernels: those that forwards of every variant launch (launched.py), and forms of the launchers that no variant
 needs, found by launching without a device. All are compiled for 9.0; for the other capabilities all of the scan, which
 uses the most registers, and of every other kernel's forms each third. What is looked at: no float64 instruction in the
-PTX (an accumulator `s = 0.0`, `max(x, 0)` and `x / (i + 1)` each bring it in), no spilled register, no stack frame, and
-no more registers than the budget. Registers are handed out in eights, so budgets are multiples of 8: what stays inside
-one changes nothing.
+PTX (an accumulator `s = 0.0`, `max(x, 0)` and `x / (i + 1)` each bring it in), no spilled register, no stack frame, the
+parameters that mmref.kernels.cuda.launch passes, and no more registers than the budget. Registers are handed out in
+eights, so budgets are multiples of 8: what stays inside one changes nothing.
+
+It must pass with the newest NumPy that pip would take, too, where numba-cuda may lack what NumPy removed:
+
+    python3.12 -m venv newest && newest/bin/pip install -e ".[cuda]" "cuda-toolkit[nvcc]==13.0.*" pytest hypothesis
+    newest/bin/python tests/cuda/compile_kernels.py
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -32,12 +38,12 @@ from unittest.mock import patch
 
 from launched import launch_forwards
 
-from mmref.kernels.cuda import compiler
+from mmref.kernels.cuda import compiler, launch
 
 CAPABILITIES = ((7, 5), (8, 0), (9, 0), (10, 0))
 MAIN = ((9, 0),)
 BUDGET = Path(__file__).parent / "registers.json"
-MODULES = ("depthwise", "epilogue", "join", "layout", "matmul", "norm_gate", "pool", "scan", "selective_scan",
+MODULES = ("depthwise", "epilogue", "join", "layout", "matmul", "norm_gate", "pool", "rows", "scan", "selective_scan",
            "squeeze_excite", "stem", "wavelet_branch")
 
 
@@ -45,6 +51,7 @@ class Shape:
     """What a launcher asks of an array before it launches: where it lies (`at`: an address), and how."""
 
     def __init__(self, *shape, at=0):
+        self.size = math.prod(shape)
         self.shape, self.strides, self.ctypes = shape, (4 * shape[-1], 4)[-len(shape):], SimpleNamespace(data=at)
 
     def reshape(self, *shape):
@@ -131,6 +138,9 @@ def _alone(modules):
     modules["squeeze_excite"].gate(x, x, images=1, length=64)
     modules["join"].copy_relu(x, x)
     modules["layout"].to_channels_first(x, x, images=1, pixels=64)
+    modules["layout"].to_contiguous(Shape(1, 3, 8, 8), one)
+    modules["rows"].repeat_rows(x, x)
+    modules["rows"].compare_rows(x, x, one)
     for states in (0, 1, 4, 16, 17):
         u, few = Shape(1, 2, 64, 64), Shape(1, 2, states, 64)
         modules["selective_scan"].scan_states(u, u, Shape(2, 64, states), few, few, Shape(2, 64), u)
@@ -149,7 +159,17 @@ def compile_kernel(kernel: compiler.Kernel, capability, ptxas: str) -> dict:
         raise RuntimeError(done.stderr)
     sizes = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
     return {"registers": int(re.search(r"Used (\d+) registers", done.stderr)[1]), "stack": int(sizes[1]),
-            "spills": int(sizes[2]) + int(sizes[3]), "float64": len(re.findall(r"\.f64\b", ptx))}
+            "parameters": parameters_differ(kernel, ptx), "spills": int(sizes[2]) + int(sizes[3]),
+            "float64": len(re.findall(r"\.f64\b", ptx))}
+
+
+def parameters_differ(kernel: compiler.Kernel, ptx: str) -> int:
+    """1 unless the kernel takes what launches pass: of 64 bits each, but for its integers, which say their own size."""
+    taken = re.findall(r"\.param \.[usbf](\d+) ", ptx[ptx.index(".entry"):].partition(")")[0])
+    integers = iter(re.findall(r"\bint(\d+)", kernel.signature))
+    passed = [size for rank in launch.parameter_types(kernel.signature)
+              for size in (["64"] * (5 + 2 * rank) if rank else [next(integers)])]
+    return int(taken != passed)
 
 
 def measure(launched: Launched, ptxas: str) -> dict[str, dict]:
@@ -163,7 +183,8 @@ def faults(name: str, measured: dict[str, dict], budget: dict[str, int] | None) 
     lines = []
     for capability, found in measured.items():
         for what, words in (("float64", "float64 instructions in the PTX"), ("stack", "bytes of stack"),
-                            ("spills", "bytes of spilled registers")):
+                            ("spills", "bytes of spilled registers"),
+                            ("parameters", "parameter list other than what launches pass")):
             if found[what]:
                 lines.append(f"{name}, {capability}: {found[what]} {words}")
         most = (budget or {}).get(capability)
