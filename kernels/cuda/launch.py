@@ -108,6 +108,23 @@ def address(array) -> int:
     return array.ctypes.data
 
 
+def width(*arrays) -> int:
+    """How many columns of these maps and vectors one access may take: 4, where every row begins at a multiple of 16
+    bytes and has a multiple of 4 columns, else 1."""
+    whole = all(tuple(array.shape)[-1] % 4 == 0 and address(array) % 16 == 0
+                and all(stride % 16 == 0 for stride in array.strides[:-1]) for array in arrays)
+    return 4 if whole else 1
+
+
+def spread(rows: int, columns: int, each: int) -> tuple[int, tuple[int, int]]:
+    """(grid, block) of 256 threads a block: one for each column and every `blockDim.y`-th of its block's rows, `each`
+    of them; blocks are no wider than the columns need."""
+    lanes = 32
+    while lanes > 4 and lanes // 2 >= columns:
+        lanes //= 2
+    return -(-columns // lanes) * -(-rows // (256 // lanes * each)), (lanes, 256 // lanes)
+
+
 def parameter_types(signature: str) -> list[int]:
     """Of each parameter of "void(float32[:, ::1], int32)": an array's rank, 0 for an integer."""
     inside = re.fullmatch(r"void\((.*)\)", signature)[1]

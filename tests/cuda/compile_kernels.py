@@ -125,18 +125,21 @@ def _alone(modules):
     """Forms of the launchers that no variant's plan needs, and the operations."""
     one, x = Shape(1), Shape(64, 64)
     modules["depthwise"].convolve(x, one, one, x, images=1, height=8, width=8, k_h=2, k_w=5, stride=3, padding=4)
-    for relu in (False, True):
-        for bias in (None, one):
-            for more in ({}, {"residual": x}, {"residual": x, "residual2": x}):
-                modules["epilogue"].epilogue(x, bias, relu=relu, **more)
-                if relu or bias is None:
-                    modules["matmul"].matmul(x, x, bias, x, relu=relu, **more)
+    for columns in (64, 63):  # four at a time, and one
+        y, vector = Shape(64, columns), Shape(columns)
+        for relu in (False, True):
+            for bias in (None, vector):
+                for more in ({}, {"residual": y}, {"residual": y, "residual2": y}):
+                    modules["epilogue"].epilogue(y, bias, relu=relu, **more)
+                    if columns == 64 and (relu or bias is None):
+                        modules["matmul"].matmul(y, y, bias, y, relu=relu, **more)
+        modules["pool"].mean(y, y, images=1, length=64)
+        modules["squeeze_excite"].gate(y, y, images=1, length=64)
+        modules["join"].copy_relu(y, y)
+        modules["norm_gate"].norm_gate(y, y, vector, vector, y)
     for kernel, side in ((7, 16), (5, 8), (3, 4)):
         modules["wavelet_branch"].wavelet_branch(x, one, x, images=1, height=side, width=side, kernel=kernel)
         modules["wavelet_branch"].wavelet_branch(x, one, x, images=1, height=40, width=40, kernel=kernel)
-    modules["pool"].mean(x, x, images=1, length=64)
-    modules["squeeze_excite"].gate(x, x, images=1, length=64)
-    modules["join"].copy_relu(x, x)
     modules["layout"].to_channels_first(x, x, images=1, pixels=64)
     modules["layout"].to_contiguous(Shape(1, 3, 8, 8), one)
     modules["rows"].repeat_rows(x, x)

@@ -13,9 +13,9 @@ pytest.importorskip("numba_cuda")
 FOLDER = Path(__file__).parent
 # A kernel with one fault, written as if it stood in kernels/cuda/pool.py or scan.py, and what the check must say.
 MUTANTS = {
-    "accumulator": ("pool", "mean_kernel", (), 1, "        total = ZERO\n", "        total = 0.0\n", "float64"),
-    "division": ("pool", "mean_kernel", (), 1, "ONE / np.float32(np.int32(length))", "1 / length", "float64"),
-    "constant": ("squeeze_excite", "gate_kernel", (), 1, "* factor", "* (factor + 0.1)", "float64"),
+    "accumulator": ("pool", "mean_kernel", (4,), 1, "        total = ZERO\n", "        total = 0.0\n", "float64"),
+    "division": ("pool", "mean_kernel", (4,), 1, "ONE / np.float32(np.int32(length))", "1 / length", "float64"),
+    "constant": ("squeeze_excite", "gate_kernel", (1,), 1, "* factor", "* (factor + 0.1)", "float64"),
     "registers": ("scan", "scan_kernel", (16, 8, 16), 1, "STEPS = 8 ", "STEPS = 16 ", "registers, budget"),
     "spills": ("scan", "scan_kernel", (10, 32, 8), 8, "", "", "bytes of spilled registers"),
 }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,9 +23,9 @@ from mmref.kernels import cache
 from mmref.kernels.cuda import compiler, driver, join, launch, pool, scan
 
 CAPABILITY = (9, 0)
-COPY = compiler.Kernel("mmref.kernels.cuda.join", "copy_relu_kernel", (), join.SIGNATURE, 256)
-MEAN = compiler.Kernel("mmref.kernels.cuda.pool", "mean_kernel", (), pool.SIGNATURE, 256)
-BROKEN = compiler.Kernel("mmref.kernels.cuda.pool", "mean_kernel", (), "void(float32[:, :], int32, int32)", 256)
+COPY = compiler.Kernel("mmref.kernels.cuda.join", "copy_relu_kernel", (1,), join.SIGNATURE, 256)
+MEAN = compiler.Kernel("mmref.kernels.cuda.pool", "mean_kernel", (1,), pool.SIGNATURE, 256)
+BROKEN = compiler.Kernel("mmref.kernels.cuda.pool", "mean_kernel", (1,), "void(float32[:, :], int32, int32)", 256)
 
 
 def is_machine_code(code) -> bool:
@@ -71,7 +74,7 @@ def test_names_of_kept_code(monkeypatch):
     """Catches code taken for that of another kernel, card, driver, source or version."""
     names = [compiler.kept_name(COPY, CAPABILITY, 13000), compiler.kept_name(MEAN, CAPABILITY, 13000),
              compiler.kept_name(COPY, (8, 0), 13000), compiler.kept_name(COPY, CAPABILITY, 13010)]
-    for constants, threads, blocks in (((1,), 256, 1), ((), 128, 1), ((), 256, 2)):
+    for constants, threads, blocks in (((4,), 256, 1), ((1,), 128, 1), ((1,), 256, 2)):
         changed = compiler.Kernel(COPY.module, COPY.factory, constants, COPY.signature, threads, blocks)
         names.append(compiler.kept_name(changed, CAPABILITY, 13000))
     for name in compiler.TOOLS:
@@ -173,12 +176,12 @@ def test_a_launch(on_device):
     x, out = maps()
     join.copy_relu(x, out, stream=77)
     (function, sizes, stream, _), = on_device.driver.launches
-    assert function == (1, b"copy_relu_kernel") and sizes == (1, 1, 1, 32, 8, 1) and stream == 77
-    kernel = launch.build(join.copy_relu_kernel, threads=256)
+    assert function == (1, b"copy_relu_kernel") and sizes == (1, 1, 1, 8, 32, 1) and stream == 77
+    kernel = launch.build(join.copy_relu_kernel, 1, threads=256)
     values = [ctypes.cast(pointer, ctypes.POINTER(ctypes.c_int64))[0] for pointer in kernel.pointers]
     assert values == [0, 0, 35, 4, 4096, 5, 7, 64, 4, 0, 0, 35, 4, 2**40 + 256, 5, 7, 128, 4]
     pool.mean(x, out, images=1, length=5)
-    kernel = launch.build(pool.mean_kernel, threads=256)
+    kernel = launch.build(pool.mean_kernel, 1, threads=256)
     assert ctypes.cast(kernel.pointers[-1], ctypes.POINTER(ctypes.c_int32))[0] == 5
     with pytest.raises(TypeError, match="rank 2"):
         kernel[1, 1, 0](DeviceArray((5,), (4,), 4096), out, 5)
@@ -243,6 +246,63 @@ def test_arguments_are_what_kernels_take():
         assert compile_kernels.parameters_differ(kernel, fewer) == 1
 
 
+THROUGH_THE_BINDINGS = """
+import contextlib, ctypes
+from types import SimpleNamespace
+from mmref.kernels.cuda import driver, launch, compiler, pool
+from mmref.engine.cuda import device
+
+class Stream:
+    def __init__(self, pointer):
+        self.pointer = pointer
+    def __int__(self):
+        return self.pointer
+
+class Array:
+    __cuda_ndarray__ = True
+    def __init__(self, shape, strides, size, address):
+        self.shape, self.strides, self.size, self.dtype = shape, strides, size, SimpleNamespace(itemsize=4)
+        self.device_ctypes_pointer = ctypes.c_void_p(address)
+
+launch.cuda = SimpleNamespace(current_context=lambda: None)
+device.cuda = SimpleNamespace(current_context=lambda: None, external_stream=Stream,
+                              defer_cleanup=contextlib.nullcontext)
+kernel = launch.build(pool.mean_kernel, 1, threads=256)
+kernel.take(compiler.Code("mean", b"\\x7fELF"))
+stream = device.new_stream()
+def run():
+    kernel[3, (32, 8), stream](Array((5, 7), (64, 4), 35, 4096), Array((1, 7), (128, 4), 7, 2**40 + 256), -5)
+run()
+graph = device.Graph(stream, run)
+graph.launch()
+del graph, stream
+try:
+    driver.call("cuStreamCreate", 5)
+except MemoryError as error:
+    print(error, flush=True)
+"""
+
+
+def test_the_driver_is_called_as_it_wants(tmp_path):
+    """Catches an argument that cuda.bindings takes for something else, a stream that waits for the default one, a
+    status that is not looked at, streams and graphs never given back: through the bindings to a library in the driver's
+    place."""
+    compile_c = shutil.which("cc") or shutil.which("gcc")
+    if compile_c is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs a C compiler, and Linux's names of libraries")
+    subprocess.run([compile_c, "-shared", "-fPIC", "-o", str(tmp_path / "libcuda.so.1"), "-Wl,-soname,libcuda.so.1",
+                    str(Path(__file__).parent / "stub_driver.c"), "-ldl"], check=True)
+    done = subprocess.run([sys.executable, "-c", THROUGH_THE_BINDINGS], capture_output=True, text=True,
+                          env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path)})
+    launched = "launch 0x22 3 1 1 32 8 1 0 0x77 0: 0 0 35 4 4096 5 7 64 4 0 0 7 4 1099511628032 1 7 128 4 -5"
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    lines.remove("cuStreamCreate: CUDA_ERROR_OUT_OF_MEMORY")  # Python's and C's lines are buffered apart
+    assert lines == ["load ELF", "function 0x11 mean", "stream 1", launched, "capture 0x77 2", launched,
+                     "captured 0x77", "instantiate 0x33 0", "no graph 0x33", "replay 0x44 0x77", "no executable 0x44",
+                     "no stream 0x77", "stream 5"]
+
+
 # ------------------------------------------------------------------------------------------------ grids
 
 @pytest.mark.parametrize("images, side", [(70_000, 64), (1, 6000)])
@@ -291,7 +351,7 @@ vars(np).pop("row_stack", None)
 assert not hasattr(np, "row_stack")
 from mmref.kernels.cuda import compiler, join
 compiler.without_a_device((9, 0))
-kernel = compiler.Kernel("mmref.kernels.cuda.join", "copy_relu_kernel", (), join.SIGNATURE, 256)
+kernel = compiler.Kernel("mmref.kernels.cuda.join", "copy_relu_kernel", (1,), join.SIGNATURE, 256)
 print(compiler.entry_of(compiler.compile_ptx(kernel, (9, 0))))
 assert not hasattr(np, "row_stack")
 """
