@@ -9,12 +9,12 @@ from collections import OrderedDict
 
 import numpy as np
 
-from mmref.engine.face import EngineModel
+from mmref.arguments import check_integer
+from mmref.engine.face import EngineModel, check_plan_shape
 from mmref.engine.folding import FoldedParameters
 from mmref.engine.plan import Plan, make_plan
 from mmref.engine.walk import output_shape
 from mmref.engine.weights import Weights
-from mmref.errors import ShapeError, ValueProblem
 from mmref.kernels.program import MOST_THREADS, addresses, run, threads_available, tile_table
 from mmref.models.mobilemamba import MobileMamba, check_shape, raise_not_finite
 from mmref.nn import functional as F
@@ -55,10 +55,7 @@ class CompiledModel(EngineModel):
     _TRAVEL = (*EngineModel._TRAVEL, "threads")
 
     def __init__(self, model: MobileMamba, threads: int | None = None):
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)
-                                    or not 1 <= threads <= MOST_THREADS):
-            raise ValueProblem(f"threads must be an integer, 1 to {MOST_THREADS}, or None, got {threads!r}")
-        self.threads = threads
+        self.threads = None if threads is None else check_integer("threads", threads, 1, MOST_THREADS)
         self._adopt(model)
 
     def _start(self):
@@ -107,15 +104,14 @@ class CompiledModel(EngineModel):
 
     def plan(self, shape) -> Plan:
         """The plan of a forward to the logits for an input of `shape` (B, 3, H, W), B up to 8 a thread."""
-        batch, channels, *sides = shape
-        if len(sides) != 2 or channels != self.config.in_chans or batch < 1 or min(sides) < 1:
-            raise ShapeError(f"shape must be (batch, {self.config.in_chans}, height, width), each >= 1, got {shape}")
+        batch, channels, *sides = check_plan_shape(shape, self.config.in_chans)
         most = IMAGES_AT_ONCE * self._thread_count()
         with self._lock:
             return self._plan((min(batch, most), channels, *sides), (self.answer,))
 
     def time_operations(self, plan: Plan, repeats: int = 20) -> list[float]:
         """Seconds each operation of a plan takes, the median of `repeats` forwards of random pictures."""
+        repeats = check_integer("repeats", repeats, 1)
         x = np.random.default_rng(0).standard_normal(plan.shape).astype(np.float32)
         results = [np.empty(shape, np.float32) for shape in plan.output_shapes]
         times = np.zeros((repeats + 1, len(plan.steps)), np.int64)

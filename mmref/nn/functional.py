@@ -14,35 +14,40 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmref.arguments import (
+    check_array,
+    check_choice,
+    check_integer,
+    check_ndarray,
+    check_number,
+    check_rank,
+    check_vector,
+)
 from mmref.errors import MissingBackend, ShapeError
 
 
 def check_backend(backend: str, known: tuple[str, ...] = ("numpy", "numba", "cuda")) -> str:
     """`backend` itself, or an error that lists the known ones."""
-    if backend not in known:
-        raise MissingBackend(f"backend must be one of {', '.join(known)}, got {backend!r}")
-    return backend
-
-
-def check_rank(name: str, array: np.ndarray, axes: str) -> None:
-    """Raise ShapeError unless `array` has one axis for every word of `axes` ("batch channels height width")."""
-    if np.ndim(array) != len(axes.split()):
-        raise ShapeError(f"{name} must be rank {len(axes.split())} ({', '.join(axes.split())}), "
-                         f"got shape {np.shape(array)}")
+    return check_choice("backend", backend, known, MissingBackend)
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:
     """(B, C, H, W) -> (B, H, W, C), contiguous; a view if `x` is stored channels-last already."""
+    check_rank("x", x, "batch channels height width")
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
 def channels_first(x: np.ndarray) -> np.ndarray:
     """(B, H, W, C) -> (B, C, H, W), always a view."""
+    check_rank("x", x, "batch height width channels")
     return x.transpose(0, 3, 1, 2)
 
 
 def pad_pixels(x: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
     """(B, H, W, C) -> (B, top + H + bottom, left + W + right, C) with zeros around."""
+    check_rank("x", x, "batch height width channels")
+    if min(top, bottom, left, right) < 0:
+        raise ShapeError(f"padding must not be negative, got {top}, {bottom}, {left}, {right}")
     if not (top or bottom or left or right):
         return x
     batch, height, width, channels = x.shape
@@ -56,14 +61,19 @@ def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: i
 
     x (B, C_in, H, W); weight (C_out, C_in / groups, k_h, k_w); bias (C_out,) or None.
     Returns (B, C_out, (H + 2*padding - k_h) // stride + 1, likewise for W), of x's dtype.
-    Raises ShapeError where ranks, channels or groups disagree or the kernel is larger than the padded picture.
+    Raises ShapeError where ranks, dtypes, channels or groups disagree or the kernel is larger than the padded picture,
+    ValueProblem for a stride, padding or number of groups that is no integer or too small.
     """
-    check_rank("x", x, "batch channels height width")
-    check_rank("weight", weight, "out_channels in_channels/groups k_h k_w")
+    check_array("x", x, "batch channels height width")
+    check_array("weight", weight, "out_channels in_channels/groups k_h k_w", x.dtype)
+    stride, padding = _check_steps(stride, padding)
+    groups = check_integer("groups", groups, 1)
     c_in, (c_out, c_group, k_h, k_w) = x.shape[1], weight.shape
-    if c_in != c_group * groups or c_out % groups:
-        raise ShapeError(f"weight must be (out_channels, {c_in} // {groups}, k_h, k_w) with out_channels a multiple "
-                         f"of groups={groups}, got shape {weight.shape}")
+    if c_in != c_group * groups or c_out % groups or 0 in weight.shape[1:]:
+        raise ShapeError(f"weight must be (out_channels, {c_in} // {groups}, k_h, k_w), the last three >= 1 and "
+                         f"out_channels a multiple of groups={groups}, got shape {weight.shape}")
+    if bias is not None:
+        check_vector("bias", bias, c_out, x.dtype)
     if groups == c_in == c_out:
         return depthwise_conv2d(x, weight, bias, stride=stride, padding=padding)
     windows = _windows(x, k_h, k_w, stride, padding)                        # (B, H', W', k_h, k_w, C_in)
@@ -76,6 +86,10 @@ def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: i
     if bias is not None:
         y += bias
     return channels_first(y)
+
+
+def _check_steps(stride, padding):
+    return check_integer("stride", stride, 1), check_integer("padding", padding, 0)
 
 
 def _windows(x, k_h, k_w, stride, padding):
@@ -96,11 +110,14 @@ def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0,
 
     x (B, C, H, W); weight (C, 1, k_h, k_w); bias (C,) or None. Returns (B, C, H', W') of x's dtype.
     `backend="numba"` and `backend="cuda"` run the compiled kernels of mmref.kernels (float32 only).
-    Raises ShapeError where shapes disagree, MissingBackend where the backend is not installed.
+    Raises ShapeError where shapes or dtypes disagree, ValueProblem for a stride or padding that is no integer or too
+    small, MissingBackend where the backend is not installed.
     """
-    check_rank("x", x, "batch channels height width")
-    if np.ndim(weight) != 4 or weight.shape[:2] != (x.shape[1], 1):
-        raise ShapeError(f"weight must be ({x.shape[1]}, 1, k_h, k_w), got shape {np.shape(weight)}")
+    check_array("x", x, "batch channels height width")
+    _check_depthwise_weight(weight, x)
+    stride, padding = _check_steps(stride, padding)
+    if bias is not None:
+        check_vector("bias", bias, x.shape[1], x.dtype)
     if check_backend(backend) != "numpy":
         from mmref.kernels import load_op
         return load_op("depthwise_conv2d", backend)(x, weight, bias, stride=stride, padding=padding)
@@ -122,20 +139,35 @@ def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0,
     return channels_first(y)
 
 
+def _check_depthwise_weight(weight, x):
+    check_ndarray("weight", weight)
+    if weight.ndim != 4 or weight.shape[:2] != (x.shape[1], 1) or 0 in weight.shape[2:]:
+        raise ShapeError(f"weight must be ({x.shape[1]}, 1, k_h, k_w), a filter of at least 1x1 for every channel of "
+                         f"x {x.shape}, got shape {weight.shape}")
+    check_array("weight", weight, dtype=x.dtype)
+
+
 def depthwise_conv_transpose2d(x, weight, *, groups: int, stride: int = 1, padding: int = 0):
     """Transposed depthwise convolution: every value spreads its filter over the result, which adds them up.
 
     x (B, M*groups, H, W), weight (M*groups, 1, k_h, k_w): channels M*g to M*g + M - 1 add up to channel g of the
     result, as in `torch.nn.functional.conv_transpose2d(x, weight, groups=groups)`; M = 4 for a wavelet synthesis.
-    Returns (B, groups, (H-1)*stride - 2*padding + k_h, likewise for W), of x's dtype. Raises ShapeError.
+    Returns (B, groups, (H-1)*stride - 2*padding + k_h, likewise for W), of x's dtype. Raises ShapeError where
+    shapes or dtypes disagree or nothing would be left, ValueProblem for a stride, padding or number of groups that is
+    no integer or too small.
     """
-    check_rank("x", x, "batch channels height width")
-    if x.shape[1] % groups or np.ndim(weight) != 4 or weight.shape[:2] != (x.shape[1], 1):
-        raise ShapeError(f"x must have a multiple of {groups} channels and weight be (channels, 1, k_h, k_w), "
-                         f"got {x.shape} and {np.shape(weight)}")
+    check_array("x", x, "batch channels height width")
+    _check_depthwise_weight(weight, x)
+    groups = check_integer("groups", groups, 1)
+    stride, padding = _check_steps(stride, padding)
+    if x.shape[1] % groups:
+        raise ShapeError(f"x must have a multiple of groups={groups} channels, got shape {x.shape}")
     (k_h, k_w), per_group = weight.shape[2:], x.shape[1] // groups
     x = channels_last(x)
     batch, height, width, _ = x.shape
+    if not height or not width or min((height - 1) * stride + k_h, (width - 1) * stride + k_w) <= 2 * padding:
+        raise ShapeError(f"x {height}x{width} with a kernel {k_h}x{k_w} and stride {stride} leaves no pixel within "
+                         f"padding {padding}")
     full = np.zeros((batch, (height - 1) * stride + k_h, (width - 1) * stride + k_w, groups), x.dtype)
     for m in range(per_group):
         values, taps = np.ascontiguousarray(x[..., m::per_group]), weight[m::per_group, 0]
@@ -149,17 +181,23 @@ def depthwise_conv_transpose2d(x, weight, *, groups: int, stride: int = 1, paddi
 
 def per_channel(values: np.ndarray) -> np.ndarray:
     """(C,) -> (1, C, 1, 1), to be combined with an NCHW array."""
+    check_rank("values", values, "channels")
     return values.reshape(1, -1, 1, 1)
 
 
 def batch_norm(x, weight, bias, running_mean, running_var, eps: float = 1e-5):
     """Inference batch norm: (x - mean) / sqrt(var + eps) * weight + bias, per channel.
 
-    x (B, C, H, W) or (B, C); the four parameters (C,). Returns the shape and dtype of x.
+    x (B, C, H, W) or (B, C); the four parameters (C,). Returns the shape and dtype of x. Raises ShapeError where shapes
+    or dtypes disagree, ValueProblem for an eps that is no number >= 0.
     """
-    if np.ndim(x) not in (2, 4) or x.shape[1] != len(weight):
-        raise ShapeError(f"x must be (batch, {len(weight)}) or (batch, {len(weight)}, height, width), "
-                         f"got shape {np.shape(x)}")
+    check_array("x", x)
+    if x.ndim not in (2, 4):
+        raise ShapeError(f"x must be (batch, channels) or (batch, channels, height, width), got shape {x.shape}")
+    for name, values in (("weight", weight), ("bias", bias), ("running_mean", running_mean),
+                         ("running_var", running_var)):
+        check_vector(name, values, x.shape[1], x.dtype)
+    eps = check_number("eps", eps, 0)  # a plain float: NumPy's float64 would turn a float32 network into float64
     scale = weight / np.sqrt(running_var + eps)
     shift = bias - running_mean * scale
     if x.ndim == 4:
@@ -170,8 +208,14 @@ def batch_norm(x, weight, bias, running_mean, running_var, eps: float = 1e-5):
 
 
 def layer_norm_channels(x, weight, bias, eps: float = 1e-5):
-    """Layer norm over the channels of every pixel. x (B, C, H, W); weight, bias (C,)."""
-    check_rank("x", x, "batch channels height width")
+    """Layer norm over the channels of every pixel. x (B, C, H, W), C >= 1; weight, bias (C,). Returns the shape and
+    dtype of x. Raises ShapeError where shapes or dtypes disagree, ValueProblem for an eps that is no number >= 0."""
+    check_array("x", x, "batch channels height width")
+    if not x.shape[1]:
+        raise ShapeError(f"x must have at least one channel, got shape {x.shape}")
+    check_vector("weight", weight, x.shape[1], x.dtype)
+    check_vector("bias", bias, x.shape[1], x.dtype)
+    eps = check_number("eps", eps, 0)
     pixels = channels_last(x)                                               # (B, H, W, C)
     centred = pixels - pixels.mean(-1, keepdims=True)
     variance = np.mean(centred * centred, -1, keepdims=True)
@@ -182,18 +226,27 @@ def layer_norm_channels(x, weight, bias, eps: float = 1e-5):
 
 
 def linear(x, weight, bias=None):
-    """x (B, C_in) times weight (C_out, C_in) transposed, plus bias (C_out,)."""
+    """x (B, C_in) times weight (C_out, C_in) transposed, plus bias (C_out,). Returns (B, C_out) of x's dtype. Raises
+    ShapeError where shapes or dtypes disagree."""
+    check_array("x", x, "batch in_features")
+    check_array("weight", weight, "out_features in_features", x.dtype)
+    if weight.shape[1] != x.shape[1]:
+        raise ShapeError(f"weight must be (out_features, {x.shape[1]}) to go with x {x.shape}, got {weight.shape}")
+    if bias is not None:
+        check_vector("bias", bias, len(weight), x.dtype)
     y = x @ weight.T
     return y if bias is None else y + bias
 
 
 def relu(x):
     """max(x, 0), elementwise. NaN stays NaN."""
+    check_array("x", x)
     return np.maximum(x, 0)
 
 
 def sigmoid(x):
     """1 / (1 + exp(-x)), elementwise; exp(-x) may overflow to infinity, whose reciprocal is the right 0."""
+    check_array("x", x)
     with np.errstate(over="ignore"):
         y = np.exp(-x)
     y += 1
@@ -209,6 +262,7 @@ def silu(x):
 
 def softplus(x):
     """log(1 + exp(x)), elementwise; x itself above 20, where the two agree to the last bit of float32."""
+    check_array("x", x)
     y = np.minimum(x, 20)
     np.exp(y, out=y)
     np.log1p(y, out=y)
@@ -217,6 +271,8 @@ def softplus(x):
 
 
 def global_average_pool(x):
-    """Mean over the pixels: (B, C, H, W) -> (B, C)."""
-    check_rank("x", x, "batch channels height width")
+    """Mean over the pixels: (B, C, H, W) -> (B, C), H and W from 1. Raises ShapeError."""
+    check_array("x", x, "batch channels height width")
+    if 0 in x.shape[2:]:
+        raise ShapeError(f"x must have at least one pixel, got shape {x.shape}")
     return channels_last(x).mean((1, 2), dtype=x.dtype)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmref.arguments import check_array
 from mmref.errors import ShapeError
 from mmref.nn.functional import check_backend
 
@@ -43,10 +44,12 @@ def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):
 
 
 def _check_shapes(u, delta, A, B, C, D):
-    if u.ndim != 4:
-        raise ShapeError(f"u must be rank 4 (batch, K, D, L), got shape {u.shape}")
+    check_array("u", u, "batch K D L")
+    for name, array, axes in (("delta", delta, "batch K D L"), ("A", A, "K D N"), ("B", B, "batch K N L"),
+                              ("C", C, "batch K N L"), ("D", D, "K D")):
+        check_array(name, array, axes, u.dtype)
     batch, K, dim, length = u.shape
-    N = A.shape[-1] if A.ndim else 0
+    N = A.shape[-1]
     for name, array, expected in (("delta", delta, u.shape), ("A", A, (K, dim, N)), ("B", B, (batch, K, N, length)),
                                   ("C", C, (batch, K, N, length)), ("D", D, (K, dim))):
         if array.shape != expected:

@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref.errors import ShapeError, ValueProblem
-from mmref.nn.functional import check_rank
+from mmref.arguments import check_choice, check_integer, check_rank
+from mmref.errors import ShapeError
 
 DIRECTIONS = {"unidirectional": 1, "bidirectional": 2, "cross": 4}
 
 
 def directions(order: str) -> int:
     """K of an order; ValueProblem for an unknown one."""
-    if order not in DIRECTIONS:
-        raise ValueProblem(f"order must be one of {', '.join(DIRECTIONS)}, got {order!r}")
-    return DIRECTIONS[order]
+    return DIRECTIONS[check_choice("order", order, DIRECTIONS)]
 
 
 def cross_scan(x: np.ndarray, order: str = "bidirectional") -> np.ndarray:
-    """(B, D, H, W) -> (B, K, D, L): the map read off once in every direction."""
+    """(B, D, H, W) -> (B, K, D, L): the map read off once in every direction. Raises ShapeError, and
+    ValueProblem for an unknown order."""
     check_rank("x", x, "batch channels height width")
     batch, dim, height, width = x.shape
     K = directions(order)
@@ -42,9 +41,11 @@ def cross_merge(y: np.ndarray, order: str, height: int, width: int) -> np.ndarra
     """(B, K, D, L) -> (B, D, H, W): every direction laid back on the map, then added up.
 
     Each sample adds up its own directions only (the published CPU path adds up over the batch; its GPU path,
-    which we follow, does not).
+    which we follow, does not). Raises ShapeError where shapes disagree, ValueProblem for an unknown order and for a
+    height or width that is no integer >= 0.
     """
     check_rank("y", y, "batch directions channels length")
+    height, width = check_integer("height", height, 0), check_integer("width", width, 0)
     batch, K, dim, length = y.shape
     if K != directions(order) or length != height * width:
         raise ShapeError(f"y must be (batch, {directions(order)}, channels, {height}*{width}) for order {order!r}, "

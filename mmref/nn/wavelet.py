@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmref.arguments import check_array, check_integer, check_kind, check_ndarray
 from mmref.errors import ShapeError, ValueProblem
-from mmref.nn.functional import channels_first, channels_last, check_rank, depthwise_conv_transpose2d, pad_pixels
+from mmref.nn.functional import channels_first, channels_last, depthwise_conv_transpose2d, pad_pixels
 
 
 def filter_bank(wavelet: str = "db1") -> tuple[np.ndarray, np.ndarray]:
@@ -19,6 +20,7 @@ def filter_bank(wavelet: str = "db1") -> tuple[np.ndarray, np.ndarray]:
     For Haar all sixteen entries are +-1/2 and the two banks are equal. Raises ValueProblem for a name that
     PyWavelets does not know or that is not a discrete wavelet.
     """
+    check_kind("wavelet", wavelet, str, "the name of a discrete wavelet")
     import pywt  # costs as much to import as the rest of mmref, and only fresh models need it
     try:
         filters = pywt.Wavelet(wavelet)
@@ -37,12 +39,14 @@ def filter_bank(wavelet: str = "db1") -> tuple[np.ndarray, np.ndarray]:
 def analysis(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
     """One level of decomposition.
 
-    x (B, C, H, W), any H and W: odd sizes get one row or column of zeros at the bottom or right.
+    x (B, C, H, W), any H and W from 1: odd sizes get one row or column of zeros at the bottom or right.
     bank (4*C, 1, k, k), k even, as a checkpoint's `wt_filter` holds it.
-    Returns (B, 4*C, ceil(H/2), ceil(W/2)) of x's dtype.
+    Returns (B, 4*C, ceil(H/2), ceil(W/2)) of x's dtype. Raises ShapeError where shapes or dtypes disagree.
     """
-    check_rank("x", x, "batch channels height width")
-    k = _bank_side(bank, 4 * x.shape[1])
+    check_array("x", x, "batch channels height width")
+    if 0 in x.shape[2:]:
+        raise ShapeError(f"x must have at least one pixel, got shape {x.shape}")
+    k = _bank_side(bank, 4 * x.shape[1], x.dtype)
     height, width = x.shape[2:]
     margin = k // 2 - 1
     pixels = pad_pixels(channels_last(x), margin, margin + height % 2, margin, margin + width % 2)
@@ -60,10 +64,14 @@ def analysis(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
 def synthesis(bands: np.ndarray, bank: np.ndarray, height: int, width: int) -> np.ndarray:
     """The inverse of `analysis`: (B, 4*C, ceil(H/2), ceil(W/2)) -> (B, C, H, W), cropped to `height` x `width`.
 
-    Exact for Haar; a longer wavelet, zero-padded as here, loses up to k - 2 pixels along the border.
+    Exact for Haar; a longer wavelet, zero-padded as here, loses up to k - 2 pixels along the border. Raises ShapeError
+    where shapes or dtypes disagree, ValueProblem for a height or width that is no integer >= 1.
     """
-    check_rank("bands", bands, "batch channels height width")
-    k = _bank_side(bank, bands.shape[1])
+    check_array("bands", bands, "batch channels height width")
+    height, width = check_integer("height", height, 1), check_integer("width", width, 1)
+    if bands.shape[1] % 4:
+        raise ShapeError(f"bands must have four channels for every channel of the result, got shape {bands.shape}")
+    k = _bank_side(bank, bands.shape[1], bands.dtype)
     if bands.shape[2:] != (-(-height // 2), -(-width // 2)):
         raise ShapeError(f"bands must be {-(-height // 2)}x{-(-width // 2)} for a {height}x{width} result, "
                          f"got shape {bands.shape}")
@@ -71,8 +79,10 @@ def synthesis(bands: np.ndarray, bank: np.ndarray, height: int, width: int) -> n
         :, :, :height, :width]
 
 
-def _bank_side(bank: np.ndarray, channels: int) -> int:
-    k = bank.shape[-1]
-    if bank.shape != (channels, 1, k, k) or k % 2:
+def _bank_side(bank: np.ndarray, channels: int, dtype: np.dtype) -> int:
+    check_ndarray("bank", bank)
+    k = bank.shape[-1] if bank.ndim else 0
+    if bank.shape != (channels, 1, k, k) or k % 2 or not k:
         raise ShapeError(f"bank must be ({channels}, 1, k, k) with k even, got shape {bank.shape}")
+    check_array("bank", bank, dtype=dtype)
     return k
