@@ -24,7 +24,7 @@ class EngineModel:
 
     strides = MobileMamba.strides
     dtype = np.dtype(np.float32)
-    _TRAVEL = ("config", "transform", "class_names", "_model")  # what a pickle holds
+    _TRAVEL = ("config", "transform", "class_names", "source", "notes", "_model")  # what a pickle holds
 
     def _adopt(self, model: MobileMamba):
         """Take over a model that the kernels can run, or ValueProblem."""
@@ -40,6 +40,7 @@ class EngineModel:
             if name.endswith(".wt_filter"):
                 check_haar(state, name.removesuffix(".wt_filter"), self.backend)
         self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
+        self.source, self.notes = getattr(model, "source", ""), getattr(model, "notes", ())
         self._model = model
         self._start()
 
