@@ -30,7 +30,7 @@ class EngineModel:
     """
 
     dtype = np.dtype(np.float32)
-    _TRAVEL = ("config", "transform", "class_names", "_model")  # what a pickle holds
+    _TRAVEL = ("config", "transform", "class_names", "source", "notes", "_model")  # what a pickle holds
 
     def _adopt(self, model: Network):
         """Take over a model as it is now: layers exchanged in it afterwards are not seen."""
@@ -40,6 +40,7 @@ class EngineModel:
                 got = "nothing" if array is None else array.dtype
                 raise ValueProblem(f"model must be float32 for backend {self.backend!r}, got {got} for {name}")
         self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
+        self.source, self.notes = getattr(model, "source", ""), getattr(model, "notes", ())
         self._model = model.frozen()
         self._start()
 
