@@ -19,10 +19,16 @@ orders = st.sampled_from(["unidirectional", "bidirectional", "cross"])
 
 
 def lively(name="mobilemamba_nano", **options):
-    """An untrained network (NumPy, float32) that is fit for comparisons: values of order one everywhere, as training
-    leaves them. Biases and scales count: zeros and ones could be forgotten. Without settled norms activations grow
-    from block to block, the logits are what is left of numbers that cancel, and a test would see rounding only."""
-    model, rng = mmref.create_model(name, seed=3, **options), np.random.default_rng(4)
+    """An untrained network (NumPy, float32) that is fit for comparisons: see `enliven`."""
+    return enliven(mmref.create_model(name, seed=3, **options))
+
+
+def enliven(model):
+    """Give an untrained network values of order one everywhere, as training leaves them, in place; returns it.
+
+    Biases and scales count: zeros and ones could be forgotten. Without settled norms activations grow from block to
+    block, the logits are what is left of numbers that cancel, and a test would see rounding only."""
+    rng = np.random.default_rng(4)
     for _, layer, parameter in model.named_parameters():
         if parameter == "bias":
             setattr(layer, parameter, rng.normal(0, 0.2, layer.shapes[parameter]).astype(np.float32))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from assertions import assert_close, rounding
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -121,7 +122,7 @@ def test_bits_do_not_depend_on_the_rows(cublas, product):
     x, weight, bias = inputs(5003)
     engine = cublas(product)
     together = multiply(engine, x, weight, bias)
-    np.testing.assert_allclose(together, x @ weight + bias, rtol=0, atol=2e-5)
+    assert_close(together, *rounding(lambda move: move(x) @ move(weight) + move(bias)), dtype=np.float32)
     for rows in (1, 61, 599, 1023, 1024, 1025, 3000):
         assert (multiply(engine, x[:rows], weight, bias) == together[:rows]).all(), rows
         assert (multiply(engine, x[-rows:], weight, bias) == together[-rows:]).all(), rows
@@ -148,9 +149,10 @@ def test_epilogue_in_place(cublas):
     x, weight, bias = inputs(300)
     residual = np.random.default_rng(2).standard_normal((300, 13), np.float32)
     got = multiply(cublas(honest), x, weight, bias, residual, relu=True)
-    np.testing.assert_allclose(got, np.maximum(x @ weight + bias + residual, 0), rtol=0, atol=2e-5)
+    assert_close(got, *rounding(lambda move: np.maximum(move(x) @ move(weight) + move(bias) + move(residual), 0)),
+                 dtype=np.float32)
     bare = multiply(cublas(honest), x, weight, None)
-    np.testing.assert_allclose(bare, x @ weight, rtol=0, atol=2e-5)
+    assert_close(bare, *rounding(lambda move: move(x) @ move(weight)), dtype=np.float32)
 
 
 @given(st.integers(1, 300_000))
