@@ -9,7 +9,7 @@ TITLES = ("#", "operation", "layer", "reads", "constants", "attributes", "result
 
 
 def rows(graph: Graph) -> list[tuple[str, ...]]:
-    """One row for each node, in order: number, operation, layer, numbers of the nodes it reads, shapes of its constants,
+    """One row per node, in order: number, operation, layer, numbers of the nodes it reads, shapes of its constants,
     other arguments, shape of its result."""
     number = {node: str(i) for i, node in enumerate(graph)}
     found = []

@@ -105,6 +105,8 @@ def check_numpy_model(model) -> None:
 
 def check_features(x, channels, dtype):
     """Validate a last feature map (batch, channels, height, width) that `forward_head` is given."""
+    if isinstance(x, Symbol):  # as in `Network.check_input`
+        return
     check_array("x", x, "batch channels height width", dtype)
     if x.shape[1] != channels or 0 in x.shape[2:]:
         raise ShapeError(f"x must be a last feature map (batch, {channels}, height, width) with height and width >= 1, "

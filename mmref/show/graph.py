@@ -25,7 +25,7 @@ QUIET = ("slice_axis", "concatenate")  # move numbers, compute nothing
 def draw_graph(model, layer: str | None = None, size: int | None = None):
     """A matplotlib Figure: left the network from picture to answer, right `layer` opened.
 
-    layer   a layer's dotted name; default: the largest layer that stands two or more times (a block), else the network
+    layer   a layer's dotted name; default: the first of the kind that makes up most of the network (a block)
     size    pixels a side of the input (default: the model's own)
 
     Raises ValueProblem for a layer that the network does not call, NotTraceable where its text cannot be traced.
@@ -51,15 +51,15 @@ def draw_graph(model, layer: str | None = None, size: int | None = None):
 
 
 def default_layer(model, rows) -> str:
-    """The layer with most parameters among those whose class stands two or more times and that have layers inside."""
+    """The first layer of the class whose layers are largest, of those that hold a good part of all parameters and
+    stand two or more times."""
     kinds = {}
     for path, layer in model.walk():
         if path in rows and len(layer.children) > 1 and type(layer) is not Sequential:
             kinds.setdefault(type(layer), []).append(path)
-    repeated = [paths for paths in kinds.values() if len(paths) > 1]
-    if not repeated:
-        return ""
-    return max(repeated, key=lambda paths: rows[paths[0]].parameters)[0]
+    sums = {paths[0]: sum(rows[path].parameters for path in paths) for paths in kinds.values() if len(paths) > 1}
+    large = [path for path, total in sums.items() if total > 0.4 * rows[""].parameters]
+    return max(large, key=lambda path: rows[path].parameters, default="")
 
 
 def operations_of(graph: Graph, layer: str) -> list[Node]:
@@ -109,14 +109,17 @@ def _opened(axes, nodes, levels, layer):
     axes.set_axis_off()
     place = places(nodes, levels)
     widest = max(x for x, _ in place.values())
-    axes.set_xlim(-0.7, widest + 0.7)
+    axes.set_xlim(-0.7, widest + 1.6)
     axes.set_ylim(max(levels.values()) + 0.9, -1.3)
     _text(axes, widest / 2, -1.1, f"{layer or 'the network'}, opened: operations, and the shapes between them",
           weight="bold")
     for node in nodes:
         x, y = place[node]
         for source in node.sources:
-            if source in place:
+            if source in place and y - place[source][1] > 1:  # past other boxes
+                _arrow(axes, place[source][0] + 0.45, place[source][1], x + 0.45 * (x <= place[source][0]), y - 0.16,
+                       "#b08000", "arc3,rad=-0.3")
+            elif source in place:
                 _arrow(axes, *_below(place[source]), x, y - 0.22)
                 if y - place[source][1] == 1:
                     _text(axes, (x + place[source][0]) / 2 + 0.03, y - 0.5, _short(source.shape), size=5.5, ha="left",
@@ -177,5 +180,6 @@ def _text(axes, x, y, text, size=8, ha="center", **style):
     axes.text(x, y, text, fontsize=size, ha=ha, va="center", **{"color": "#202020"} | style)
 
 
-def _arrow(axes, x0, y0, x1, y1, colour=_LINE):
-    axes.annotate("", (x1, y1), (x0, y0), arrowprops=dict(arrowstyle="-|>", color=colour, lw=0.8, shrinkA=0, shrinkB=0))
+def _arrow(axes, x0, y0, x1, y1, colour=_LINE, connection="arc3"):
+    axes.annotate("", (x1, y1), (x0, y0), arrowprops=dict(arrowstyle="-|>", color=colour, lw=0.8, shrinkA=0, shrinkB=0,
+                                                          connectionstyle=connection))
