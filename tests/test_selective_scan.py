@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch_reference
 from assertions import assert_close
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import batches, channels, dtypes, normal, seeds
 
+from mmref.bench import torch_network
 from mmref.errors import MissingBackend, ShapeError
 from mmref.nn.recurrence import selective_scan
 
@@ -27,7 +27,7 @@ def arguments(seed, dtype, batch, K, dim, N, length):
 def test_equals_pytorch(seed, dtype, batch, K, dim, N, length):
     """Catches a forgotten D, C before the update, states that mix, a state kept from the previous sample."""
     inputs = arguments(seed, dtype, batch, K, dim, N, length)
-    expected = torch_reference.selective_scan(*map(torch.from_numpy, inputs)).numpy()
+    expected = torch_network.selective_scan(*map(torch.from_numpy, inputs)).numpy()
     for array in inputs:
         array.flags.writeable = False
     u, delta, A, B, C, D = inputs

@@ -9,7 +9,8 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
-from mmref.cli.common import print_json, table
+from mmref.cli.common import print_json
+from mmref.tables import table
 
 
 def add_arguments(parser):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from mmref.cli.common import add_model_arguments, model_from, print_json, table
+from mmref.cli.common import add_model_arguments, model_from, print_json
+from mmref.tables import table
 
 
 def add_arguments(parser):
