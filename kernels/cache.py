@@ -3,8 +3,8 @@
 Whoever can write the file of machine code can run code as us. So it must belong to the user (or to root, who may have
 filled the folder for all), nobody else may be able to write it or its folder, and a shared temporary folder will not
 do. Its name holds a hash of the kernels' sources, of the compiler's version and of the processor. It begins with a
-checksum: a file that does not agree with its own (a full disk, a crash) is not loaded. It is written under another name
-first, so that it appears whole, whoever else writes the same.
+checksum: a file that does not agree with its own (a full disk, a crash) is not loaded. It appears whole, whoever else
+writes the same.
 
 Any failure (no folder can be written, the file cannot be read) ends in compiling: some seconds more, the same results.
 """
@@ -16,9 +16,9 @@ import hashlib
 import os
 import stat
 import sys
-import tempfile
 from pathlib import Path
 
+from mmref.files import replacing
 from mmref.kernels.target import CPU_FEATURES, CPU_NAME, TRIPLE
 
 CHECKSUM_BYTES = hashlib.sha256().digest_size
@@ -62,7 +62,16 @@ def _private(path: Path) -> bool:
 
 def load() -> bytes | None:
     """The object file of these sources for this processor, None where none is kept or it cannot be trusted."""
-    name = f"kernels-{sources_hash()}"
+    return read(f"kernels-{sources_hash()}")
+
+
+def save(code: bytes) -> bool:
+    """Keep the object file for later processes; False where no private folder can be written."""
+    return keep(f"kernels-{sources_hash()}", code)
+
+
+def read(name: str) -> bytes | None:
+    """What was kept under a name, None where nothing was or it cannot be trusted."""
     for base in folders():
         with contextlib.suppress(OSError):
             place = base / name
@@ -74,22 +83,14 @@ def load() -> bytes | None:
     return None
 
 
-def save(code: bytes) -> bool:
-    """Keep the object file for later processes; False where no private folder can be written."""
-    name = f"kernels-{sources_hash()}"
+def keep(name: str, code: bytes) -> bool:
+    """Keep bytes under a name for later processes; False where no private folder can be written."""
     for base in folders():
         with contextlib.suppress(OSError):
             base.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not _private(base):
                 continue
-            with tempfile.NamedTemporaryFile(dir=base, prefix=f"{name}-", delete=False) as file:
-                temporary = Path(file.name)
-                try:
-                    file.write(hashlib.sha256(code).digest() + code)
-                    file.close()
-                    os.replace(temporary, base / name)
-                except BaseException:
-                    temporary.unlink(missing_ok=True)
-                    raise
+            with replacing(base / name, mode=0o600) as temporary:
+                temporary.write_bytes(hashlib.sha256(code).digest() + code)
             return True
     return False

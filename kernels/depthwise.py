@@ -192,11 +192,11 @@ def depthwise_any(record, thread, threads):
         column = vector * VECTOR_BYTES
         x = op.x + image * op.height * op.width * op.pitch + column
         weights, bias = op.weights + op.kernel_h * op.kernel_w * column, load(op.bias + column)
-        target = op.out + image * op.out_height * op.out_width * op.pitch + column
+        target = op.out + image * op.out_height * op.out_width * op.out_pitch + column
         for row in range(op.out_height):
             _row(x, row, op.height, op.width, op.pitch, op.kernel_h, op.kernel_w, 0, op.stride, weights, bias, target,
-                 op.out_width, op.pitch, ACTIVATION_NONE, 0, 0, LANES)
-            target += op.out_width * op.pitch
+                 op.out_width, op.out_pitch, ACTIVATION_NONE, 0, 0, LANES)
+            target += op.out_width * op.out_pitch
 
 
 def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0):
@@ -224,12 +224,12 @@ def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0)
     source[:, border:border + height, border:border + width, :channels] = x.transpose(0, 2, 3, 1)
     fields = dict(x=source, pitch=4 * lanes, height=source.shape[1], width=source.shape[2], stride=stride,
                   out_height=out_height, out_width=out_width, weights=pack_channels(taps), bias=pack_channels(shift),
-                  out=out, vectors=lanes // LANES, images=batch)
+                  out=out, out_pitch=4 * lanes, vectors=lanes // LANES, images=batch)
     if not out.size:
         pass
     elif fast:
         run_alone("depthwise", DEPTHWISE, dict(
-            fields, kernel=3, out_pitch=4 * lanes, activation=ACTIVATION_NONE, lanes=LANES, bands=1,
+            fields, kernel=3, activation=ACTIVATION_NONE, lanes=LANES, bands=1,
             zero=np.zeros(LANES, np.float32)))
     else:
         run_alone("depthwise_any", DEPTHWISE_ANY, dict(fields, kernel_h=k_h, kernel_w=k_w))

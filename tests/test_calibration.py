@@ -11,7 +11,7 @@ from test_kernels import padded, step
 import mmref
 from mmref.cli import main
 from mmref.engine import CompiledModel, beyond_the_peak, plan_table, shares_of_peak
-from mmref.engine.walk import TOGETHER
+from mmref.engine.lowering import TOGETHER
 from mmref.engine.weights import Weights
 from mmref.errors import ValueProblem
 from mmref.kernels import calibrate, records

@@ -118,7 +118,7 @@ def test_mmengine_files(tmp_path, monkeypatch, bounded):
     found = read_checkpoint(tmp_path / "a.pth")
     assert set(sys.modules) == before
     assert found.source == "state_dict"
-    assert_close(found.tensors["backbone.w"], np.arange(4, dtype=np.float32), 0)
+    assert_close(found.tensors["w"], np.arange(4, dtype=np.float32), 0)
     wanted = {"mmengine.logging.history_buffer.HistoryBuffer", "numpy.dtype", "numpy.ndarray", "_codecs.encode",
               "__builtin__.getattr"}
     assert wanted <= set(found.foreign)
@@ -329,7 +329,7 @@ def test_copies_are_counted(function, bounded):
     ({"shape": (1 << 1000, 0), "stride": (1, 1)}, "beyond"),
     ({"shape": (1 << 31, 1 << 31, 0), "stride": (1, 1, 1)}, "beyond"),
     ({"shape": (1,) * 65, "stride": (1,) * 65}, "at most 64"), ({"shape": (6,) * 64, "stride": (0,) * 64}, "beyond"),
-    ({"offset": 1 << 1000}, "beyond"), ({"shape": (7,), "stride": (0,)}, "beyond"),
+    ({"offset": 1 << 1000}, "beyond"), ({"shape": (1 << 25, 2), "stride": (0, 1)}, "beyond"),
 ])
 def test_shapes_that_outgrow_the_machine(tmp_path, numbers, message, bounded):
     """Catches products and strides that overflow before they are refused, or after."""

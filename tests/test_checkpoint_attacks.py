@@ -70,10 +70,29 @@ def test_calls_are_not_run(tmp_path, name):
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_other_protocols_are_refused(tmp_path, protocol):
-    """Catches STACK_GLOBAL, frames and buffers finding their way in."""
-    with pytest.raises(CheckpointError, match="protocol 2"):
-        read_checkpoint(save(tmp_path / "a.pth", 1, protocol))
+def test_calls_in_later_protocols(tmp_path, protocol):
+    """Catches STACK_GLOBAL or NEWOBJ_EX as a way around the table of names."""
+    import os
+    canary, keyword = tmp_path / "canary", object.__new__(Keyword)
+    keyword.x = str(canary)
+    torch.save({"net": {"good": torch.ones(2)}, "evil": [Runs(os.system, f"touch {canary}"), keyword]},
+               tmp_path / "a.pth", pickle_protocol=protocol)
+    found = read_checkpoint(tmp_path / "a.pth")
+    assert list(found.tensors) == ["good"]
+    assert {name.rpartition(".")[2] for name in found.foreign} >= {"system", "Keyword"}
+    with pytest.raises(CheckpointError, match="strict"):
+        read_checkpoint(tmp_path / "a.pth", strict=True)
+
+
+class Keyword:
+    """Is made again with a keyword argument: by NEWOBJ_EX from protocol 4 on, by functools.partial before."""
+
+    def __new__(cls, *, x):
+        open(x, "w").close()
+        return super().__new__(cls)
+
+    def __getnewargs_ex__(self):
+        return (), {"x": self.x}
 
 
 def stream(*parts):

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from assertions import assert_close
+from assertions import assert_close, of_layer, rounding
+from strategies import lively
 
 import mmref
 import mmref.engine
@@ -70,7 +71,7 @@ def in_process(code, *, prepare=None, **environment):
 
 @pytest.fixture(scope="module")
 def model():
-    return mmref.create_model("mobilemamba_nano", seed=3)
+    return lively()
 
 
 def picture(batch=1, height=40, width=56, seed=0):
@@ -172,20 +173,30 @@ def test_share_that_comes_late():
 
 
 def test_sleepers_are_woken():
-    """Catches a wake-up that gets lost: workers that are never seen again once they have slept."""
-    workers = program.Workers()
-    asleep = np.frombuffer((ctypes.c_char * TEAM.itemsize).from_address(workers.address), np.int64)
-    asleep = asleep[TEAM.fields["asleep"][1] // 8:][:1]
+    """Catches a wake-up that reaches nobody, or not everybody: workers that are never seen again once they have slept.
 
-    def until(count):
-        end = time.monotonic() + WATCHDOG
-        while asleep[0] != count:
-            assert time.monotonic() < end, f"{asleep[0]} of {workers.count} sleep, not {count}"
+    A worker that a busy machine starts too late for the job goes back to sleep, and may do so unseen: so every job has
+    a while to see them in, and there are as many jobs as it takes."""
+    workers = program.Workers()
+    word = np.frombuffer((ctypes.c_char * TEAM.itemsize).from_address(workers.address), np.int64)
+    asleep = word[TEAM.fields["asleep"][1] // 8:][:1]
+    awake = []  # the most that were seen at once, in each job
+
+    def look(share):
+        if share == 0:  # the leader's: workers join before, or come while it looks
+            end, most = time.monotonic() + 0.1, int(word[0] & 0xFFFF) - 1
+            while most < workers.count and time.monotonic() < end:
+                most = max(most, workers.count - int(asleep[0]))
+            awake.append(most)
+    steps, _callback = one_step(look)
+    workers.run(4, steps.ctypes.data, 1, 0)
+    end = time.monotonic() + WATCHDOG
+    while sum(most > 0 for most in awake[1:]) < 20 or max(awake[1:]) < 3:
+        while asleep[0] < workers.count:
+            assert time.monotonic() < end, f"{workers.count - asleep[0]} do not go to sleep"
             time.sleep(0.001)
-    steps, _callback = one_step(lambda share: share or until(0))  # share 0 is the leader's: it waits in its job
-    for _ in range(20):
+        assert time.monotonic() < end, f"seen awake, job by job: {awake}"
         workers.run(4, steps.ctypes.data, 1, 0)
-        until(workers.count)
 
 
 def test_process_ends_while_workers_live():
@@ -210,7 +221,7 @@ def test_any_team_gives_the_same_bits(model):
     and some not, and repeats."""
     x = picture(9)
     expected = mmref.engine.CompiledModel(model, threads=1)(x)
-    assert_close(expected, model(x), 5e-6)
+    assert_close(expected, *rounding(of_layer(model, x)), dtype=np.float32)
     for threads in (1, 2, 4, 16):
         compiled = mmref.engine.CompiledModel(model, threads=threads)
         for batch in (*range(1, 10), 3, 3):
@@ -424,7 +435,7 @@ def test_narrow_processors(model, tmp_path, name, cpu, features):
         assert TARGET.name == {name!r}, TARGET
         errors = {{f: v.worst(f, v.all_floats(10007)) for f in ("exp", "softplus", "silu", "sigmoid")}}
         assert max(errors.values()) <= v.LIMIT, errors
-        compiled = mmref.engine.CompiledModel(mmref.create_model("mobilemamba_nano", seed=3))
+        compiled = mmref.engine.CompiledModel(t.lively())
         np.testing.assert_array_equal(compiled(t.picture(3))[1:2], compiled(t.picture(3)[1:2]))
         np.save({str(tmp_path / "logits.npy")!r}, compiled(t.picture(3)))
     """
@@ -434,4 +445,4 @@ def test_narrow_processors(model, tmp_path, name, cpu, features):
         import pytest
         raise SystemExit(pytest.main(["-q", "-x", {str(Path(__file__).parent / "test_kernels.py")!r}]))
     """, **older)
-    assert_close(np.load(tmp_path / "logits.npy"), model(picture(3)), 5e-6)
+    assert_close(np.load(tmp_path / "logits.npy"), *rounding(of_layer(model, picture(3))), dtype=np.float32)

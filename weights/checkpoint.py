@@ -1,84 +1,131 @@
-"""Read the tensors of a weights file, whoever made it, without running anything of it.
+"""Read the tensors of a weights file, whoever made it, without executing anything of it.
 
 `.pth` files in the zip form of `torch.save` go through an interpreter of pickle that calls nothing
-(pickle_tensors.py); `.safetensors` files through a strict check of their header (safetensors_file.py). Names are those
-of the file, without a `module.` prefix; floating point becomes float32, exactly or not at all.
+(pickle_tensors.py); `.safetensors` files through a strict check of their header (safetensors_file.py); files that come
+in parts through their index (sharded.py). Names are those of the file, without the prefixes of wrappers
+(state_dicts.py); floating point becomes float32, exactly or not at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
+from mmref.arguments import check_path
 from mmref.errors import CheckpointError
-from mmref.weights import pickle_tensors, safetensors_file
+from mmref.weights import pickle_tensors, safetensors_file, sharded
+from mmref.weights.state_dicts import Choice, check_name, choose
 from mmref.weights.zip_records import Records
-
-# Where trainers keep the weights, best first: the moving average before the raw weights.
-HOLDERS = ("net_E", "model_ema", "state_dict_ema", "net", "state_dict", "model")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a weights file.
+    """The tensors of a weights file, or of a dict.
 
-    path      the file
-    format    "zip" or "safetensors"
+    path      the file, or the index of several; None for a dict
+    format    "zip", "safetensors" or "dict"
     tensors   {name: array}; float32, or integers as they were (`num_batches_tracked`)
-    source    what was taken: "flat" for a file that is one state dict, else the entry's name, such as "net_E"
+    source    what was taken: "flat" for a file that is one state dict, else the entry's path, such as "net_E"
     others    other entries that hold tensors and could have been taken
-    foreign   names the file asked for that are no tensors, sorted; none of them was run
+    foreign   names the file asked for that are no tensors, sorted; none of them was executed
     metadata  text that a safetensors file brings along
+    prefix    what was cut from the beginning of every name, such as "module."
+    notes     what else was decided in reading, in words
     """
 
-    path: Path
+    path: Path | None
     format: str
     tensors: dict[str, np.ndarray]
     source: str = "flat"
     others: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> str:
+        """What messages call it: the file, or what it is."""
+        return "weights (a dict)" if self.path is None else str(self.path)
+
+    @property
+    def account(self) -> str:
+        """What was taken and what was left, on one line; empty for a plain state dict without anything to say."""
+        taken = f"took {self.source}" * (self.source != "flat" or bool(self.others))
+        others = f"also there: {', '.join(self.others[:10])} (prefer, --prefer)" if self.others else ""
+        return "; ".join(filter(None, (taken, others, *self.notes)))
 
 
 def read_checkpoint(path, *, prefer: str = "auto", strict: bool = False, allow_nonfinite: bool = False) -> Checkpoint:
-    """Read a `.pth` (zip form) or `.safetensors` file; what it is is told by its first bytes.
+    """Read a `.pth` (zip form) or `.safetensors` file, the index of one in parts, or a folder that holds one of these.
 
-    prefer           which entry of a trainer's file to take, such as "net" or "net_E"; "auto" takes the moving
-                     average where it is there
+    prefer           which entry of a trainer's file to take: a name such as "net" or "state.model", "ema" for a moving
+                     average, "raw" for the weights it was made of; "auto" takes the moving average where it is there
     strict           refuse a file that names anything but tensors, instead of passing over it
     allow_nonfinite  accept NaN and infinity, and negative variances
 
-    Raises CheckpointError, which names the file and the record, for everything that is not a whole, plain, finite
-    checkpoint.
+    What the file is is determined by its first bytes. Raises CheckpointError, which names the file and the record, for
+    everything that is not a whole, plain, finite checkpoint, and ValueProblem where `path` is no path.
     """
-    path = Path(path)
+    path = check_path("path", path)
     try:
+        path = sharded.locate(path)
         kind = _kind(path)
-        if kind == "safetensors":
-            if prefer not in ("auto", "flat"):
-                raise CheckpointError(f"prefer={prefer!r}: the file is one state dict and has no such entry")
-            tensors, metadata = safetensors_file.read(path)
-            found = Checkpoint(path, kind, tensors, metadata=metadata)
+        if kind == "index":
+            form, top, foreign, metadata, notes = sharded.read(path, lambda shard: _read_shard(shard, strict))
+            choice = choose(top, prefer)
+        elif kind == "safetensors":
+            sharded.refuse_part(path)
+            form, (top, metadata), foreign, notes = kind, safetensors_file.read(path), (), ()
+            choice = choose(top, prefer)
         else:
-            found = _read_zip(path, prefer, strict)
-        tensors = _checked(_without_prefix(found.tensors), allow_nonfinite)
+            sharded.refuse_part(path)
+            form, metadata = kind, {}
+            choice, foreign, notes = _read_zip(path, strict, lambda top: choose(top, prefer))
+        tensors = checked(choice.tensors, allow_nonfinite)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except MemoryError as error:
         raise CheckpointError(f"{path}: not enough memory to read it") from error
-    return Checkpoint(found.path, found.format, tensors, found.source, found.others, found.foreign, found.metadata)
+    return Checkpoint(path, form, tensors, choice.source, choice.others, foreign, metadata, choice.prefix,
+                      (*choice.notes, *notes))
+
+
+def from_dict(state: Mapping, *, prefer: str = "auto", allow_nonfinite: bool = False, dtype=np.float32) -> Checkpoint:
+    """A state dict in memory, {name: array} or a trainer's dict of them, with the checks of a file.
+
+    Floating point becomes `dtype`. Raises CheckpointError that names the tensor, for arrays of other libraries too.
+    """
+    try:
+        choice = choose(state, prefer, exact=True)
+        return Checkpoint(None, "dict", checked({name: _array(name, value) for name, value in choice.tensors.items()},
+                                                allow_nonfinite, dtype), choice.source, choice.others,
+                          prefix=choice.prefix, notes=choice.notes)
+    except CheckpointError as error:
+        raise CheckpointError(f"weights (a dict): {error}") from error
+
+
+def _array(name, value):
+    if isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, np.ma.MaskedArray):
+        array = np.asarray(value)
+        if array.dtype.kind in "fiub":
+            return array
+        raise CheckpointError(f"{name}: must be an array of real numbers, got {array.dtype}")
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    hint = "; pass tensor.detach().cpu().float().numpy()" if kind.startswith("torch.") else ""
+    raise CheckpointError(f"{name}: must be a NumPy array, got {kind}{hint}")
 
 
 def _kind(path: Path) -> str:
-    """"zip" or "safetensors", or an error that says what the file looks like instead."""
+    """"zip", "safetensors" or "index", or an error that says what the file looks like instead."""
     if path.exists() and not path.is_file():
-        raise CheckpointError("must be a regular file")
+        raise CheckpointError("must be a regular file, or a folder with one checkpoint in it")
     with open(path, "rb") as file:
         head = file.read(512)
     if head[:4] == b"PK\x03\x04":
@@ -87,6 +134,8 @@ def _kind(path: Path) -> str:
         return "safetensors"
     looks = "no weights file mmref knows (zip-form .pth or .safetensors)"
     text = head.lstrip().lower()
+    if text.startswith(b"{"):
+        return "index"
     if not head:
         looks = "an empty file"
     elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -95,8 +144,11 @@ def _kind(path: Path) -> str:
         looks = "a git-LFS pointer, not the file it points to: run `git lfs pull`"
     elif head.startswith(b"\x93NUMPY"):
         looks = "a NumPy array file"
+    elif head.startswith(b"\x89HDF"):
+        looks = "an HDF5 file, as Keras writes"
     elif head[:1] == b"\x80":
-        looks = "a PyTorch file of the old, pre-1.6 form or a plain pickle: save it again with a newer torch.save"
+        looks = ("a PyTorch file of the old, pre-1.6 form or a plain pickle: load it with PyTorch and save its "
+                 "state_dict() again, with torch.save as it is by default")
     elif head[257:262] == b"ustar":
         looks = "a tar archive, perhaps a PyTorch file from before 0.1.10"
     elif path.suffix == ".safetensors":
@@ -104,37 +156,43 @@ def _kind(path: Path) -> str:
     raise CheckpointError(f"is {looks}" if looks.startswith(("a", "no")) else looks)
 
 
-def _read_zip(path, prefer, strict):
+def _read_zip(path, strict, choosing) -> tuple[Choice, tuple[str, ...], tuple[str, ...]]:
+    """(the state dict taken, with arrays; names passed over; notes). choosing(top object) gives the Choice."""
     with Records(path) as records:
         pickle = pickle_tensors.load(records.read("data.pkl"), strict)
-        source, chosen, others = _choose(pickle.value, prefer)
+        choice = choosing(pickle.value)
         _check_storages(pickle.storages, records)
-        tensors, used = _build(chosen, records, path.stat().st_size)
+        arrays, used = _build(choice.tensors, records, path.stat().st_size)
         records.verify(records.infos.keys() - used - {"data.pkl"})
-        return Checkpoint(path, "zip", tensors, source, others, tuple(sorted(pickle.foreign)))
+        notes = []
+        subclasses = sorted({tensor.subclass for tensor in choice.tensors.values() if tensor.subclass})
+        if subclasses:
+            notes.append(f"the numbers of tensors of the class {', '.join(subclasses[:3])} taken as they are")
+        if records.unchecked:
+            notes.append("written without checksums (torch.serialization.set_crc32_options(False)): damage cannot be "
+                         "noticed")
+        return replace(choice, tensors=arrays), tuple(sorted(pickle.foreign)), tuple(notes)
 
 
-def _choose(top, prefer):
-    """(name, state dict, other names) of the entry to take."""
-    if not isinstance(top, dict):
-        raise CheckpointError(f"must hold a dict of tensors, got a {type(top).__name__}")
-    names = dict.fromkeys((*HOLDERS, *top))
-    offered = [name for name in names if _is_name(name) and _holds_tensors(top.get(name))]
-    if _holds_tensors(top) and not set(offered) & set(HOLDERS):  # beside a holder, a tensor is a loss or a counter
-        if prefer not in ("auto", "flat"):
-            raise CheckpointError(f"prefer={prefer!r}: the file is one state dict and has no such entry")
-        return "flat", top, ()
-    if not offered:
-        raise CheckpointError(f"holds no state dict, only {', '.join(map(pickle_tensors.short, list(top)[:10]))}")
-    if prefer == "auto":
-        prefer = offered[0]
-    if prefer not in offered:
-        raise CheckpointError(f"prefer must be one of {', '.join(offered)}, got {prefer!r}")
-    return prefer, top[prefer], tuple(name for name in offered if name != prefer)
+def _read_shard(path, strict):
+    """({name: array}, format, names passed over, metadata, notes) of a part: one flat state dict."""
+    kind = _kind(path)
+    if kind == "safetensors":
+        tensors, metadata = safetensors_file.read(path)
+        return tensors, kind, (), metadata, ()
+    if kind != "zip":
+        raise CheckpointError("a part must be a weights file, not an index")
+    choice, foreign, notes = _read_zip(path, strict, _as_it_is)
+    return choice.tensors, kind, foreign, {}, notes
 
 
-def _holds_tensors(value):
-    return isinstance(value, dict) and any(isinstance(v, pickle_tensors.Tensor) for v in value.values())
+def _as_it_is(top):
+    """The Choice of a part: its tensors under the names that the index knows."""
+    if not isinstance(top, dict) or not all(isinstance(tensor, pickle_tensors.Tensor) for tensor in top.values()):
+        raise CheckpointError("must hold a dict of tensors and nothing else, as a part")
+    for name in top:
+        check_name(name)
+    return Choice("flat", top)
 
 
 def _check_storages(storages, records):
@@ -149,15 +207,10 @@ def _check_storages(storages, records):
 def _build(chosen, records, file_size):
     """({name: array}, records used) of a dict of Tensor views; every storage read once, every tensor copied out."""
     order, storages, wanted = records.byte_order(), {}, 0
-    for name, tensor in chosen.items():
-        _check_name(name)
-        if not isinstance(tensor, pickle_tensors.Tensor):
-            foreign = isinstance(tensor, pickle_tensors.Foreign)
-            kind = f"something of {tensor.name}" if foreign else type(tensor).__name__
-            raise CheckpointError(f"{name}: must be a tensor, got {kind}")
+    for tensor in chosen.values():
         storages[f"data/{tensor.storage.key}"] = tensor.storage
         wanted += prod(tensor.shape)
-    if wanted > max(2 * file_size, 1 << 20):  # views may share a storage, but not without end
+    if wanted > max(2 * file_size, pickle_tensors.MAX_EXPANDED):  # views may share a storage, but not without end
         raise CheckpointError(f"its tensors ask for {wanted} elements, more than a file of {file_size} bytes can mean")
     loaded = {record: _decode(records.read(record), storage.dtype, order) for record, storage in storages.items()}
     arrays = {}
@@ -165,7 +218,7 @@ def _build(chosen, records, file_size):
         flat = loaded[f"data/{tensor.storage.key}"]
         view = np.lib.stride_tricks.as_strided(flat[tensor.offset:], tensor.shape,
                                                [s * flat.itemsize for s in tensor.stride], writeable=False)
-        arrays[name] = np.array(view, order="C")
+        arrays[name] = np.array(-view if tensor.negative else view, order="C")
     return arrays, storages.keys()
 
 
@@ -179,36 +232,16 @@ def _decode(data, dtype, order):
     return np.frombuffer(data, stored).astype(stored.newbyteorder("="), copy=False)
 
 
-def _is_name(name):
-    """Names are printed, and terminals obey control characters; lone surrogates cannot be written."""
-    return isinstance(name, str) and name.isprintable() and len(name) <= 200
-
-
-def _check_name(name):
-    if not _is_name(name):
-        raise CheckpointError("a tensor's name must be printable text of at most 200 characters, "
-                              f"got {pickle_tensors.short(name)}")
-
-
-def _without_prefix(tensors: Mapping) -> dict:
-    """Names without the `module.` that PyTorch's data-parallel wrappers put before them."""
-    for name in tensors:
-        _check_name(name)
-    plain = {name.removeprefix("module."): array for name, array in tensors.items()}
-    if len(plain) != len(tensors):
-        raise CheckpointError("some names are there with and without the prefix module.")
-    return plain
-
-
-def _checked(tensors, allow_nonfinite):
-    """Floating point as float32; NaN, infinity and negative variances refused."""
+def checked(tensors: Mapping[str, np.ndarray], allow_nonfinite: bool = False, dtype=np.float32) -> dict:
+    """Floating point as `dtype`; NaN, infinity and negative variances refused."""
     result = {}
     for name, array in tensors.items():
         if array.dtype.kind == "f":
             with np.errstate(over="ignore", invalid="ignore"):
-                narrowed = array.astype(np.float32, copy=False)
-            if array.dtype == np.float64 and not np.array_equal(np.isfinite(array), np.isfinite(narrowed)):
-                raise CheckpointError(f"{name}: has values beyond float32")
+                narrowed = array.astype(dtype, copy=False)
+            if array.dtype.itemsize > narrowed.dtype.itemsize and not np.array_equal(np.isfinite(array),
+                                                                                     np.isfinite(narrowed)):
+                raise CheckpointError(f"{name}: has values beyond {narrowed.dtype}")
             if not allow_nonfinite:
                 if not np.isfinite(narrowed).all():
                     raise CheckpointError(f"{name}: has NaN or infinity (allow_nonfinite accepts it)")

@@ -6,7 +6,6 @@ writes them; here the first is refused and the second cannot happen.
 
 from __future__ import annotations
 
-import json
 import os
 from math import prod
 from pathlib import Path
@@ -14,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from mmref.errors import CheckpointError
-from mmref.weights.atomic import replacing
+from mmref.files import replacing
+from mmref.weights.json_file import parse_json
 from mmref.weights.pickle_tensors import MAX_EMPTY, short
 
 MAX_HEADER = 16 << 20  # bytes; the format allows 100 MB, which as Python objects would fill a gigabyte
@@ -46,10 +46,7 @@ def _header(file, file_size):
     if room < 0 or size > min(MAX_HEADER, room):
         limit = min(MAX_HEADER, max(room, 0))
         raise CheckpointError(f"safetensors header must be at most {limit} bytes long, got {size}")
-    try:
-        header = json.loads(file.read(size).decode("utf-8"), object_pairs_hook=_unique)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"safetensors header is no JSON ({error})") from error
+    header = parse_json(file.read(size), "safetensors header")
     if not isinstance(header, dict):
         raise CheckpointError("safetensors header must be an object")
     metadata = header.pop("__metadata__", {})
@@ -63,13 +60,6 @@ def _header(file, file_size):
     if position != room - size:
         raise CheckpointError(f"{room - size - position} bytes follow the last tensor")
     return entries, metadata
-
-
-def _unique(pairs):
-    names = dict(pairs)
-    if len(names) != len(pairs):
-        raise CheckpointError("safetensors header has a name twice")
-    return names
 
 
 def _entry(name, value):

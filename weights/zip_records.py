@@ -2,7 +2,8 @@
 
 `torch.save` stores records one after another, uncompressed, under one folder name: data.pkl, data/0, data/1, ...,
 version, byteorder. Anything else (compressed or encrypted records, two records of one name, a local header that
-contradicts the directory) is refused, and every record's checksum is verified when it is read.
+contradicts the directory) is refused, and every record's checksum is verified when it is read. Files that PyTorch
+wrote without checksums (`torch.serialization.set_crc32_options(False)`) give zero for every one of them: `unchecked`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Records:
             self.zip = zipfile.ZipFile(self.file)
             self.file.limit = None
             self.infos = self._check(path.stat().st_size)
+            self.unchecked = self._without_checksums()
         except CheckpointError:
             self.file.close()
             raise
@@ -85,6 +87,14 @@ class Records:
         if infos["data.pkl"].file_size > MAX_PICKLE:
             raise CheckpointError(f"data.pkl has {infos['data.pkl'].file_size} bytes, at most {MAX_PICKLE} expected")
         return infos
+
+    def _without_checksums(self) -> bool:
+        """Whether the file was written without any; a single zero among others is damage like any other."""
+        unchecked = not any(info.CRC for info in self.infos.values())
+        if unchecked:
+            for info in self.infos.values():
+                info.CRC = None  # zipfile compares nothing then
+        return unchecked
 
     def size(self, name: str) -> int:
         """Bytes of a record; CheckpointError where it is missing."""

@@ -23,12 +23,16 @@ from mmref.bench.gpu_worker import TINY, Job
 from mmref.bench.machine import describe_machine, versions
 from mmref.bench.process import Process
 from mmref.errors import MissingBackend
+from mmref.files import replacing
 from mmref.tables import table
 
 SECONDS = 460.0   # of a whole report
-RESERVED = 190.0  # of them kept for PyTorch and the memory checker
+RESERVED = 200.0  # of them kept for PyTorch and the checkers
+CHECKED = 80.0    # of those kept for the checkers, a half each
+CHECKERS = {"memcheck": "memory_checker", "racecheck": "race_checker"}  # tool of compute-sanitizer -> section
+NSIGHT = "/opt/nvidia/nsight-compute"  # which brings a compute-sanitizer of its own
 ENGINE = ("device", "correctness", "kernels_checked", "bits", "throughput", "kernels")
-PACKAGES = ("mmref", "numpy", "numba", "numba-cuda", "cupy-cuda13x", "cuda-toolkit", "nvidia-cublas", "cuda-bindings",
+PACKAGES = ("mmref", "numpy", "numba", "numba-cuda", "cuda-toolkit", "nvidia-cublas", "cuda-bindings",
             "torch", "triton", "mamba-ssm")
 EAGER_MODES = (("eager", (1, 32, 256)), ("eager channels-last", (1, 32, 256)), ("mamba-ssm", (1, 256)))
 COMPILE_MODES = (("compile", 256), ("compile graphs", 1), ("compile", 1), ("compile channels-last", 256),
@@ -77,8 +81,8 @@ def run_gpu_report(path, plan: GpuPlan | None = None, progress=None, limit: floa
     end = time.monotonic() + plan.limit
     _run(writer, plan, list(ENGINE), end - (RESERVED if not SIMULATOR else 0))
     if not SIMULATOR:
-        _run(writer, plan, ["torch"], end - 60)
-        check_memory(writer, plan, end)
+        _run(writer, plan, ["torch"], end - CHECKED)
+        check_memory(writer, end)
     report["complete"] = not report["errors"]
     writer.save()
     return report
@@ -117,11 +121,8 @@ class _Writer:
         self.save()
 
     def save(self):
-        partial = f"{self.path}.partial"
-        with open(partial, "w") as file:
-            json.dump(self.report, file, indent=1)
-            file.write("\n")
-        os.replace(partial, self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
 
 
 def _run(writer, plan, sections, end):
@@ -165,24 +166,33 @@ def command(plan, sections, limit) -> list[str]:
 # ------------------------------------------------------------------------------------- memory checker
 
 def find_sanitizer() -> str | None:
-    """NVIDIA's compute-sanitizer: on the path, in a toolkit, or in a package beside us."""
-    places = [os.path.join(root, "bin", "compute-sanitizer")
-              for root in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda") if root]
+    """NVIDIA's compute-sanitizer: on the path, in a toolkit, with Nsight Compute, or in a package beside us."""
+    places = [os.path.join(root, folder, "compute-sanitizer")
+              for root in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda") if root
+              for folder in ("bin", "compute-sanitizer")]
+    places += sorted(glob(os.path.join(NSIGHT, "**", "compute-sanitizer"), recursive=True), reverse=True)  # newest
     places += [path for root in sys.path for path in glob(os.path.join(root, "nvidia", "*", "**", "compute-sanitizer"),
                                                           recursive=True) if root.endswith("site-packages")]
-    return shutil.which("compute-sanitizer") or next((place for place in places if os.access(place, os.X_OK)), None)
+    return shutil.which("compute-sanitizer") or next(
+        (place for place in places if os.path.isfile(place) and os.access(place, os.X_OK)), None)
 
 
-def check_memory(writer, plan, end):
-    """A small forward and the host operations under the memory checker."""
-    section, tool = "memory_checker", find_sanitizer()
+def check_memory(writer, end):
+    """A small forward and the host operations under the memory checker, then under the race checker."""
+    middle = (time.monotonic() + end) / 2
+    for (tool, section), until in zip(CHECKERS.items(), (middle, end), strict=True):
+        _check(writer, tool, section, until)
+
+
+def _check(writer, check, section, end):
+    tool = find_sanitizer()
     if tool is None:
         writer.report[section] = {"run": False, "why": "compute-sanitizer was not found on this machine"}
         writer.save()
         return
     writer.take({"begin": section})
     small = GpuPlan({"nano": {"name": "mobilemamba_nano", "changes": {}, "side": 65}}, matmul="own")
-    order = [tool, "--tool", "memcheck", "--error-exitcode", "9", *command(small, ["sanitize"], 600)]
+    order = [tool, "--tool", check, "--error-exitcode", "9", *command(small, ["sanitize"], 600)]
     try:
         done = subprocess.run(order, capture_output=True, text=True, timeout=max(end - time.monotonic(), 1))
     except subprocess.TimeoutExpired:
@@ -254,9 +264,8 @@ def report_text(report) -> str:
                   f"{100 * speed / nominal:.0f}", f"{2 * row['gmac'] / row['ms']:.1f}")
                  for name, row in kernels.items() for speed in [row["mib"] * 2**20 / (1e6 * max(row["ms"], 1e-9))]]
         parts.append(table(lines, (case, "launches", "ms", "GB/s", "% of a copy", "% nominal", "TFLOP/s")))
-    checker = report.get("memory_checker")
-    if checker:
-        parts.append("memory checker: " + (" ".join(checker["said"][-1:]) if checker["run"] else checker["why"]))
+    parts += [f"{section.replace('_', ' ')}: {' '.join(found['said'][-1:]) if found['run'] else found['why']}"
+              for section in CHECKERS.values() if (found := report.get(section))]
     parts += [f"{section} failed: {message}" for section, message in report["errors"].items()]
     return "\n\n".join(parts)
 
@@ -266,7 +275,7 @@ def right(report) -> bool:
     checks = [found["passed"] for section in ("correctness", "kernels_checked")
               for found in report.get(section, {}).values()]
     checks += [ok for found in report.get("bits", {}).values() for ok in found.values()]
-    checks.append(report.get("memory_checker", {}).get("passed", True))
+    checks += [report.get(section, {}).get("passed", True) for section in CHECKERS.values()]
     return bool(report.get("correctness")) and all(checks) and not report["errors"]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from mmref.cli.common import add_model_arguments, model_from, print_json
+from mmref.cli.common import add_backend_arguments, add_model_arguments, model_from, print_json
 from mmref.tables import table
 
 
 def add_arguments(parser):
     add_model_arguments(parser, positional=True)
+    add_backend_arguments(parser)
     parser.add_argument("--img-size", type=int, help="side of the picture (default: the training size)")
     parser.add_argument("--depth", type=int, default=2, help="how many dots deep to go (default: %(default)s)")
     parser.add_argument("--plan", action="store_true", help="the operations of the compiled engine instead")

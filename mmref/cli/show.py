@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from mmref.cli.common import add_model_arguments, model_from
 from mmref.data.samples import SAMPLES
-
-NAME, HELP = "show", "pictures of what happens inside"
 
 
 def add_arguments(parser):
@@ -16,10 +15,7 @@ def add_arguments(parser):
                         help="sub-bands before and after their convolution; the orders of the scan; its step sizes; "
                         "the effective receptive field; feature maps")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help=".png, .pdf or .svg")
-    parser.add_argument("--model", default="mobilemamba_nano",
-                        help="default: %(default)s, whose weights are in the box")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth (default: the model's own)")
-    parser.add_argument("--num-classes", type=int, help="checked against the weights")
+    add_model_arguments(parser)
     parser.add_argument("--layer", metavar="NAME", help="a block (wavelet, scan, delta), a stage (erf), any layer with "
                         "a map (features)")
     parser.add_argument("--size", type=int, metavar="N", help="show the network N x N pixels (default: 512; for erf "
@@ -35,9 +31,8 @@ def run(args) -> int:
     from mmref.data.picture import open_picture
     from mmref.data.samples import sample_picture
     from mmref.errors import ValueProblem
-    from mmref.models.create import create_model
+    from mmref.files import replacing
     from mmref.show.pictures import draw
-    from mmref.weights.atomic import replacing
     if (args.picture is None) == (args.sample is None):
         raise ValueProblem("PICTURE or --sample NAME must be given, and not both")
     kind = Path(args.output).suffix.lower().removeprefix(".")
@@ -51,7 +46,7 @@ def run(args) -> int:
         picture, notes = open_picture(args.picture)
     for note in notes:
         print(f"mmref: note: {args.picture}: {note}", file=sys.stderr)
-    model = create_model(args.model, args.weights, pretrained=args.weights is None, num_classes=args.num_classes)
+    model = model_from(args)
     total = args.cells ** 2 if args.what == "erf" else 1
     with tqdm(total=total, unit="cell", leave=False, disable=total == 1 or not sys.stderr.isatty()) as bar:
         figure = draw(args.what, model, picture, args.layer, args.size, args.cells, bar.update)

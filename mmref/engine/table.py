@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mmref.engine.lowering import TOGETHER
 from mmref.engine.plan import Plan
-from mmref.engine.walk import TOGETHER
 from mmref.kernels.calibrate import NOISE
 from mmref.tables import table
 
@@ -38,8 +38,8 @@ def plan_table(plan: Plan, times: list[float] | None = None, shares: list[float 
     """One line per operation: kernel, layer, output shape, bytes moved, multiply-adds, threads; if measured, its time
     and its share of the peak (`shares_of_peak`), or "alarm" in its place where it cannot be right."""
     wrong = beyond_the_peak(times, shares) if shares else []
-    head = ["operation", "layer", "output", "KiB", "MMAC", "threads"] + (["us", "GFLOP/s"] if times else [])
-    head += ["of peak"] if shares else []
+    titles = ["operation", "layer", "output", "KiB", "MMAC", "threads"] + (["us", "GFLOP/s"] if times else [])
+    titles += ["of peak"] if shares else []
     rows = []
     for index, op in enumerate(plan.operations):
         who = f"all {plan.threads}" if op.owner == TOGETHER and plan.threads > 1 else str(max(op.owner, 0))
@@ -53,7 +53,7 @@ def plan_table(plan: Plan, times: list[float] | None = None, shares: list[float 
             row.append("alarm" if wrong[index] else "" if share is None else f"{share:.0%}")
         rows.append(row)
     macs = sum(op.macs for op in plan.operations)
-    lines = [table(rows, head, left=3), ""]
+    lines = [table(rows, titles, left=3), ""]
     lines.append(f"{len(rows)} operations, {macs / 1e6:,.1f} million multiply-adds, "
                  f"{plan.activation_bytes / 2**20:,.1f} MiB of activations"
                  + (f", {sum(times) * 1e3:,.2f} ms in sum" if times else ""))

@@ -17,13 +17,11 @@ Letters as in ss2d.py: B batch, D inner channels, H x W pixels, L = H*W steps, K
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
 from mmref.errors import MissingBackend, ValueProblem
+from mmref.files import replacing
 from mmref.models.mobilemamba import FFN, Block, Mixer, MobileMamba, PatchMerging, SqueezeExcite, Stem
 from mmref.models.mrffi import MRFFI, WaveletMamba
 from mmref.nn.layer import Conv2d, LayerNorm, Linear, ReLU, Residual, Scale, Sequential, Sigmoid
@@ -44,32 +42,14 @@ INPUT, LOGITS, FEATURES = "input", "logits", "features"
 
 
 def export_onnx(model: MobileMamba, path, opset: int = OLDEST_OPSET) -> onnx.ModelProto:
-    """Write `to_onnx(model, opset)` to `path`: under another name first, renamed when complete.
+    """Write `to_onnx(model, opset)` to `path`, whole or not at all.
 
     Returns the ModelProto. Raises what `to_onnx` raises, and OSError where the file cannot be written.
     """
-    proto, path = to_onnx(model, opset), Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(path)) from error  # not the temporary name
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(proto.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are its owner's alone
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    proto = to_onnx(model, opset)
+    with replacing(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
     return proto
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def to_onnx(model: MobileMamba, opset: int = OLDEST_OPSET) -> onnx.ModelProto:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from mmref.arguments import check_callable
 from mmref.nn import functional as F
+from mmref.nn.operation import Symbol
 
 _recorder: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("recorder", default=None)
 
@@ -24,13 +26,19 @@ def recording(record: Callable[[str, np.ndarray, Layer], None]):
     """Within the block, `record(name, output, layer)` is called for every layer that runs (in this context only).
 
     Names are the layers' dotted paths; SS2D adds the inside of its scan (`....global_atten:delta` and so on).
-    The output must not be written to.
+    The output must not be written to. Raises ValueProblem where `record` is not callable.
     """
+    check_callable("record", record, "a function (name, output, layer)")
     token = _recorder.set(record)
     try:
         yield
     finally:
         _recorder.reset(token)
+
+
+def is_recording() -> bool:
+    """Whether a recorder listens in this context."""
+    return _recorder.get() is not None
 
 
 class Layer:
@@ -50,15 +58,17 @@ class Layer:
     def forward(self, x):
         raise NotImplementedError
 
-    def __call__(self, x):
-        y = self.forward(x)
+    def __call__(self, *inputs):
+        if isinstance(inputs[0], Symbol):
+            return inputs[0].inside(self, *inputs)
+        y = self.forward(*inputs)
         self.record(y)
         return y
 
     def record(self, y, inside: str = "") -> None:
         """Show `y` to the recorder, if one listens, under this layer's name."""
         record = _recorder.get()
-        if record is not None:
+        if record is not None and not isinstance(y, Symbol):
             record(f"{self.name}:{inside}" if inside else self.name, y, self)
 
     @property

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref.errors import ShapeError
+from mmref.nn import shapes
 from mmref.nn.functional import check_backend
+from mmref.nn.operation import operation
 
 
+@operation(shapes.selective_scan)
 def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):
     """Run the recurrence over every sequence.
 
@@ -30,7 +32,6 @@ def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):
     `backend="numba"` and `backend="cuda"` run the compiled kernels of mmref.kernels (float32 only).
     Returns y (batch, K, D, L). Raises ShapeError where shapes disagree, MissingBackend where the backend cannot run.
     """
-    _check_shapes(u, delta, A, B, C, D)
     if check_backend(backend) != "numpy":
         from mmref.kernels import load_op
         return load_op("selective_scan", backend)(u, delta, A, B, C, D)
@@ -43,14 +44,3 @@ def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):
             h = decay[..., step] * h + drive[..., step]
             y[..., step] += C[:, :, n, None, step] * h
     return y
-
-
-def _check_shapes(u, delta, A, B, C, D):
-    if u.ndim != 4:
-        raise ShapeError(f"u must be rank 4 (batch, K, D, L), got shape {u.shape}")
-    batch, K, dim, length = u.shape
-    N = A.shape[-1] if A.ndim else 0
-    for name, array, expected in (("delta", delta, u.shape), ("A", A, (K, dim, N)), ("B", B, (batch, K, N, length)),
-                                  ("C", C, (batch, K, N, length)), ("D", D, (K, dim))):
-        if array.shape != expected:
-            raise ShapeError(f"{name} must have shape {expected} to go with u {u.shape}, got {array.shape}")

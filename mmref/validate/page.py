@@ -15,7 +15,7 @@ PICTURES = 12
 
 def write_page(path, result, reference, candidate, reference_name="", candidate_name="") -> None:
     """Write the page, whole or not at all."""
-    from mmref.weights.atomic import replacing
+    from mmref.files import replacing
     with replacing(path) as temporary:
         temporary.write_text(page(result, reference, candidate, reference_name, candidate_name), encoding="utf-8")
 
