@@ -8,9 +8,9 @@ from mmref.cli.common import (
     add_transform_arguments,
     model_from,
     print_json,
-    table,
     transform_from,
 )
+from mmref.tables import table
 
 
 def add_arguments(parser):
