@@ -20,10 +20,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mmref.bench.gpu_worker import TINY, Job
-from mmref.bench.machine import describe_machine, versions
 from mmref.bench.process import Process
 from mmref.errors import MissingBackend
 from mmref.files import replacing
+from mmref.machine import describe_machine, versions
 from mmref.tables import table
 
 SECONDS = 460.0   # of a whole report

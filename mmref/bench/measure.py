@@ -18,11 +18,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mmref.bench.backends import BACKENDS, Job, absent
-from mmref.bench.machine import describe_machine
 from mmref.bench.process import WorkerFailed, WorkerProcess
 from mmref.bench.start import Start, start_model
 from mmref.cores import usable_cores
 from mmref.errors import MissingBackend, ValueProblem
+from mmref.machine import describe_machine
 
 REST = 0.05  # seconds between turns: thread pools spin for some milliseconds after their work
 SWEEP_SIZES, SWEEP_BATCHES = (128, 192, 256, 384, 512, 768, 1024), (1, 2, 4, 8, 16, 32, 64)
