@@ -146,11 +146,19 @@ def _first_row(panel, rows, tile_rows, all_vectors, thread, threads):
 
 @njit(error_model="numpy")
 def _first_weights(record, thread, threads):
-    """What this thread will read first in a matrix product: an address in its weights (0 for no record)."""
-    if record == 0:
-        return 0
+    """What this thread will read first in a matrix product: (address, bytes) of a panel's weights."""
     op = view(record, MATMUL)
-    return view(op.panel_table + op.panels * thread // threads * PANEL_BYTES, PANEL).weights
+    panel = view(op.panel_table + op.panels * thread // threads * PANEL_BYTES, PANEL)
+    return panel.weights, op.depth * panel.vectors * VECTOR_BYTES
+
+
+@njit(error_model="numpy")
+def _ahead_step(size, vectors, depth, blocks):
+    """How many bytes on each step of a tile asks for its `vectors` cache lines, so that `blocks` blocks of `depth` steps
+    ask for `size` bytes, as many as the panel in use has at most, and for nothing behind them."""
+    line = vectors * VECTOR_BYTES
+    step = (min(size, depth * line) + blocks * depth - 1) // (blocks * depth)
+    return min(step, (size - line) // max(depth - 1, 1))
 
 
 def matmul(record, thread, threads):
@@ -169,13 +177,17 @@ def matmul(record, thread, threads):
                 continue
             # while one panel is in use the next is on its way, a part of it with every block of rows
             blocks = (last - first + op.tile_rows - 1) // op.tile_rows
-            ahead_step = (panel.vectors * VECTOR_BYTES + blocks - 1) // blocks
-            ahead = panel_at + PANEL_BYTES
-            if p + 1 < op.panels and _first_row(view(ahead, PANEL), rows, op.tile_rows, all_vectors, thread + 1,
-                                                threads) > 0:
-                ahead = view(ahead, PANEL).weights
-            else:
-                ahead = _first_weights(op.next, thread, threads)
+            line = panel.vectors * VECTOR_BYTES
+            ahead, size = panel.weights, line  # where nothing follows: what is there already
+            following = view(panel_at + PANEL_BYTES, PANEL)
+            if p + 1 < op.panels and _first_row(following, rows, op.tile_rows, all_vectors, thread + 1, threads) > 0:
+                ahead, size = following.weights, op.depth * following.vectors * VECTOR_BYTES
+            elif op.next != 0:
+                ahead, size = _first_weights(op.next, thread, threads)
+            if size < line:
+                ahead, size = panel.weights, line
+            ahead_step = _ahead_step(size, panel.vectors, op.depth, blocks)
+            farthest = size - line - (op.depth - 1) * ahead_step
             for block in range(blocks):
                 i = start + first + (last - first) * block // blocks
                 count = start + first + (last - first) * (block + 1) // blocks - i
@@ -189,4 +201,4 @@ def matmul(record, thread, threads):
                 call_tile(op.tiles, count, panel.vectors,
                           (op.a + i * op.pitch, op.pitch, op.depth, 1, 0, 1, 0, panel.weights, op.out + place,
                            op.out_pitch, op.bias + panel.column, residual, residual2, op.relu,
-                           ahead + block * op.depth * ahead_step, ahead_step))
+                           ahead + min(block * op.depth * ahead_step, farthest), ahead_step))

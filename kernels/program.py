@@ -27,7 +27,8 @@ from mmref.kernels.records import STEP, TEAM
 from mmref.kernels.target import TABLE_SIZE, TARGET
 
 KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "wavelet_branch", "scan", "norm_gate", "copy_relu",
-           "mean", "gate", "scan_states")
+           "mean", "gate", "scan_states", "path_scan", "move", "combine", "norm", "gather", "scatter", "analysis",
+           "synthesis")
 MOST_THREADS = 1024
 
 

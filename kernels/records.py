@@ -27,11 +27,13 @@ MATMUL = _record("a pitch rows depth panels panel_table bias out out_pitch resid
 # One panel: `column`, bytes from the first column of `out`; its vectors; the address of its packed weights.
 PANEL = _record("column vectors weights")
 
-# stem.py: 3x3 convolution of stride 2 over maps with a border of zeros; height and width are those of the output.
-STEM = _record("x pixel row depth taps out out_pixel out_row height width panels panel_table bias relu tiles tile_rows")
-# stem.py: NCHW picture -> channels-last inside a border. `cell` is where the array's address stands while a plan runs;
-# 1 is written to `alarm` where a value is infinite or NaN.
-PICTURE = _record("cell offset channels height width out row alarm")
+# stem.py: k x k convolution over maps with a border of zeros, `kernel` rows (`tap_row` bytes apart) of `taps` runs
+# (`tap` bytes apart) of `depth` values; height and width are those of the output. Residuals as in MATMUL.
+STEM = _record("x pixel row image depth kernel tap_row taps tap stride out out_pixel out_row out_image height width "
+               "images panels panel_table bias residual residual2 relu tiles tile_rows")
+# stem.py: NCHW picture -> channels-last, pixels `pixel` bytes apart. `cell` is where the array's address stands while a
+# plan runs; 1 is written to `alarm` where a value is infinite or NaN.
+PICTURE = _record("cell offset channels height width out pixel row alarm")
 # stem.py: channels-last map -> the caller's array, packed; `cell` and `offset` as above.
 RESULT = _record("x pitch rows channels cell offset")
 
@@ -64,6 +66,11 @@ SCAN = _record("u pitch coefficients coefficients_pitch rank parameters out out_
 # selective_scan.py, the reference's operation: arrays padded to whole vectors, channels last; A and D by vectors.
 STATES = _record("u delta A B C D out states directions sequences length channel_vectors scratch scratch_size")
 
+# path_scan.py: any order and number of states; `table` (directions, length) of pixel numbers, -1 for a pixel of zeros.
+# `parameters` of a vector and direction: `rank` rows of the step-size projection, its bias, D, A * log2(e) by states.
+PATH_SCAN = _record("u pitch coefficients coefficients_pitch rank states directions parameters table length pixels out "
+                    "out_pitch vectors images scratch scratch_size")
+
 # norm_gate.py: out = (layer norm of y * weight + bias) * silu(z); `parameters` holds weight, then bias.
 NORM_GATE = _record("y pitch z z_pitch rows vectors parameters out out_pitch")
 
@@ -75,6 +82,21 @@ MEAN = _record("x pitch images length vectors out out_pitch")
 
 # squeeze_excite.py: x[image, pixel] *= sigmoid(gate[image]), in place.
 GATE = _record("x pitch images length vectors gate gate_pitch")
+
+# plain.py: what no faster kernel covers. MOVE: strides in bytes; x 0 stands for zeros; add 1 adds to what is there.
+MOVE = _record("x x_image x_row x_column x_channel out out_image out_row out_column out_channel images rows columns "
+               "channels add")
+# COMBINE: `operation` as in COMBINATIONS; y 0 for those of one operand, else its row is (row // y_length) % y_count.
+COMBINE = _record("x pitch y y_pitch y_length y_count rows channels out out_pitch operation")
+COMBINATIONS = {"copy": 0, "relu": 1, "sigmoid": 2, "silu": 3, "softplus": 4, "add": 5, "multiply": 6}
+# NORM: layer norm; addresses of weight, bias and epsilon.
+NORM = _record("x pitch rows channels weight bias epsilon out out_pitch")
+# GATHER, SCATTER: rows by a table of `count` int64.
+GATHER = _record("x pitch x_rows table count out out_pitch vectors images")
+SCATTER = _record("x pitch table count out out_pitch out_rows vectors images")
+# ANALYSIS, SYNTHESIS: any wavelet; height and width are those of the map.
+ANALYSIS = _record("x pitch height width channels kernel bank out out_pitch images")
+SYNTHESIS = _record("x pitch height width channels kernel bank out out_pitch images")
 
 # team.py: what threads that work together share; words that several write lie in cache lines of their own, and `lock`
 # and `wake` have room for any system's mutex and condition variable. A forward is a job: `count` steps; `times`: where

@@ -1,14 +1,14 @@
-"""The stem: 3x3 convolutions of stride 2 as matrix products, without ever copying the 3x3 neighbourhoods.
+"""k x k convolutions as matrix products, the stem's above all, without ever copying the neighbourhoods.
 
-Channels-last, three pixels side by side are one run of memory; the neighbourhood of an output pixel is three such runs
-and neighbouring outputs start two pixels apart: a matrix product whose rows overlap. A border of zeros around every
-map leaves no special cases at its edges. `picture` and `result` carry arrays in and out; `picture` also looks for
-values that are not finite, while it has them in hand.
+Channels-last, k pixels side by side are one run of memory where no padding lies between them; the neighbourhood of an
+output pixel is k such runs, and neighbouring outputs start `stride` pixels apart: a matrix product whose rows overlap.
+A border of zeros around every map leaves no special cases at its edges. `picture` and `result` carry arrays in and out;
+`picture` also looks for values that are not finite, while it has them in hand.
 
 Parallel   rows of output pixels (rows of the picture, pixels of the result).
 Loops      panels, rows, blocks of pixels; then, in the tile, taps and channels.
-Moves      every input from the cache 9/4 times, every output once.
-Costs      18 * c_in operations an output.
+Moves      every input from the cache k*k / stride**2 times, every output once.
+Costs      2 * k*k * c_in operations an output.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def picture(record, thread, threads):
     nothing, rest = zeros(), np.float32(0)  # sums of 0 * value: NaN where a value is not finite
     for row in range(op.height * thread // threads, op.height * (thread + 1) // threads):
         source = x + row * width * 4
-        target = op.out + (row + 1) * op.row + channels * 4
+        target = op.out + row * op.row
         first = 0
-        if channels == 3:
+        if op.pixel == 12 and channels == 3:
             first = width // LANES * LANES
             for column in range(0, first, LANES):
                 at = source + column * 4
@@ -55,7 +55,7 @@ def picture(record, thread, threads):
             for channel in range(channels):
                 value = load_scalar(source + column * 4 + channel * plane)
                 rest += value * np.float32(0)
-                store_scalar(target + (column * channels + channel) * 4, value)
+                store_scalar(target + column * op.pixel + channel * 4, value)
     if not lane_sum(nothing) + rest == 0:
         store_integer(op.alarm, 1)
 
@@ -64,20 +64,36 @@ def stem(record, thread, threads):
     """Kernel of STEM."""
     op = view(record, STEM)
     blocks = (op.width + op.tile_rows - 1) // op.tile_rows
-    first, last = op.height * thread // threads, op.height * (thread + 1) // threads
+    lines = op.images * op.height
+    first, last = lines * thread // threads, lines * (thread + 1) // threads
+    steps, step = op.kernel * op.taps * op.depth, op.stride * op.pixel
     for p in range(op.panels):
         panel = view(op.panel_table + p * PANEL_BYTES, PANEL)
-        steps = 3 * op.taps * op.depth
-        for row in range(first, last):
-            x, out = op.x + 2 * row * op.row, op.out + row * op.out_row + panel.column
+        for line in range(first, last):
+            image, row = line // op.height, line % op.height
+            x = op.x + image * op.image + op.stride * row * op.row
+            place = image * op.out_image + row * op.out_row + panel.column
             for block in range(blocks):
                 i = op.width * block // blocks
                 count = op.width * (block + 1) // blocks - i
+                here = place + i * op.out_pixel
+                residual = op.residual
+                if residual != 0:
+                    residual += here
+                residual2 = op.residual2
+                if residual2 != 0:
+                    residual2 += here
                 # what is written next comes on its way: a store to a line that is not in the cache waits for it
+                ahead, ahead_count = op.out + here, 1
+                if block + 1 < blocks:
+                    ahead += count * op.out_pixel
+                    ahead_count = op.width * (block + 2) // blocks - i - count
+                elif line + 1 < last and row + 1 < op.height:
+                    ahead, ahead_count = op.out + place + op.out_row, op.width // blocks
                 call_tile(op.tiles, count, panel.vectors,
-                          (x + 2 * i * op.pixel, 2 * op.pixel, op.depth, 3, op.row, op.taps, op.pixel, panel.weights,
-                           out + i * op.out_pixel, op.out_pixel, op.bias + panel.column, 0, 0, op.relu,
-                           out + (i + count) * op.out_pixel, count * op.out_pixel // steps))
+                          (x + i * step, step, op.depth, op.kernel, op.tap_row, op.taps, op.tap, panel.weights,
+                           op.out + here, op.out_pixel, op.bias + panel.column, residual, residual2, op.relu, ahead,
+                           (ahead_count - 1) * op.out_pixel // max(steps - 1, 1)))
 
 
 def result(record, thread, threads):

@@ -35,6 +35,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
+from mmref.kernels.float_mode import enter_kernels, set_float_mode
 from mmref.kernels.records import STEP, TEAM
 from mmref.kernels.target import TARGET
 from mmref.kernels.vector import INT64, call, load_integer, operation, store_integer, view
@@ -168,7 +169,9 @@ def barrier(team, members):
 
 @njit
 def _walk(team, steps, count, shares, times, member, members):
-    """What one member does in a job; `times` (0: none) takes nanoseconds by step."""
+    """What one member does in a job; `times` (0: none) takes nanoseconds by step. The thread is in the kernels'
+    floating-point mode meanwhile."""
+    mode = enter_kernels()
     last = nanoseconds()
     for index in range(count):
         step = view(steps + index * STEP_BYTES, STEP)
@@ -187,6 +190,7 @@ def _walk(team, steps, count, shares, times, member, members):
             if mine:
                 store_integer(times + 8 * index, now - last)
             last = now
+    set_float_mode(mode)
 
 
 def walk_alone(steps, count, shares, times):

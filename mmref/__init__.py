@@ -10,6 +10,7 @@ Reading order: mobilemamba, mrffi, wavelet, ss2d, scan_order, selective_scan, fu
 from __future__ import annotations
 
 from importlib import import_module
+from os import path as _path
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,30 @@ _PUBLIC = {
     "MmrefError": "mmref.errors",
 }
 __all__ = ["__version__", *_PUBLIC]
+
+
+def _checkout(package: str) -> list[str]:
+    """[the checkout that the folder `package` lies in], [] where it is installed.
+
+    An installed mmref holds kernels/ and weights/; in a checkout they lie beside it. Python started there takes this
+    package before any installed one, so it has to find them. Folders of these names lie beside packages elsewhere too
+    (`kernels` is somebody else's package): only a project that is called mmref is ours.
+    """
+    if _path.isfile(_path.join(package, "weights", "__init__.py")):
+        return []
+    root = _path.dirname(_path.realpath(package))
+    if not all(_path.isfile(_path.join(root, name, "__init__.py")) for name in ("kernels", "weights")):
+        return []
+    import tomllib
+    try:
+        with open(_path.join(root, "pyproject.toml"), "rb") as file:
+            project = tomllib.load(file).get("project")
+    except (OSError, ValueError):
+        return []
+    return [root] if isinstance(project, dict) and project.get("name") == "mmref" else []
+
+
+__path__ += _checkout(__path__[0])
 
 
 def __getattr__(name: str):

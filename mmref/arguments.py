@@ -17,6 +17,15 @@ import numpy as np
 
 from mmref.errors import MmrefError, ShapeError, ValueProblem
 
+
+class Shaped:
+    """What has the shape and dtype of an array but no values: it stands for one while a network's text is traced.
+
+    `check_ndarray` and those built on it let it pass; it must have `shape`, `ndim` and `dtype`."""
+
+    __slots__ = ()
+
+
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _SHOWN = 80  # characters of a value that a message repeats
 
@@ -165,7 +174,7 @@ def check_dtype(name: str, value) -> np.dtype:
 def check_ndarray(name: str, array, axes: str = "") -> None:
     """A NumPy array, memory-mapped or not. Raises ShapeError for lists, other libraries' arrays, and for masked arrays
     and matrices, whose own rules would be lost on the way. `axes` names the axes, for the message."""
-    if type(array) is np.ndarray or isinstance(array, np.memmap):
+    if type(array) is np.ndarray or isinstance(array, (np.memmap, Shaped)):
         return
     if isinstance(array, np.ma.MaskedArray):
         advice = f"{name}.filled(value) makes one"

@@ -36,5 +36,9 @@ class MissingBackend(MmrefError, ImportError):
     """An optional package or device that is not there; the message says what to install."""
 
 
+class NotTraceable(MmrefError, TypeError):
+    """Something in a network's text that a backend other than NumPy cannot take; the message names the layer."""
+
+
 class OutOfDeviceMemory(MmrefError, MemoryError):
     """A batch too large for the GPU's memory; the message names one that would fit."""

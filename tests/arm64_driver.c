@@ -1,5 +1,6 @@
 /* Runs the forward of arm64_image.py: driver IMAGE RESULT. Once on one thread, then 20 times on a team, and writes the
-   logits; exit status 1 where a team's differ from those of one thread. */
+   logits. Exit status 1 where a team's differ from those of one thread, 6 where a denormal was not flushed, 7 where the
+   caller, who rounds towards zero, does not get its floating-point mode back. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdio.h>
@@ -21,6 +22,18 @@ struct { word base, size, steps, count, shares, tiles, team, logits, logits_byte
 
 static void *work(void *team) { mmref_work((word)team); return 0; }
 
+static word mode(void) { word now; __asm__ volatile("mrs %0, fpcr" : "=r"(now)); return now; }
+
+/* The mean over one pixel of denormals is their sum: whether it is zero. */
+static int flushes(void) {
+    static unsigned x[16], out[16];
+    for (int i = 0; i < 16; i++) x[i] = out[i] = 1000;
+    word record[] = {(word)x, 64, 1, 1, 1, (word)out, 64}, step[] = {(word)mmref_mean, (word)record, -1, 1};
+    mmref_walk_alone((word)step, 1, 1, 0);
+    for (int i = 0; i < 16; i++) if (out[i] != 0) return 0;
+    return 1;
+}
+
 int main(int argc, char **argv) {
     FILE *file = fopen(argv[1], "rb");
     if (argc != 3 || !file || fread(&image, sizeof image, 1, file) != 1) return 2;
@@ -31,7 +44,11 @@ int main(int argc, char **argv) {
         word *step = (word *)image.steps + 4 * i;
         step[0] = (word)kernels[step[0]];
     }
+    const word towards_zero = 3 << 22;
+    __asm__ volatile("msr fpcr, %0" : : "r"(towards_zero));
     mmref_walk_alone(image.steps, image.count, image.shares, 0);
+    if (mode() != towards_zero) return 7;
+    if (!flushes()) return 6;
     void *logits = (void *)image.logits, *alone = malloc(image.logits_bytes);
     memcpy(alone, logits, image.logits_bytes);
     mmref_prepare(image.team);
@@ -43,6 +60,7 @@ int main(int argc, char **argv) {
     for (int turn = 0; turn < 20; turn++) {
         memset(logits, 0, image.logits_bytes);
         mmref_lead(image.team, image.steps, image.count, image.shares, 0);
+        if (mode() != towards_zero) return 7;
         status |= memcmp(alone, logits, image.logits_bytes) != 0;
     }
     FILE *result = fopen(argv[2], "wb");

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from assertions import moves, tolerance_of
 
 from mmref.models.parameters import load_parameters
 from mmref.models.variants import resolve
@@ -45,6 +46,19 @@ def run(config, state, x, dtype, folded):
     with recording(lambda name, y, layer: taps.__setitem__(name, y)):
         logits = model(x.astype(dtype))
     return logits, taps
+
+
+@cache
+def tolerances(folder: Path, name: str) -> dict[str, float]:
+    """{tap: what float32's rounding can do to it, over its largest magnitude}; "" is the logits."""
+    _, config, state, x = load(folder, name)
+    _, truth = run(config, state, x, np.float64, folded=False)
+    largest, changes = {tap: float(np.abs(value).max()) for tap, value in truth.items()}, dict.fromkeys(truth, 0.0)
+    for move in moves(3):  # of so many values that one draw would do
+        _, taps = run(config, {key: move(value) for key, value in state.items()}, move(x), np.float64, folded=False)
+        for tap, value in taps.items():
+            changes[tap] = max(changes[tap], float(np.abs(value - truth[tap]).max()))
+    return {tap: tolerance_of(change, largest[tap]) for tap, change in changes.items()}
 
 
 def tap_error(figures, name, output) -> float:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from assertions import assert_close
+from assertions import assert_close, of_layer, rounding
+from strategies import lively
 
 import mmref
 import mmref.engine
@@ -70,11 +71,21 @@ def in_process(code, *, prepare=None, **environment):
 
 @pytest.fixture(scope="module")
 def model():
-    return mmref.create_model("mobilemamba_nano", seed=3)
+    return lively()
 
 
 def picture(batch=1, height=40, width=56, seed=0):
     return np.random.default_rng(seed).standard_normal((batch, 3, height, width)).astype(np.float32)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
+def test_kernels_ask_for_their_own_memory_only(tmp_path):
+    """Catches a prefetch from an address that is not mapped: harmless, but Intel's processors then walk through the page
+    tables each time, and the calibration measured that (56 GFLOP/s in place of 138)."""
+    script = Path(__file__).with_name("asks_for_its_own.py")
+    done = subprocess.run([sys.executable, script], env={**os.environ, "MMREF_CACHE_DIR": str(tmp_path)}, text=True,
+                          timeout=WATCHDOG, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, "done"), done.stderr[-3000:]
 
 
 # ---------------------------------------------------------------------------------------- teams
@@ -200,7 +211,7 @@ def test_any_team_gives_the_same_bits(model):
     and some not, and repeats."""
     x = picture(9)
     expected = mmref.engine.CompiledModel(model, threads=1)(x)
-    assert_close(expected, model(x), 5e-6)
+    assert_close(expected, *rounding(of_layer(model, x)), dtype=np.float32)
     for threads in (1, 2, 4, 16):
         compiled = mmref.engine.CompiledModel(model, threads=threads)
         for batch in (*range(1, 10), 3, 3):
@@ -414,7 +425,7 @@ def test_narrow_processors(model, tmp_path, name, cpu, features):
         assert TARGET.name == {name!r}, TARGET
         errors = {{f: v.worst(f, v.all_floats(10007)) for f in ("exp", "softplus", "silu", "sigmoid")}}
         assert max(errors.values()) <= v.LIMIT, errors
-        compiled = mmref.engine.CompiledModel(mmref.create_model("mobilemamba_nano", seed=3))
+        compiled = mmref.engine.CompiledModel(t.lively())
         np.testing.assert_array_equal(compiled(t.picture(3))[1:2], compiled(t.picture(3)[1:2]))
         np.save({str(tmp_path / "logits.npy")!r}, compiled(t.picture(3)))
     """
@@ -424,4 +435,4 @@ def test_narrow_processors(model, tmp_path, name, cpu, features):
         import pytest
         raise SystemExit(pytest.main(["-q", "-x", {str(Path(__file__).parent / "test_kernels.py")!r}]))
     """, **older)
-    assert_close(np.load(tmp_path / "logits.npy"), model(picture(3)), 5e-6)
+    assert_close(np.load(tmp_path / "logits.npy"), *rounding(of_layer(model, picture(3))), dtype=np.float32)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch_reference
-from assertions import assert_close
-from hypothesis import assume, given, settings
+from assertions import assert_close, of_layer, rounding
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from strategies import batches, dtypes, normal, orders, seeds, sides
 
@@ -18,7 +18,7 @@ from mmref.nn.ss2d import SS2D
 
 
 def twin(layer, module, seed, dtype):
-    """Give both the same random, everywhere alive parameters."""
+    """Give both the same random, everywhere alive parameters of `dtype`, to PyTorch in double precision."""
     rng = np.random.default_rng(seed)
     state = {}
     for name, owner, attribute in layer.named_parameters():
@@ -29,29 +29,30 @@ def twin(layer, module, seed, dtype):
         state[name] = value.astype(dtype)
         setattr(owner, attribute, state[name])
     torch_state = {k: torch.from_numpy(v) for k, v in state.items()}
-    missing = module.to(torch.from_numpy(np.zeros(0, dtype)).dtype).load_state_dict(torch_state, strict=False)
+    missing = module.double().load_state_dict(torch_state, strict=False)
     assert not missing.unexpected_keys and all(k.endswith("num_batches_tracked") for k in missing.missing_keys)
     return layer, module.eval()
 
 
-def compare(layer, module, seed, dtype, batch, dim, height, width, tolerance=None):
-    """Unfolded and folded, on the same input."""
+def compare(layer, module, seed, dtype, batch, dim, height, width):
+    """Unfolded and folded, on the same input, to what rounding can do: layer norm over two channels magnifies it."""
     layer, module = twin(layer, module, seed, dtype)
     x = normal(seed, batch, dim, height, width, dtype=dtype)
     x.flags.writeable = False
     with torch.no_grad():
-        expected = module(torch.from_numpy(x.copy())).numpy()
-    tolerance = tolerance if dtype == np.float32 else None
-    assert_close(layer(x), expected, tolerance)
-    assert_close(layer.fold_batchnorm()(x), expected, tolerance)
+        expected = module(torch.from_numpy(x.astype(np.float64))).numpy()
+    _, tolerance = rounding(of_layer(layer, x), dtype)
+    assert_close(layer(x), expected, tolerance, dtype=dtype)
+    assert_close(layer.fold_batchnorm()(x), expected, tolerance, dtype=dtype)
 
 
 @given(seeds, dtypes, batches, st.sampled_from([1, 8, 17]), sides, sides, orders, st.integers(1, 3))
+@example(454, np.float32, 1, 1, 7, 8, "bidirectional", 2)  # two channels that nearly agree, before a layer norm
 @settings(max_examples=40)
 def test_ss2d(seed, dtype, batch, dim, height, width, order, d_state):
     """Catches x and z exchanged, SiLU at the wrong place, directions' parameters exchanged, softplus forgotten."""
     compare(SS2D(dim, d_state, order=order), torch_reference.SS2D(dim, d_state, order=order), seed, dtype, batch, dim,
-            height, width, 1e-5)
+            height, width)
 
 
 @given(seeds, dtypes, batches, st.sampled_from([1, 16]), sides, sides, st.sampled_from([3, 5, 7]))
@@ -59,7 +60,7 @@ def test_ss2d(seed, dtype, batch, dim, height, width, order, d_state):
 def test_wavelet_mamba(seed, dtype, batch, dim, height, width, kernel):
     """Catches base_scale on the wrong branch and a wavelet scale of another sub-band."""
     compare(WaveletMamba(dim, kernel), torch_reference.WaveletMamba(dim, kernel), seed, dtype, batch, dim, height,
-            width, 1e-5)
+            width)
 
 
 @given(seeds, dtypes, batches, st.sampled_from([20, 32, 45]), sides, sides, st.sampled_from([3, 5]),
@@ -69,14 +70,14 @@ def test_mrffi(seed, dtype, batch, dim, height, width, kernel, ratios):
     """Catches channels split in another order, ReLU before the join, a missing identity."""
     assume(split_channels(dim, *ratios)[1])  # PyTorch has no convolution of no channels
     compare(MRFFI(dim, *ratios, kernel), torch_reference.MRFFI(dim, *ratios, kernel), seed, dtype, batch, dim, height,
-            width, 1e-5)
+            width)
 
 
 @given(seeds, dtypes, batches, sides, sides)
 @settings(max_examples=12)
 def test_block_and_its_parts(seed, dtype, batch, height, width):
     """Catches a missing shortcut (the block's outer one among them) and ReLU where there is none."""
-    size = (seed, dtype, batch, 24, height, width, 1e-5)
+    size = (seed, dtype, batch, 24, height, width)
     options = {"global_ratio": 0.7, "local_ratio": 0.2, "kernel": 5}
     compare(Block(24, **options), torch_reference.Block(24, **options), *size)
     compare(FFN(24), torch_reference.FFN(24), *size)
@@ -89,7 +90,7 @@ def test_block_and_its_parts(seed, dtype, batch, height, width):
 def test_stem(seed, dtype, batch, height, width):
     """Catches a ReLU after the last convolution, and padding at the wrong side of odd sizes."""
     module = torch_reference.stem(16)
-    compare(Stem(3, 16), module, seed, dtype, batch, 3, height, width, 1e-5)
+    compare(Stem(3, 16), module, seed, dtype, batch, 3, height, width)
 
 
 def test_rounding_to_a_multiple():

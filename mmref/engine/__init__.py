@@ -1,8 +1,9 @@
-"""The compiled engine: the same network, planned once for an input shape and run by kernels (mmref.kernels).
+"""The compiled engine: a network's graph (mmref.graph), planned once for an input shape and run by kernels.
 
-    walk.py      the network as operations, in order      plan.py     those as records, with memory and threads
-    weights.py   parameters folded and packed             compiled.py CompiledModel, which has the NumPy model's face
+    schedule.py  order, and what shares memory            lowering.py operations of kernels, one method for each node
+    plan.py      the CPU's: records, memory, threads      weights.py  constants packed as the kernels read them
     memory.py    where activations lie                    table.py    a plan as a table for people
+    face.py      the NumPy model's methods                compiled.py CompiledModel
 
 docs/engine.md follows one block from the NumPy text to the rows of its plan.
 """

@@ -10,14 +10,11 @@ from collections import OrderedDict
 import numpy as np
 
 from mmref.arguments import check_integer
-from mmref.engine.face import EngineModel, check_plan_shape
-from mmref.engine.folding import FoldedParameters
-from mmref.engine.plan import Plan, make_plan
-from mmref.engine.walk import output_shape
+from mmref.engine.face import Call, EngineModel, as_traced, check_arrays, check_plan_shape, result_shapes
+from mmref.engine.plan import Plan, cpu_schedule, make_plan
 from mmref.engine.weights import Weights
 from mmref.kernels.program import MOST_THREADS, addresses, run, threads_available, tile_table
-from mmref.models.mobilemamba import MobileMamba, check_shape, raise_not_finite
-from mmref.nn import functional as F
+from mmref.models.network import Network, raise_not_finite
 
 PLANS_KEPT = 4
 IMAGES_AT_ONCE = 8  # a thread, at most: bounds memory and the length of a plan
@@ -38,7 +35,8 @@ if hasattr(os, "register_at_fork"):
 class CompiledModel(EngineModel):
     """A network on compiled kernels, float32, any batch and picture size; `create_model(name, backend="numba")`.
 
-    model    a `MobileMamba`, folded or not, float32; it is kept, not copied, and must not be changed afterwards
+    model    a network of mmref, folded or not, float32. What is compiled is the model as it is now, whatever layers it
+             is made of; its parameters are shared, not copied, and must not be changed in place afterwards
     threads  how many work on a forward, 1 to 1024, also more than there are cores; None for NUMBA_NUM_THREADS, where
              that is set, or else as many as there are cores
 
@@ -47,41 +45,46 @@ class CompiledModel(EngineModel):
     kept. May be called from several threads (forwards of one model then wait for each other) and in forked processes.
     Pickles as parameters.
 
-    Raises ValueProblem for networks it has no kernels for (scan_order other than "bidirectional", d_state other than 1,
-    wavelets other than Haar, several wavelet levels: backend "numpy" runs those), MissingBackend without Numba.
+    Raises NotTraceable for a network whose text uses what is no operation of mmref or has no kernel, naming the layer
+    (backend "numpy" runs it), MissingBackend without Numba.
     """
 
     backend = "numba"
     _TRAVEL = (*EngineModel._TRAVEL, "threads")
 
-    def __init__(self, model: MobileMamba, threads: int | None = None):
+    def __init__(self, model: Network, threads: int | None = None):
         self.threads = None if threads is None else check_integer("threads", threads, 1, MOST_THREADS)
         self._adopt(model)
 
     def _start(self):
         self._lock = threading.Lock()
         _models.add(self)
-        self._parameters = FoldedParameters(self._model)
-        self._weights = Weights(self._parameters, self._thread_count())
+        self._take_graphs()
+        self._weights = Weights(self._thread_count())
         self._plans: OrderedDict[tuple, Plan] = OrderedDict()
 
     def __repr__(self):
         return f"CompiledModel({self.config.name}, threads={self.threads})"
 
-    def _run(self, x, outputs) -> list[np.ndarray]:
-        check_shape(x, self.config.in_chans, self.dtype)  # whether it is finite is seen while it is read
-        results = [np.empty(output_shape(self.config, x.shape, name), np.float32) for name in outputs]
-        x = np.ascontiguousarray(x)
-        if len(x):
-            with self._lock:
-                most = IMAGES_AT_ONCE * self._thread_count()
-                for first in range(0, len(x), most):
-                    part = slice(first, first + most)
-                    self._execute(self._plan(x[part].shape, outputs), x[part], [result[part] for result in results])
-        return [F.channels_first(result) if result.ndim == 4 else result for result in results]
+    _schedule = staticmethod(cpu_schedule)
 
-    def _execute(self, plan, x, results, times=None):
-        plan.cells[:] = [x.ctypes.data, *(result.ctypes.data for result in results), 0]
+    def _run(self, call: Call, *arrays):
+        check_arrays(call, arrays, self.config.in_chans, self.dtype)  # that they are finite is seen as they are read
+        arrays = [np.ascontiguousarray(array) for array in arrays]
+        shapes = tuple(array.shape[1:] for array in arrays)
+        batch = len(arrays[0])
+        with self._lock:
+            graph, _ = self._graph(call, shapes)
+            results = [np.empty(shape, np.float32) for shape in result_shapes(graph, batch)]
+            most = IMAGES_AT_ONCE * self._thread_count()
+            for first in range(0, batch, most):
+                part = slice(first, first + most)
+                images = [array[part] for array in arrays]
+                self._execute(self._plan(call, shapes, len(images[0])), images, [result[part] for result in results])
+        return as_traced(graph, results)
+
+    def _execute(self, plan, arrays, results, times=None):
+        plan.cells[:] = [*(array.ctypes.data for array in (*arrays, *results)), 0]
         run(plan.steps, plan.threads, times)
         if plan.cells[-1]:
             raise_not_finite()
@@ -91,31 +94,31 @@ class CompiledModel(EngineModel):
     def _thread_count(self) -> int:
         return self.threads or threads_available()
 
-    def _plan(self, shape, outputs) -> Plan:
-        key = tuple(shape), outputs
+    def _plan(self, call, shapes, images) -> Plan:
+        key = call.key, shapes, images
         if key not in self._plans:
             while len(self._plans) >= PLANS_KEPT:
                 self._plans.popitem(last=False)
-            self._plans[key] = make_plan(self.config, self._weights, shape, outputs, self._thread_count(),
-                                         addresses(), tile_table())
-            self._parameters.forget()
+            graph, schedule = self._graph(call, shapes)
+            self._plans[key] = make_plan(graph, schedule, images, self._weights, self._thread_count(), addresses(),
+                                         tile_table())
         self._plans.move_to_end(key)
         return self._plans[key]
 
     def plan(self, shape) -> Plan:
-        """The plan of a forward to the logits for an input of `shape` (B, 3, H, W), B up to 8 a thread."""
-        batch, channels, *sides = check_plan_shape(shape, self.config.in_chans)
+        """The plan of a forward for an input of `shape` (B, channels, H, W), B up to 8 a thread."""
+        batch, *sample = check_plan_shape(shape, self.config.in_chans)
         most = IMAGES_AT_ONCE * self._thread_count()
         with self._lock:
-            return self._plan((min(batch, most), channels, *sides), (self.answer,))
+            return self._plan(self._call("forward"), (tuple(sample),), min(batch, most))
 
     def time_operations(self, plan: Plan, repeats: int = 20) -> list[float]:
         """Seconds each operation of a plan takes, the median of `repeats` forwards of random pictures."""
-        repeats = check_integer("repeats", repeats, 1)
-        x = np.random.default_rng(0).standard_normal(plan.shape).astype(np.float32)
-        results = [np.empty(shape, np.float32) for shape in plan.output_shapes]
+        repeats, rng = check_integer("repeats", repeats, 1), np.random.default_rng(0)
+        arrays = [rng.standard_normal(shape).astype(np.float32) for shape in plan.input_shapes]
+        results = [np.empty(shape, np.float32) for shape in result_shapes(plan.graph, plan.images)]
         times = np.zeros((repeats + 1, len(plan.steps)), np.int64)
         with self._lock:
             for row in times:
-                self._execute(plan, x, results, row)
+                self._execute(plan, arrays, results, row)
         return (np.median(times[1:], axis=0) * 1e-9).tolist()

@@ -66,10 +66,11 @@ class Map:
     pitch: int
     channels: int
     size: int  # bytes in the arena
+    row: int = 0  # bytes from one line of pixels to the next, where a border lies between them; 0: pitch * width
 
     def part(self, first: int, channels: int) -> Map:
         """`channels` of them from channel `first` on; not to be freed."""
-        return Map(self.place + first * FLOAT_BYTES, self.pitch, channels, 0)
+        return Map(self.place + first * FLOAT_BYTES, self.pitch, channels, 0, self.row)
 
 
 class Arena:
@@ -90,6 +91,12 @@ class Arena:
         else:
             offset = self.size
         self.size = offset + size
+        return Place(offset, self.block)
+
+    def fresh(self, size: int) -> Place:
+        """A place where nothing lay before: its bytes are zero when a plan runs for the first time."""
+        offset = self.size
+        self.size += round_up(size, VECTOR_BYTES)
         return Place(offset, self.block)
 
     def give(self, place: Place, size: int) -> None:

@@ -1,40 +1,44 @@
-"""The CPU's plan of a forward: the walk's operations as records, their memory, and the threads that run them.
+"""The CPU's plan of a forward: a graph's operations as records, their memory, and the threads that run them.
 
 Where there are enough images each thread takes whole ones, on memory of its own and without barriers: what it writes
-it finds in its own cache when it reads it. Stem and stage 1 go image by image, because their maps are large; stages 2
-and 3 take all of a thread's images at once, because there the weights are large. Single images, and those that are left
-over, are worked on by all threads together, each operation divided among them, with a barrier after it.
+it finds in its own cache when it reads it. The first part of a network goes image by image, as long as its maps are
+larger than its weights; then all of a thread's images go together, because there the weights are large. Single images,
+and those that are left over, are worked on by all threads together, each operation divided among them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
-from mmref.engine.memory import Map, Place, aligned_zeros
-from mmref.engine.walk import TOGETHER, Operation, Walk, output_shape
-from mmref.engine.weights import Matrix, Taps, Weights
+from mmref.engine.lowering import TOGETHER, Lowering, Operation
+from mmref.engine.memory import Arena, Map, Place, aligned_zeros
+from mmref.engine.schedule import Buffer, Region, Schedule, channel_axis, rows_of, schedule
+from mmref.engine.weights import Weights, by_vectors
+from mmref.graph.graph import Constant, Graph, Node, derived
 from mmref.kernels import records
 from mmref.kernels.target import FLOAT_BYTES, LANES, TARGET, VECTOR_BYTES, round_up
-from mmref.models.variants import Variant
+from mmref.nn.paths import paths
 
 RECORDS = {"picture": records.PICTURE, "stem": records.STEM, "matmul": records.MATMUL, "depthwise": records.DEPTHWISE,
-           "wavelet_branch": records.WAVELET, "scan": records.SCAN, "norm_gate": records.NORM_GATE,
-           "copy_relu": records.COPY_RELU, "mean": records.MEAN, "gate": records.GATE, "result": records.RESULT}
-ACTIVATIONS = {"none": records.ACTIVATION_NONE, "relu": records.ACTIVATION_RELU, "silu": records.ACTIVATION_SILU,
-               "local": records.ACTIVATION_LOCAL}
+           "wavelet_branch": records.WAVELET, "scan": records.SCAN, "path_scan": records.PATH_SCAN,
+           "norm_gate": records.NORM_GATE, "copy_relu": records.COPY_RELU, "mean": records.MEAN, "gate": records.GATE,
+           "result": records.RESULT, "move": records.MOVE, "combine": records.COMBINE, "norm": records.NORM,
+           "gather": records.GATHER, "scatter": records.SCATTER, "analysis": records.ANALYSIS,
+           "synthesis": records.SYNTHESIS, "scan_states": records.STATES}
+ACTIVATIONS = {"none": records.ACTIVATION_NONE, "relu": records.ACTIVATION_RELU, "silu": records.ACTIVATION_SILU}
 CHUNK_BYTES = 1 << 19  # rows of a matrix product that pass all panels before others do: half a second-level cache
 
 
 @dataclass
 class Plan:
-    """What runs for one input shape. `cells` hold the addresses of the input and of the results while it runs, and last
-    an alarm: not 0 after a run whose input was not finite."""
+    """What runs for one input shape. `cells` hold the addresses of inputs and results while it runs, and last an alarm:
+    not 0 after a run whose input was not finite."""
 
-    shape: tuple[int, ...]
-    outputs: tuple[str, ...]
-    output_shapes: tuple[tuple[int, ...], ...]   # channels last
+    graph: Graph
+    images: int
     threads: int
     operations: list[Operation]
     cells: np.ndarray
@@ -45,145 +49,584 @@ class Plan:
     def activation_bytes(self) -> int:
         return sum(block.nbytes for block in self.memory[1:])
 
+    @property
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        return [(self.images, *node.shape[1:]) for node in self.graph.inputs]
 
-class CpuWalk(Walk):
-    """Lowers operations to records, for one thread (`owner`) or for all together."""
 
-    def __init__(self, config: Variant, weights: Weights, outputs, shares: int, owner: int, cells: np.ndarray,
-                 tiles: int):
-        super().__init__(config, weights, outputs, owner)
+# --------------------------------------------------------------------------------------- what kernels can do
+
+def is_pointwise(node: Node) -> bool:
+    """Whether a convolution is a matrix product of rows."""
+    return node.name == "convolution" and node.operands["weight"].shape[2:] == (1, 1) \
+        and node.attributes["stride"] == 1 and node.attributes["padding"] == 0
+
+
+def is_window(node: Node) -> bool:
+    return node.name in ("convolution", "conv2d") and not is_pointwise(node)
+
+
+EXACT = {"depthwise", "relu", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
+         "analysis", "synthesis", "low_low", "add_to_low_low", "norm_gate", "concatenate", "slice_axis"}
+
+
+def in_place(node: Node) -> list[Node]:
+    """Operands that a kernel may overwrite with its result: it reads a value of them before it writes it."""
+    names = {"convolution": ("shortcut", "shortcut2"), "product": ("shortcut", "shortcut2"), "gate": ("x",),
+             "norm_gate": ("y",), "layer_norm_channels": ("x",), "batch_norm": ("x",), "relu": ("x",), "silu": ("x",),
+             "sigmoid": ("x",), "softplus": ("x",), "add": ("x", "y"), "multiply": ("x", "y")}.get(node.name, ())
+    return [node.operands[name] for name in names if isinstance(node.operands.get(name), Node)]
+
+
+def cpu_schedule(graph: Graph) -> Schedule:
+    users, outputs = graph.users(), set(graph.outputs)
+
+    def bordered(node):
+        if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)):
+            return None
+        paddings = {reader.attributes["padding"] if is_window(reader) and reader.sources == (node,) else None
+                    for reader in users[node]}
+        return paddings.pop() if len(paddings) == 1 else None
+    return schedule(graph, lambda node: node.name in EXACT, in_place, bordered)
+
+
+def split_level(graph: Graph, plan: Schedule) -> int:
+    """The last level of the part that goes image by image; -1 for none.
+
+    Levels after which a single buffer lives on are where a network can be cut. It is cut behind the last part whose
+    activations are larger than its weights: up to there an image's maps are kept in the cache, later the weights."""
+    cut, activations, weights, alive = -1, 0, 0, set()
+    for level, stage in enumerate(plan.stages[:-1]):
+        for node in stage.nodes:
+            activations += prod(node.shape[1:]) + sum(prod(x.shape[1:]) for x in node.sources)
+            weights += sum(prod(constant.shape) for constant in node.constants())
+        alive = (alive | set(stage.first)) - set(stage.last)
+        if len(alive) == 1 and next(iter(alive)).border is None:
+            if activations <= weights:
+                break
+            cut, activations, weights = level, 0, 0
+    return cut
+
+
+class CpuLowering(Lowering):
+    """Operations with the fields of records, for one thread (`owner`) or for all together."""
+
+    backend = "numba"
+
+    def __init__(self, graph, plan, images, arena, weights: Weights, shares: int, owner: int, cells: np.ndarray,
+                 tiles: int, first_image: int, bordered: dict[Buffer, Map]):
+        super().__init__(graph, plan, images, arena)
+        self.weights, self.owner, self.cells, self.tiles = weights, owner, cells, tiles
         self.shares = shares if owner == TOGETHER else 1
-        self.owner, self.cells, self.tiles = owner, cells, tiles
+        self.first_image, self.bordered = first_image, bordered
 
-    def emit(self, kernel, layer, shape, macs, moved, barrier=True, /, **fields):
-        self.operations.append(Operation(kernel, layer, shape, fields, macs, moved, self.owner,
-                                         barrier and self.owner == TOGETHER))
+    def emit(self, kernel, macs, moved, reads, writes, /, **fields):
+        operation = super().emit(kernel, macs, moved, reads, writes, **fields)
+        operation.owner = self.owner
+        return operation
 
     def cell(self, index):
         return self.cells.ctypes.data + 8 * (index % len(self.cells))
 
-    # ------------------------------------------------------------------------------ operations
+    # ------------------------------------------------------------------------------------------ memory
 
-    def matmul_fields(self, x, matrix: Matrix, out, rows, residual, residual2, relu):
+    def allocate(self, buffer):
+        if buffer.border is None:
+            return super().allocate(buffer)
+        if buffer not in self.bordered:  # never given back, so that its border stays zero
+            node = next(node for node, region in self.plan.region.items() if region.buffer is buffer)
+            packed = node.operation is None  # a picture's three channels, so that its pixels are one run of memory
+            self.bordered[buffer] = self.bordered_map(node, buffer.border, packed, self.arena.fresh)
+        return self.bordered[buffer]
+
+    def bordered_map(self, node, border, packed, take):
+        _, channels, height, width = node.shape
+        pixel = (channels if packed else round_up(channels)) * FLOAT_BYTES
+        row = (width + 2 * border) * pixel
+        size = self.images * (height + 2 * border) * row
+        return Map(take(size), pixel, channels, size, row)
+
+    def release(self, buffer):
+        if buffer.border is None:
+            super().release(buffer)
+
+    def rows(self, node):
+        return self.images * rows_of(node)
+
+    # ------------------------------------------------------------------------------- in and out, copies
+
+    def lower_input(self, node):
+        index, image = self.graph.inputs.index(node), prod(node.shape[1:])
+        channels, height, width = (*node.shape[1:], 1, 1)[:3]
+        region = self.plan.region[node]
+        target, border = self.map(node), region.buffer.border or 0
+        row = target.row or width * target.pitch
+        for i in range(self.images):
+            place = target.place + i * (height + 2 * border) * row + border * (row + target.pitch)
+            self.emit("picture", 0, 8 * image, (), (node,), cell=self.cell(index), channels=channels, height=height,
+                      width=width, offset=(self.first_image + i) * image * FLOAT_BYTES, out=place, pixel=target.pitch,
+                      row=row, alarm=self.cell(-1))
+
+    def result(self, node, index):
+        x, rows = self.map(node), self.rows(node)
+        self.emit("result", 0, 8 * rows * x.channels, (node,), (), x=x.place, pitch=x.pitch, rows=rows,
+                  channels=x.channels, cell=self.cell(len(self.graph.inputs) + index),
+                  offset=self.first_image * rows_of(node) * x.channels * FLOAT_BYTES)
+
+    def copy(self, source: Node, target: Region):
+        self.combine("copy", source, None, target)
+
+    def lower_slice_axis(self, node, x):
+        """Any other slice than neighbouring channels: values copied one by one."""
+        axis, start, step = (node.attributes[name] for name in ("axis", "start", "step"))
+        strides = self.strides(x)
+        self.move(self.map(x).place + start * strides[axis], [s * (step if i == axis else 1)
+                                                              for i, s in enumerate(strides)], node.shape, (x,), node)
+
+    def lower_concatenate(self, node, **parts):
+        """Along another axis than the channels."""
+        axis, start = node.attributes["axis"], 0
+        strides = self.strides(node)
+        for part in node.operands.values():
+            self.move(self.map(part).place, self.strides(part), part.shape, (part,), node,
+                      self.map(node).place + start * strides[axis])
+            start += part.shape[axis]
+
+    def strides(self, node, pitch=None):
+        """Bytes from one index to the next, for every axis."""
+        axis, pitch = channel_axis(node), pitch or self.map(node).pitch
+        strides, step = [0] * node.ndim, pitch
+        for i in reversed(range(node.ndim)):
+            if i == axis:
+                strides[i] = FLOAT_BYTES
+            else:
+                strides[i] = step
+                step *= node.shape[i] if i else 1
+        return strides
+
+    def move(self, place, strides, shape, reads, node, out=None, target=None, add=0):
+        """A box of `shape` from `place`, with these strides, to `out` (the node's own place) with strides `target`."""
+        axis = channel_axis(node)
+        axes = [i for i in range(1, node.ndim) if i != axis]
+        target = target or self.strides(node)
+        writes = (out,) if isinstance(out, Map) else (node,)
+        out = out.place if isinstance(out, Map) else out or self.map(node).place
+        first, second = (axes + [None, None])[:2]
+
+        def of(values, axis, nothing):
+            return nothing if axis is None else values[axis]
+        self.emit("move", 0, 8 * self.images * prod(shape[1:]), reads, writes, x=place, x_image=strides[0],
+                  x_row=of(strides, first, 0), x_column=of(strides, second, 0), x_channel=strides[axis],
+                  out=out, out_image=target[0], out_row=of(target, first, 0),
+                  out_column=of(target, second, 0), out_channel=target[axis], images=self.images,
+                  rows=of(shape, first, 1), columns=of(shape, second, 1), channels=shape[axis], add=add)
+
+    def lower_low_low(self, node, bands):
+        strides = self.strides(bands)
+        strides[1] *= 4
+        self.move(self.map(bands).place, strides, node.shape, (bands,), node)
+
+    def lower_add_to_low_low(self, node, bands, low):
+        if self.plan.region[bands] != self.plan.region[node]:
+            self.copy(bands, self.plan.region[node])
+        axis, target = 1, self.strides(node)
+        strides = self.strides(low)
+        target[axis] *= 4
+        self.move(self.map(low).place, strides, low.shape, (low,), node, target=target, add=1)
+
+    # -------------------------------------------------------------------------------- matrix products
+
+    def matmul(self, node, x: Map, matrix, out: Map, rows, reads, residuals=(), relu=False, **fields):
         chunk = max(TARGET.tile_rows, CHUNK_BYTES // x.pitch // TARGET.tile_rows * TARGET.tile_rows)
-        return dict(a=x.place, pitch=x.pitch, rows=rows, depth=matrix.depth, panels=matrix.panels,
-                    panel_table=matrix.panel_table, bias=matrix.bias, out=out.place, out_pitch=out.pitch,
-                    residual=residual.place if residual else 0, residual2=residual2.place if residual2 else 0,
-                    relu=int(relu), chunk=chunk, tiles=self.tiles, tile_rows=TARGET.tile_rows, next=0)
+        residual, residual2 = [*(self.map(other).place for other in residuals), 0, 0][:2]
+        self.emit("matmul", rows * matrix.depth * matrix.columns,
+                  FLOAT_BYTES * (rows * (matrix.depth + matrix.columns * (1 + len(residuals)))
+                                 + matrix.depth * matrix.columns), (*reads, *residuals), (node,),
+                  a=x.place, pitch=x.pitch, rows=rows, depth=matrix.depth, panels=matrix.panels,
+                  panel_table=matrix.panel_table, bias=matrix.bias, out=out.place, out_pitch=out.pitch,
+                  residual=residual, residual2=residual2, relu=int(relu), chunk=chunk, tiles=self.tiles,
+                  tile_rows=TARGET.tile_rows, next=0)
 
-    def depthwise_fields(self, x, size, taps: Taps, out, activation, stride):
-        images, height, width = size
-        out_height, out_width = -(-height // stride), -(-width // stride)
-        vectors = round_up(taps.channels) // LANES
-        whole = (images * vectors) % self.shares == 0
-        lanes = (taps.channels - 1) % LANES + 1 if activation == "local" else LANES  # other channels lie beside these
-        return dict(x=x.place, pitch=x.pitch, height=height, width=width, kernel=taps.kernel, stride=stride,
-                    out_height=out_height, out_width=out_width, weights=taps.weights, bias=taps.bias, out=out.place,
-                    out_pitch=out.pitch, activation=ACTIVATIONS[activation], after=taps.after, vectors=vectors,
-                    images=images, lanes=lanes, bands=1 if whole else min(self.shares, out_height),
-                    zero=self.weights.zero_vector())
+    def lower_product(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
+        out, others = self.map(node), [other for other in (shortcut, shortcut2) if other is not None]
+        same = [other for other in others if self.map(other).pitch == out.pitch]
+        relu = node.attributes["activation"] == "relu"
+        self.matmul(node, self.map(x), self.weights.matrix(weight, bias), out, self.rows(node), (x,), same,
+                    relu and same == others)
+        self.add_rest(node, [other for other in others if other not in same], relu)
 
-    def wavelet_branch_fields(self, x, size, channels, kernel, weights, out):
-        images, height, width = size
-        bands = records.wavelet_scratch_bytes(height, width, kernel)
-        taken = self.shares * bands
-        scratch = Map(self.arena.take(taken), 0, 0, taken)
-        return dict(x=x.place, pitch=x.pitch, height=height, width=width, kernel=kernel, weights=weights,
-                    out=out.place, out_pitch=out.pitch, vectors=channels // LANES, images=images,
-                    scratch=scratch.place, scratch_size=bands), (scratch,)
+    def add_rest(self, node, others, relu):
+        """Shortcuts whose rows are not as far apart as the result's (slices of wider maps): the product's kernel steps
+        through result and shortcuts together, so they are added afterwards."""
+        for other in others:
+            self.combine("add", node, other, node)
+        if others and relu:
+            self.combine("relu", node, None, node)
 
-    def copy_relu_fields(self, x, pixels, out):
-        return dict(x=x.place, pitch=x.pitch, rows=pixels, channels=x.channels, out=out.place, out_pitch=out.pitch)
+    def lower_convolution(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
+        if is_pointwise(node):
+            return self.lower_product(node, x, weight, bias, shortcut, shortcut2)
+        return self.window(node, x, self.weights.window(weight, bias), weight.shape[2:], shortcut, shortcut2)
 
-    def scan_fields(self, u, coefficients, rank, parameters, y, images, length):
-        return dict(u=u.place, pitch=u.pitch, coefficients=coefficients.place, coefficients_pitch=coefficients.pitch,
-                    rank=rank, parameters=parameters, out=y.place, out_pitch=y.pitch, vectors=u.channels // LANES,
-                    images=images, length=length, zero=self.weights.zero_vector())
+    def lower_conv2d(self, node, x, weight, bias=None):
+        """A convolution in groups: their filters lie on the diagonal of one matrix."""
+        matrix = self.weights.window(weight, bias, node.attributes["groups"])
+        self.window(node, x, matrix, weight.shape[2:])
 
-    def norm_gate_fields(self, y, z, parameters, out, pixels):
-        return dict(y=y.place, pitch=y.pitch, z=z.place, z_pitch=z.pitch, rows=pixels, vectors=y.channels // LANES,
-                    parameters=parameters, out=out.place, out_pitch=out.pitch)
+    def window(self, node, x, matrix, kernel, shortcut=None, shortcut2=None):
+        stride, padding = node.attributes["stride"], node.attributes["padding"]
+        region, source = self.plan.region[x], self.map(x)
+        _, c_in, height, width = x.shape
+        reads = (x,)
+        if region.buffer.border is None and padding:
+            source = self.with_border(x, padding)
+            reads = (source,)
+        border = padding if reads[0] is source else region.buffer.border or 0
+        in_row = source.row or width * source.pitch
+        out, out_border = self.map(node), self.plan.region[node].buffer.border or 0
+        out_row = out.row or node.shape[3] * out.pitch
+        packed = source.pitch == c_in * FLOAT_BYTES  # the kernel's pixels of a line are one run of memory
+        others = [other for other in (shortcut, shortcut2) if other is not None]
+        same = [other for other in others if self.map(other).pitch == out.pitch and not out.row]
+        relu = node.attributes.get("activation") == "relu"
+        residual, residual2 = [*(self.map(other).place for other in same), 0, 0][:2]
+        c_out, pixels = node.shape[1], self.rows(node)
+        self.emit("stem", matrix.depth * c_out * pixels,
+                  FLOAT_BYTES * (self.images * c_in * height * width + c_out * pixels * (1 + len(same))
+                                 + matrix.depth * c_out), (*reads, *same), (node,),
+                  x=source.place, pixel=source.pitch, row=in_row, image=(height + 2 * border) * in_row,
+                  depth=c_in * (kernel[1] if packed else 1), kernel=kernel[0], tap_row=in_row,
+                  taps=1 if packed else kernel[1], tap=source.pitch, stride=stride,
+                  out=out.place + out_border * (out_row + out.pitch), out_pixel=out.pitch, out_row=out_row,
+                  out_image=(node.shape[2] + 2 * out_border) * out_row, height=node.shape[2], width=node.shape[3],
+                  images=self.images, panels=matrix.panels, panel_table=matrix.panel_table, bias=matrix.bias,
+                  residual=residual, residual2=residual2, relu=int(relu and same == others), tiles=self.tiles,
+                  tile_rows=TARGET.tile_rows)
+        self.add_rest(node, [other for other in others if other not in same], relu)
 
-    def mean_fields(self, x, out, images, pixels):
-        return dict(x=x.place, pitch=x.pitch, images=images, length=pixels, vectors=round_up(x.channels) // LANES,
-                    out=out.place, out_pitch=out.pitch)
+    def with_border(self, x, border):
+        """A copy of a map with zeros around it."""
+        source, (_, channels, height, width) = self.map(x), x.shape
+        copy = self.bordered_map(x, border, False, self.arena.take)
+        self.scratch.append(copy)
+        image = (height + 2 * border) * copy.row
+        sizes = dict(out_image=image, out_row=copy.row, out_column=copy.pitch, out_channel=FLOAT_BYTES,
+                     images=self.images, channels=channels, add=0)
+        self.emit("move", 0, FLOAT_BYTES * copy.size // FLOAT_BYTES, (), (copy,), x=0, x_image=0, x_row=0, x_column=0,
+                  x_channel=0, out=copy.place, rows=height + 2 * border, columns=width + 2 * border, **sizes)
+        self.emit("move", 0, 8 * self.images * channels * height * width, (x,), (copy,), x=source.place,
+                  x_image=height * width * source.pitch, x_row=width * source.pitch, x_column=source.pitch,
+                  x_channel=FLOAT_BYTES, out=copy.place + border * (copy.row + copy.pitch), rows=height, columns=width,
+                  **sizes)
+        return copy
 
-    def gate_fields(self, x, gates, images, pixels):
-        return dict(x=x.place, pitch=x.pitch, images=images, length=pixels, vectors=round_up(x.channels) // LANES,
-                    gate=gates.place, gate_pitch=gates.pitch)
+    def lower_project(self, node, weight, sequences):
+        """One product for each image and direction."""
+        K, _, _ = weight.shape
+        length, x, out = node.shape[3], self.map(sequences), self.map(node)
+        for image in range(self.images):
+            for k in range(K):
+                first = (image * K + k) * length
+                self.matmul(node, Map(x.place + first * x.pitch, x.pitch, x.channels, 0),
+                            self.weights.slice_of_projection(weight, k),
+                            Map(out.place + first * out.pitch, out.pitch, out.channels, 0), length, (sequences,))
 
-    def result_fields(self, index, x, size, first):
-        return dict(x=x.place, pitch=x.pitch, rows=size[0] * size[1] * size[2], channels=x.channels,
-                    cell=self.cell(1 + index), offset=first * x.channels * FLOAT_BYTES)
+    # ------------------------------------------------------------------------ depthwise, wavelets, scans
 
-    # ------------------------------------------------------------------------------ image by image
+    def lower_depthwise(self, node, x, weight, bias=None, scale=None, shift=None):
+        kernel, stride, padding = weight.shape[2:], node.attributes["stride"], node.attributes["padding"]
+        if kernel[0] != kernel[1] or kernel[0] % 2 == 0 or padding != kernel[0] // 2:
+            return self.depthwise_as_window(node, x, weight, bias, scale, shift)
+        taps = self.weights.taps(weight, bias, scale, shift)
+        source, out = self.map(x), self.map(node)
+        (_, channels, height, width), (out_height, out_width) = x.shape, node.shape[2:]
+        vectors = round_up(channels) // LANES
+        whole = (self.images * vectors) % self.shares == 0
+        own = self.plan.region[node].start + round_up(channels) <= round_up(self.plan.region[node].buffer.channels) \
+            and self.plan.region[node].start + channels == self.plan.region[node].buffer.channels
+        activation = records.ACTIVATION_LOCAL if scale is not None else ACTIVATIONS[node.attributes["activation"]]
+        self.emit("depthwise", self.images * channels * taps.kernel ** 2 * out_height * out_width,
+                  FLOAT_BYTES * self.images * channels * (height * width + out_height * out_width), (x,), (node,),
+                  x=source.place, pitch=source.pitch, height=height, width=width, kernel=taps.kernel, stride=stride,
+                  out_height=out_height, out_width=out_width, weights=taps.weights, bias=taps.bias, out=out.place,
+                  out_pitch=out.pitch, activation=activation, after=taps.after, vectors=vectors, images=self.images,
+                  lanes=LANES if own else (channels - 1) % LANES + 1,
+                  bands=1 if whole else min(self.shares, out_height), zero=self.weights.zero_vector())
 
-    def picture_and_stem(self, image, height, width) -> Map:
-        """The stem of one image; the maps with a border are never given back, so that their borders stay zero."""
-        channels, w = self.config.in_chans, self.config.widths[0]
-        pixel = channels * FLOAT_BYTES
-        row = (width + 2) * pixel
-        x = self.arena.take((height + 2) * row)
-        self.emit("picture", "(input)", (1, channels, height, width), 0, 8 * channels * height * width,
-                  cell=self.cell(0), offset=image * channels * height * width * FLOAT_BYTES, channels=channels,
-                  height=height, width=width, out=x, row=row, alarm=self.cell(-1))
-        for index, c_out in enumerate((w // 8, w // 4, w // 2, w)):
-            matrix = self.weights.stem(f"patch_embed.{2 * index}")
-            height, width, last = -(-height // 2), -(-width // 2), index == 3
-            out_pixel = round_up(c_out) * FLOAT_BYTES
-            out_row = (width + 2 * (not last)) * out_pixel
-            out = self.arena.take((height + 2 * (not last)) * out_row)
-            packed = pixel == channels * FLOAT_BYTES  # three pixels are one run of memory
-            self.emit("stem", f"patch_embed.{2 * index}", (1, c_out, height, width),
-                      matrix.depth * c_out * height * width,
-                      4 * (4 * channels * height * width + c_out * height * width + matrix.depth * c_out),
-                      x=x, pixel=pixel, row=row, depth=channels * (3 if packed else 1), taps=1 if packed else 3,
-                      out=out if last else out + out_row + out_pixel, out_pixel=out_pixel, out_row=out_row,
-                      height=height, width=width, panels=matrix.panels, panel_table=matrix.panel_table,
-                      bias=matrix.bias, relu=int(not last), tiles=self.tiles, tile_rows=TARGET.tile_rows)
-            x, pixel, row, channels = out, out_pixel, out_row, c_out
-        return Map(x, pixel, w, height * row)
+    def depthwise_as_window(self, node, x, weight, bias, scale, shift):
+        """Filters that the kernel does not know, on the diagonal of one matrix."""
+        self.window(node, x, self.weights.window(weight, bias, weight.shape[0]), weight.shape[2:])
+        if node.attributes["activation"] != "none":
+            self.combine(node.attributes["activation"], node, None, node)
+        if scale is not None:
+            as_rows = [derived("as (1, C, 1, 1)", (1, *part.shape, 1, 1), lambda v: v.reshape(1, -1, 1, 1), part)
+                       for part in (scale, shift)]
+            self.combine("multiply", node, as_rows[0], node)
+            self.combine("add", node, as_rows[1], node)
+            self.combine("relu", node, None, node)
 
-    def network(self, first_image, images, height, width):
-        """All of the network for `images` images from `first_image` on."""
-        size = 1, -(-height // 16), -(-width // 16)
-        pixels = size[1] * size[2]
-        stage1 = self.arena.map(images * pixels, self.config.widths[0])
-        stem_map, stem_operations = None, []
-        for image in range(first_image, first_image + images):
-            if stem_map is None:
-                stem_map = self.picture_and_stem(image, height, width)
-                stem_operations = self.operations[-5:]
-            else:  # another picture, the same memory
-                offset = image * self.config.in_chans * height * width * FLOAT_BYTES
-                entry = stem_operations[0]
-                self.operations += [replace(entry, fields={**entry.fields, "offset": offset}), *stem_operations[1:]]
-            self.result("0", stem_map, size, image * pixels)
-            place = stage1.place + (image - first_image) * pixels * stage1.pitch
-            self.first_stage(stem_map, size, Map(place, stage1.pitch, stage1.channels, 0))
-        self.later_stages(stage1, (images, *size[1:]), first_image)
+    def lower_wavelet_branch(self, node, x, weight):
+        (_, channels, height, width), kernel = x.shape, weight.shape[-1]
+        source, out = self.map(x), self.map(node)
+        size = records.wavelet_scratch_bytes(height, width, kernel)
+        scratch = self.bytes(self.shares * size)
+        squares = 4 * (-(-height // 2)) * (-(-width // 2))
+        self.emit("wavelet_branch", self.images * channels * kernel ** 2 * squares,
+                  8 * self.images * channels * height * width, (x,), (node, scratch), x=source.place,
+                  pitch=source.pitch, height=height, width=width, kernel=kernel, weights=self.weights.bands(weight),
+                  out=out.place, out_pitch=out.pitch, vectors=round_up(channels) // LANES, images=self.images,
+                  scratch=scratch.place, scratch_size=size)
+
+    def bytes(self, size):
+        """Scratch memory until the end of this level."""
+        self.scratch.append(Map(self.arena.take(size), 0, 0, size))
+        return self.scratch[-1]
+
+    def lower_analysis(self, node, x, bank):
+        self.wavelet("analysis", node, x, bank, x)
+
+    def lower_synthesis(self, node, bands, bank):
+        self.wavelet("synthesis", node, bands, bank, node)
+
+    def wavelet(self, kernel, node, x, bank, full):
+        _, channels, height, width = full.shape
+        source, out, k = self.map(x), self.map(node), bank.shape[-1]
+        self.emit(kernel, self.rows(full) * channels * k * k, 8 * self.images * prod(x.shape[1:]),
+                  (x,), (node,), x=source.place, pitch=source.pitch, height=height, width=width, channels=channels,
+                  kernel=k, bank=self.weights.array(bank), out=out.place, out_pitch=out.pitch, images=self.images)
+
+    def lower_path_scan(self, node, x, coefficients, dt_weight, dt_bias, A, D):
+        order, (K, inner, rank), N = node.attributes["order"], dt_weight.shape, A.shape[2]
+        u, c, out, pixels = self.map(x), self.map(coefficients), self.map(node), rows_of(node)
+        shared = dict(u=u.place, pitch=u.pitch, coefficients=c.place, coefficients_pitch=c.pitch, rank=rank,
+                      out=out.place, out_pitch=out.pitch, vectors=round_up(inner) // LANES, images=self.images)
+        steps = self.images * K * paths(order, *node.shape[2:]).shape[1]
+        macs, moved, reads = steps * inner * rank, 12 * steps // K * inner, (x, coefficients)
+        if order == "bidirectional" and N == 1:
+            self.emit("scan", macs, moved, reads, (node,), **shared, length=pixels, zero=self.weights.zero_vector(),
+                      parameters=self.weights.scan(dt_weight, dt_bias, A, D, False))
+            return
+        scratch = self.bytes(self.shares * N * VECTOR_BYTES)
+        self.emit("path_scan", macs, moved, reads, (node, scratch), **shared, states=N, directions=K, pixels=pixels,
+                  parameters=self.weights.scan(dt_weight, dt_bias, A, D, True), table=self.table(order, node),
+                  length=steps // self.images // K, scratch=scratch.place, scratch_size=N * VECTOR_BYTES)
+
+    def table(self, order, node):
+        """Address of an order's paths over a node's map."""
+        key = "paths", order, node.shape[2:]
+        return self.weights.once("paths", lambda: self.weights.put(paths(order, *node.shape[2:])), options=key)
+
+    def lower_cross_scan(self, node, x):
+        source, out, count = self.map(x), self.map(node), rows_of(node)
+        self.emit("gather", 0, 8 * self.images * count * source.channels, (x,), (node,), x=source.place,
+                  pitch=source.pitch, x_rows=rows_of(x), table=self.table(node.attributes["order"], x), count=count,
+                  out=out.place, out_pitch=out.pitch, vectors=round_up(source.channels) // LANES, images=self.images)
+
+    def lower_cross_merge(self, node, y):
+        source, out, count = self.map(y), self.map(node), rows_of(y)
+        self.emit("scatter", 0, 12 * self.images * count * source.channels, (y,), (node,), x=source.place,
+                  pitch=source.pitch, table=self.table(node.attributes["order"], node), count=count, out=out.place,
+                  out_pitch=out.pitch, out_rows=rows_of(node), vectors=round_up(source.channels) // LANES,
+                  images=self.images)
+
+    def lower_selective_scan(self, node, u, delta, A, B, C, D):
+        """A and D are parameters; B and C may be parts of wider rows, so they are copied side by side."""
+        _, K, dim, length = u.shape
+        N, vectors = A.shape[2], round_up(dim) // LANES
+        packed = [self.packed(part, vectors) for part in (u, delta)]
+        tight = [self.packed(part, None) for part in (B, C)]
+        scratch = self.bytes(self.shares * max(N, 1) * VECTOR_BYTES)
+        out = self.map(node)
+        parameters = [self.weights.once(form, lambda values: self.weights.put(by_direction(values)), part)
+                      for form, part in (("A by direction", A), ("D by direction", D))]
+        self.emit("scan_states", self.images * K * length * dim * N * 3, 16 * self.images * K * length * dim,
+                  (*packed, *tight), (node, scratch), u=self.place_of(packed[0]), delta=self.place_of(packed[1]),
+                  A=parameters[0], B=self.place_of(tight[0]), C=self.place_of(tight[1]), D=parameters[1], out=out.place,
+                  states=N, directions=K, sequences=self.images * K, length=length, channel_vectors=vectors,
+                  scratch=scratch.place, scratch_size=max(N, 1) * VECTOR_BYTES)
+
+    def place_of(self, value):
+        return value.place if isinstance(value, Map) else self.map(value).place
+
+    def packed(self, node, vectors):
+        """The node, if its rows follow each other (in whole vectors, tightly for None), else a copy where they do."""
+        pitch = vectors * VECTOR_BYTES if vectors else self.map(node).channels * FLOAT_BYTES
+        source = self.map(node)
+        if source.pitch == pitch:
+            return node
+        copy = Map(self.arena.take(self.rows(node) * pitch), pitch, source.channels, self.rows(node) * pitch)
+        self.scratch.append(copy)
+        self.emit("move", 0, 8 * self.rows(node) * source.channels, (node,), (copy,), x=source.place, x_image=0,
+                  x_row=source.pitch, x_column=0, x_channel=FLOAT_BYTES, out=copy.place, out_image=0, out_row=pitch,
+                  out_column=0, out_channel=FLOAT_BYTES, images=1, rows=self.rows(node), columns=1,
+                  channels=source.channels, add=0)
+        return copy
+
+    # ------------------------------------------------------------------------------- norms, elementwise
+
+    def lower_norm_gate(self, node, y, weight, bias, z):
+        source, gate, out, rows = self.map(y), self.map(z), self.map(node), self.rows(node)
+        if source.channels % LANES or node.attributes["eps"] != 1e-5:
+            self.norm(node, y, weight, bias)
+            scratch = self.temporary(rows, source.channels)
+            self.combine("silu", z, None, scratch)
+            self.combine("multiply", node, scratch, node)
+            return
+        self.emit("norm_gate", 0, 16 * rows * source.channels, (y, z), (node,), y=source.place, pitch=source.pitch,
+                  z=gate.place, z_pitch=gate.pitch, rows=rows, vectors=source.channels // LANES,
+                  parameters=self.weights.layer_norm(weight, bias), out=out.place, out_pitch=out.pitch)
+
+    def lower_layer_norm_channels(self, node, x, weight, bias):
+        self.norm(node, x, weight, bias)
+
+    def norm(self, node, x, weight, bias):
+        source, out, rows, eps = self.map(x), self.map(node), self.rows(node), node.attributes["eps"]
+        epsilon = self.weights.once("epsilon", lambda: self.weights.put(np.float32([eps])), options=eps)
+        self.emit("norm", 0, 8 * rows * source.channels, (x,), (node,), x=source.place, pitch=source.pitch, rows=rows,
+                  channels=source.channels, weight=self.weights.array(weight), bias=self.weights.array(bias),
+                  epsilon=epsilon, out=out.place, out_pitch=out.pitch)
+
+    def lower_gate(self, node, x, values):
+        if self.plan.region[x] != self.plan.region[node]:
+            self.copy(x, self.plan.region[node])
+        source, gates, images = self.map(node), self.map(values), self.images
+        self.emit("gate", 0, 8 * self.rows(node) * source.channels, (node, values), (node,), x=source.place,
+                  pitch=source.pitch, images=images, length=rows_of(node), vectors=round_up(source.channels) // LANES,
+                  gate=gates.place, gate_pitch=gates.pitch)
+
+    def lower_global_average_pool(self, node, x):
+        source, out, length = self.map(x), self.map(node), rows_of(x)
+        self.emit("mean", 0, FLOAT_BYTES * self.images * length * source.channels, (x,), (node,), x=source.place,
+                  pitch=source.pitch, images=self.images, length=length, vectors=round_up(source.channels) // LANES,
+                  out=out.place, out_pitch=out.pitch)
+
+    def lower_relu(self, node, x):
+        source, out = self.map(x), self.map(node)
+        self.emit("copy_relu", 0, 8 * self.rows(node) * source.channels, (x,), (node,), x=source.place,
+                  pitch=source.pitch, rows=self.rows(node), channels=source.channels, out=out.place,
+                  out_pitch=out.pitch)
+
+    def lower_sigmoid(self, node, x):
+        self.combine(node.name, x, None, node)
+
+    lower_silu = lower_softplus = lower_sigmoid
+
+    def lower_add(self, node, x, y):
+        if isinstance(x, Constant) or x.shape != node.shape:  # both operations commute
+            x, y = y, x
+        if isinstance(x, Constant) or isinstance(y, Constant) and x.shape != node.shape:
+            x, y = (y, x) if isinstance(x, Constant) else (x, y)
+        self.combine(node.name, x if x.shape == node.shape else self.spread(x, node), y, node)
+
+    lower_multiply = lower_add
+
+    def spread(self, value, node) -> Map:
+        """A copy of a value with its axes of length 1 as long as those of `node`."""
+        shape, axis = node.shape, channel_axis(node)
+        strides = [0 if size == 1 and i else step
+                   for i, (size, step) in enumerate(zip(value.shape, self.strides(value), strict=True))]
+        copy = self.temporary(self.rows(node), shape[axis])
+        self.move(self.map(value).place, strides, shape, (value,), node, copy, self.strides(node, copy.pitch))
+        return copy
+
+    def lower_batch_norm(self, node, x, weight, bias, running_mean, running_var):
+        """A batch norm that no convolution could take over: one factor and one shift a channel."""
+        eps, shape = node.attributes["eps"], (1, node.shape[1], *(1,) * (node.ndim - 2))
+
+        def scale(weight, variance):
+            return (weight / np.sqrt(variance.astype(np.float64) + eps)).reshape(shape)
+
+        def shift(weight, variance, bias, mean):
+            return bias.reshape(shape) - mean.reshape(shape) * scale(weight, variance)
+        factor = derived(f"batch norm's scale {shape}, eps {eps}", shape, scale, weight, running_var)
+        added = derived(f"batch norm's shift {shape}, eps {eps}", shape, shift, weight, running_var, bias, running_mean)
+        self.combine("multiply", x, factor, node)
+        self.combine("add", node, added, node)
+
+    def combine(self, operation, x, y, target):
+        """target = operation(x, y), row by row, of nodes, regions or temporary maps; y may be a constant, or None."""
+        node, source, out = self.node, self.map_of(x), self.map_of(target)
+        rows, reads = self.rows(node), [x]
+        y_place, y_pitch, y_length, y_count = 0, 0, 1, 1
+        if isinstance(y, Constant):
+            y_place, y_count = self.weights.rows(y, channel_axis(node), node.shape)
+            y_pitch = round_up(source.channels) * FLOAT_BYTES
+        elif y is not None:
+            if isinstance(y, Node) and y.shape != node.shape:
+                if rows_of(y) == 1 and self.map(y).channels == source.channels:  # one row for each image
+                    y_length, y_count = rows_of(node), self.images
+                else:
+                    y = self.spread(y, node)
+            other = self.map_of(y)
+            y_place, y_pitch, y_count = other.place, other.pitch, rows if y_length == 1 else y_count
+            reads.append(y)
+        self.emit("combine", 0, FLOAT_BYTES * rows * source.channels * (2 + (y is not None)), reads, (target,),
+                  x=source.place, pitch=source.pitch, y=y_place, y_pitch=y_pitch, y_length=y_length, y_count=y_count,
+                  rows=rows, channels=source.channels, out=out.place, out_pitch=out.pitch,
+                  operation=records.COMBINATIONS[operation])
 
 
-def make_plan(config: Variant, weights: Weights, shape, outputs, threads: int, addresses, tiles: int) -> Plan:
-    """`outputs`: of "0" to "3" (stem and stages), "pooled", "logits". `addresses`: {kernel: address}."""
-    batch, _, height, width = shape
-    cells = np.zeros(2 + len(outputs), np.int64)
-    each = batch // threads if threads > 1 else 0
+# ------------------------------------------------------------------------------------------------ the plan
+
+def by_direction(values: np.ndarray) -> np.ndarray:
+    """(K, D, N) or (K, D) -> by direction and vectors of channels, for STATES."""
+    return np.stack([by_vectors(direction) for direction in values])
+
+
+def make_plan(graph: Graph, plan: Schedule, images: int, weights: Weights, threads: int, addresses, tiles: int) -> Plan:
+    """`graph`: of one image, after the passes; `plan`: its `cpu_schedule`. `addresses`: {kernel: address}."""
+    cells = np.zeros(len(graph.inputs) + len(graph.outputs) + 1, np.int64)
+    each = images // threads if threads > 1 else 0
     shares = [(owner, owner * each, each) for owner in range(threads)] if each else []
-    if batch > each * threads:
-        shares.append((TOGETHER, each * threads, batch - each * threads))
-    walks = []
-    for owner, first, images in shares:
-        walks.append(CpuWalk(config, weights, outputs, threads, owner, cells, tiles))
-        walks[-1].network(first, images, height, width)
-    blocks = {walk.arena.block: aligned_zeros(walk.arena.size + VECTOR_BYTES) for walk in walks}
-    operations = [operation for walk in walks for operation in walk.operations]
+    if images > each * threads:
+        shares.append((TOGETHER, each * threads, images - each * threads))
+    parts, cut = [], split_level(graph, plan)
+    for owner, first, count in shares:
+        arena, bordered = Arena(owner), {}
+
+        def lowering(images, first_image, arena=arena, owner=owner, bordered=bordered):
+            return CpuLowering(graph, plan, images, arena, weights, threads, owner, cells, tiles, first_image, bordered)
+        whole, operations = lowering(count, first), []
+        if count > 1 and cut >= 0:
+            buffer = next(r.buffer for r in plan.region.values() if r.buffer.first <= cut < r.buffer.last)
+            joint = whole.maps[buffer] = whole.allocate(buffer)
+            for i in range(count):
+                one = lowering(1, first + i)
+                one.maps[buffer] = Map(joint.place + i * buffer.rows * joint.pitch, joint.pitch, joint.channels,
+                                       joint.size // count)
+                one.lower(range(cut + 1))
+                operations += one.operations
+            whole.lower(range(cut + 1, len(plan.stages)))
+        else:
+            whole.lower(range(len(plan.stages)))
+        operations += whole.operations
+        place_barriers(operations, owner)
+        parts.append((arena, operations))
+    return assemble(graph, images, threads, parts, cells, addresses)
+
+
+def place_barriers(operations: list[Operation], owner: int) -> None:
+    """A barrier before every operation that uses memory which one since the last barrier uses otherwise."""
+    since: list = []
+    for before, operation in zip([None, *operations], operations, strict=False):
+        operation.barrier = False
+        if any(touch.conflicts(other) for touch in operation.touches for other in since):
+            before.barrier = owner == TOGETHER
+            since = []
+        since += operation.touches
+    operations[-1].barrier = owner == TOGETHER
+
+
+def assemble(graph, images, threads, parts, cells, addresses) -> Plan:
+    """Records, with the addresses that places have become."""
+    blocks = {arena.block: aligned_zeros(arena.size + VECTOR_BYTES) for arena, _ in parts}
+    operations = [operation for _, part in parts for operation in part]
     table = aligned_zeros(sum(RECORDS[operation.kernel].itemsize for operation in operations))
     steps = np.zeros(len(operations), records.STEP)
     position, index = 0, 0
-    for walk in walks:
+    for _, part in parts:
         product = None
-        for operation in walk.operations:
+        for operation in part:
             kind = RECORDS[operation.kernel]
             row = table[position:position + kind.itemsize].view(np.int64)
             if operation.kernel == "matmul":  # each product knows the next one's weights
@@ -196,5 +639,4 @@ def make_plan(config: Variant, weights: Weights, shape, outputs, threads: int, a
                             operation.barrier)
             position += kind.itemsize
             index += 1
-    return Plan(tuple(shape), tuple(outputs), tuple(output_shape(config, shape, name) for name in outputs), threads,
-                operations, cells, steps, [table, *blocks.values()])
+    return Plan(graph, images, threads, operations, cells, steps, [table, *blocks.values()])

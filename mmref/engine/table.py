@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from mmref.engine.lowering import TOGETHER
 from mmref.engine.plan import Plan
-from mmref.engine.walk import TOGETHER
 
 
 def plan_table(plan: Plan, times: list[float] | None = None) -> str:
     """One line an operation: kernel, layer, output shape, bytes moved, multiply-adds, threads, and time if measured."""
-    head = ["operation", "layer", "output", "KiB", "MMAC", "threads"] + (["us", "GFLOP/s"] if times else [])
+    titles = ["operation", "layer", "output", "KiB", "MMAC", "threads"] + (["us", "GFLOP/s"] if times else [])
     rows = []
     for index, op in enumerate(plan.operations):
         who = f"all {plan.threads}" if op.owner == TOGETHER and plan.threads > 1 else str(max(op.owner, 0))
@@ -18,10 +18,10 @@ def plan_table(plan: Plan, times: list[float] | None = None) -> str:
             rate = f"{2e-9 * op.macs / times[index]:,.1f}" if op.macs and times[index] else ""
             row += [f"{times[index] * 1e6:,.1f}", rate]
         rows.append(row)
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
     lines = ["  ".join(cell.ljust(width) if i < 3 else cell.rjust(width)
                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-             for row in [head, ["-" * width for width in widths], *rows]]
+             for row in [titles, ["-" * width for width in widths], *rows]]
     macs = sum(op.macs for op in plan.operations)
     lines.append("")
     lines.append(f"{len(rows)} operations, {macs / 1e6:,.1f} million multiply-adds, "

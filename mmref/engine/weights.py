@@ -1,23 +1,19 @@
-"""A folded network's parameters as the kernels want them: packed once for a model, shared by all its plans.
+"""A network's constants as the CPU's kernels read them: packed once for a model, shared by all its plans.
 
-What is folded here, beyond batch norms:
-    residual depthwise  x + conv(x): one is added to the centre tap
-    base_scale          into the rows of out_proj and its bias
-    wavelet             the filters' 1/2 * 1/2 and wavelet_scale into the taps of the sub-bands' convolution
-    A_logs              -exp(A_logs) * log2(e): the scan's decays are powers of two
-Matrices are cut into panels of up to `tile_vectors` vectors of 16 columns, each panel row by row; taps and
-channelwise parameters are grouped by vectors of 16 channels. What is left over is zero.
+Matrices are cut into panels of up to `tile_vectors` vectors of 16 columns, each panel row by row; taps and channelwise
+parameters are grouped by vectors of 16 channels. What is left over is zero. What the kernels want folded beyond the
+graph's passes is folded here: the 1/2 * 1/2 of Haar's filters into the sub-bands' taps, log2(e) into A (the scan's
+decays are powers of two).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from mmref.engine.memory import Slabs
-from mmref.errors import ValueProblem
+from mmref.graph.graph import Constant
 from mmref.kernels.packing import pack_channels
 from mmref.kernels.records import PANEL
 from mmref.kernels.target import LANES, TARGET, VECTOR_BYTES, round_up
@@ -51,21 +47,23 @@ def by_vectors(array: np.ndarray) -> np.ndarray:
 
 
 class Weights:
-    """Packs on demand, by checkpoint name; keeps what it packed."""
+    """Packs on demand; keeps what it packed, by the constants' keys."""
 
-    def __init__(self, state: Mapping[str, np.ndarray], threads: int = 1):
-        self.state, self.threads = state, threads
-        self.packed: dict[str, Matrix | Taps | int] = {}
+    def __init__(self, threads: int = 1):
+        self.threads = threads
+        self.packed: dict[tuple, object] = {}
         self.slabs = Slabs()  # what the addresses point to
 
     def put(self, array: np.ndarray) -> int:
         """Address of a copy of `array` (float32, or a table as it is)."""
         return self.slabs.put(array)
 
-    def once(self, name, make):
-        if name not in self.packed:
-            self.packed[name] = make()
-        return self.packed[name]
+    def once(self, form: str, make, *constants: Constant | None, options=()):
+        """make(*their values), the first time this form of these constants is asked for."""
+        key = form, *(constant and constant.key for constant in constants), options
+        if key not in self.packed:
+            self.packed[key] = make(*(None if constant is None else constant.value() for constant in constants))
+        return self.packed[key]
 
     def pack_matrix(self, matrix: np.ndarray, bias: np.ndarray | None, threads: int = 1) -> Matrix:
         """matrix (depth, columns), whose columns `threads` will share."""
@@ -86,89 +84,80 @@ class Weights:
             table[p] = (a * VECTOR_BYTES, b - a, address + depth * a * VECTOR_BYTES)
         return Matrix(depth, columns, panels, self.put(table), self.put(padded_bias))
 
+    # ---------------------------------------------------------------------------------------- by kernel
+
     def zero_vector(self) -> int:
         """Address of 16 zeros: what a convolution reads outside a map."""
         return self.once("zeros", lambda: self.put(np.zeros(LANES, np.float32)))
 
-    # ------------------------------------------------------------------------- by checkpoint name
+    def matrix(self, weight: Constant, bias: Constant | None) -> Matrix:
+        """A 1x1 convolution or linear layer, weight (out, in) or (out, in, 1, 1)."""
+        return self.once("matrix", lambda w, b: self.pack_matrix(w.reshape(w.shape[:2]).T, b, self.threads), weight,
+                         bias)
 
-    def pointwise(self, name: str) -> Matrix:
-        """A 1x1 convolution or linear layer."""
-        def make():
-            weight = self.state[f"{name}.weight"]
-            return self.pack_matrix(weight.reshape(weight.shape[:2]).T, self.state[f"{name}.bias"], self.threads)
-        return self.once(name, make)
+    def window(self, weight: Constant, bias: Constant | None, groups: int = 1) -> Matrix:
+        """A k x k convolution, rows in the order (tap y, tap x, channel); groups lie on the diagonal of one matrix."""
+        def make(w, b):
+            if groups > 1:
+                out, own = w.shape[:2]
+                whole = np.zeros((out, own * groups, *w.shape[2:]), w.dtype)
+                for g in range(groups):
+                    rows = slice(g * out // groups, (g + 1) * out // groups)
+                    whole[rows, g * own:(g + 1) * own] = w[rows]
+                w = whole
+            return self.pack_matrix(w.transpose(2, 3, 1, 0).reshape(-1, len(w)), b)
+        return self.once("window", make, weight, bias, options=groups)
 
-    def stem(self, name: str) -> Matrix:
-        """A 3x3 convolution, rows in the order (tap y, tap x, channel)."""
-        def make():
-            weight = self.state[f"{name}.weight"]
-            return self.pack_matrix(weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)), self.state[f"{name}.bias"])
-        return self.once(name, make)
+    def slice_of_projection(self, weight: Constant, direction: int) -> Matrix:
+        """One direction's matrix of a `project`."""
+        return self.once("project", lambda w: self.pack_matrix(w[direction].T, None, self.threads), weight,
+                         options=direction)
 
-    def out_projection(self, attention: str, scale: str) -> Matrix:
-        def make():
-            scales = self.state[f"{scale}.weight"].reshape(-1)
-            weight = self.state[f"{attention}.out_proj.weight"][:, :, 0, 0]
-            return self.pack_matrix((weight * scales[:, None]).T, self.state[f"{attention}.out_proj.bias"] * scales,
-                                    self.threads)
-        return self.once(f"{attention}.out_proj", make)
+    def taps(self, weight: Constant, bias: Constant | None, scale: Constant | None = None,
+             shift: Constant | None = None) -> Taps:
+        """A depthwise convolution; scale and shift of the 1x1 behind its ReLU."""
+        def make(w, b, scale, shift):
+            after = 0
+            if scale is not None:
+                after = self.put(np.concatenate([by_vectors(part).ravel() for part in (scale, shift)]))
+            return Taps(w.shape[-1], len(w), self.put(by_vectors(w)),
+                        self.put(by_vectors(np.zeros(len(w), np.float32) if b is None else b)), after)
+        return self.once("taps", make, weight, bias, scale, shift)
 
-    def coefficients(self, attention: str) -> Matrix:
-        """x_proj of both directions side by side."""
-        def make():
-            weight = self.state[f"{attention}.x_proj_weight"]
-            return self.pack_matrix(weight.reshape(-1, weight.shape[2]).T, None, self.threads)
-        return self.once(f"{attention}.x_proj", make)
+    def bands(self, weight: Constant) -> int:
+        """The filters of a Haar wavelet branch's sub-bands, (4*C, 1, k, k)."""
+        def make(w):
+            return self.put(by_vectors((w[:, 0] * np.float32(0.25)).reshape(len(w) // 4, -1)))
+        return self.once("bands", make, weight)
 
-    def _taps(self, weight, bias, after=None) -> Taps:
-        return Taps(weight.shape[-1], len(weight), self.put(by_vectors(weight)), self.put(by_vectors(bias)),
-                    0 if after is None else self.put(np.concatenate([by_vectors(part).ravel() for part in after])))
+    def scan(self, dt_weight: Constant, dt_bias: Constant, A: Constant, D: Constant, D_first: bool) -> int:
+        """For each vector of channels and direction: R rows of the step-size projection and its bias, then D and A by
+        states (`D_first`, path_scan.py) or A and D (scan.py)."""
+        def make(weight, bias, A, D):
+            A, D = A * np.float32(np.log2(np.e)), D[:, :, None]
+            rows = np.concatenate([weight, bias[:, :, None], *((D, A) if D_first else (A, D))], axis=2)
+            return self.put(by_vectors(rows.swapaxes(0, 1)))                # (K, D, R + N + 2), by vectors of D
+        return self.once("scan", make, dt_weight, dt_bias, A, D, options=D_first)
 
-    def depthwise(self, name: str, residual: bool = False) -> Taps:
-        def make():
-            weight = self.state[f"{name}.weight"].copy()
-            if residual:
-                weight[:, 0, weight.shape[2] // 2, weight.shape[3] // 2] += 1
-            return self._taps(weight, self.state[f"{name}.bias"])
-        return self.once(name, make)
+    def layer_norm(self, weight: Constant, bias: Constant) -> int:
+        """Address of weight, then bias."""
+        return self.once("layer norm", lambda w, b: self.put(np.concatenate([w, b])), weight, bias)
 
-    def local(self, name: str) -> Taps:
-        """k x k, and the scale and shift of the 1x1 behind the ReLU."""
-        return self.once(name, lambda: self._taps(
-            self.state[f"{name}.0.weight"], self.state[f"{name}.0.bias"],
-            (self.state[f"{name}.2.weight"].reshape(-1), self.state[f"{name}.2.bias"])))
+    def array(self, constant: Constant) -> int:
+        """The values as they are."""
+        return self.once("array", lambda values: self.put(np.ascontiguousarray(values)), constant)
 
-    def wavelet(self, name: str) -> tuple[int, int]:
-        """(kernel, address) of a `global_op`'s sub-band filters."""
-        def make():
-            check_haar(self.state, name)
-            weight, scale = self.state[f"{name}.wavelet_convs.0.weight"], self.state[f"{name}.wavelet_scale.0.weight"]
-            taps = weight[:, 0] * (scale.reshape(-1, 1, 1) / 4)
-            return weight.shape[-1], self.put(by_vectors(taps.reshape(len(taps) // 4, -1)))
-        return self.once(f"{name}.wavelet", make)
+    def rows(self, constant: Constant, axis: int, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(address, count) of a constant as rows of channels (axis `axis`, laid last), to go with an array of `shape`:
+        one row where it is the same for all of them, else one for each of an image's."""
+        others = [size for i, size in enumerate(shape) if i not in (0, axis)]
+        one = all(size == 1 for i, size in enumerate(constant.shape) if i != axis)
 
-    def scan(self, attention: str) -> int:
-        """Address of: for each vector of channels and direction, `rank` rows of dt_projs, its bias, A * log2(e), D."""
-        def make():
-            projection = self.state[f"{attention}.dt_projs_weight"]                    # (2, D, R)
-            columns = (projection, self.state[f"{attention}.dt_projs_bias"][:, :, None],
-                       -np.exp(self.state[f"{attention}.A_logs"]).reshape(2, -1, 1) * np.float32(np.log2(np.e)),
-                       self.state[f"{attention}.Ds"].reshape(2, -1, 1))
-            rows = np.concatenate(columns, axis=2)                                     # (2, D, R + 3)
-            return self.put(by_vectors(rows.swapaxes(0, 1)))
-        return self.once(f"{attention}.scan", make)
-
-    def layer_norm(self, name: str) -> int:
-        return self.once(name, lambda: self.put(np.concatenate([self.state[f"{name}.weight"],
-                                                               self.state[f"{name}.bias"]])))
-
-
-def check_haar(state, name: str, backend: str = "numba") -> None:
-    haar = np.array([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]], np.float32) / 2
-    for bank in ("wt_filter", "iwt_filter"):
-        filters = state[f"{name}.{bank}"]
-        if filters.shape[1:] != (1, 2, 2) or not np.array_equal(filters.reshape(-1, 4, 4),
-                                                                np.broadcast_to(haar, (len(filters) // 4, 4, 4))):
-            raise ValueProblem(f"{name}.{bank} must be the Haar bank for backend {backend!r}, got other filters "
-                               f"(backend 'numpy' runs them)")
+        def make(values):
+            values = np.moveaxis(values, axis, -1)[0]
+            values = np.broadcast_to(values, (*([1] * len(others) if one else others), shape[axis]))
+            values = values.reshape(-1, shape[axis])
+            padded = np.zeros((len(values), round_up(shape[axis])), np.float32)
+            padded[:, :shape[axis]] = values
+            return self.put(padded), len(values)
+        return self.once("rows", make, constant, options=(axis, shape[axis], None if one else tuple(others)))

@@ -13,13 +13,10 @@ Every division rounds up: a 1x1 picture is a valid input. Read on in mrffi.py, t
 from __future__ import annotations
 
 import copy
-import math
 
-import numpy as np
-
-from mmref.arguments import check_array, check_dtype, check_flag, check_integer, check_kind, check_ndarray, shown
-from mmref.errors import ShapeError, ValueProblem
+from mmref.arguments import check_flag, check_kind
 from mmref.models.mrffi import MRFFI, nearest_multiple
+from mmref.models.network import Network, check_features, take_indices
 from mmref.models.variants import Variant
 from mmref.nn import functional as F
 from mmref.nn.layer import BatchNorm, Conv2d, ConvBN, Layer, Linear, ReLU, Residual, Sequential, Sigmoid
@@ -80,7 +77,7 @@ class SqueezeExcite(Layer):
         self.gate = Sigmoid()
 
     def forward(self, x):
-        means = F.global_average_pool(x)[:, :, None, None]                  # (B, C, 1, 1)
+        means = F.global_average_pool(x, keep_axes=True)                    # (B, C, 1, 1)
         return x * self.gate(self.fc2(F.relu(self.fc1(means))))
 
 
@@ -136,7 +133,7 @@ def downsampling_trio(c_in, c_out):
             Sequential(residual_depthwise(c_out), Residual(FFN(c_out))))
 
 
-class MobileMamba(Layer):
+class MobileMamba(Network):
     """The network. Build it with `mmref.create_model`; `model(x)` gives the logits.
 
     `config` is its Variant, `transform` how a picture becomes its input, `class_names` its labels (may be None).
@@ -145,9 +142,7 @@ class MobileMamba(Layer):
     strides = (16, 16, 32, 64)
 
     def __init__(self, config: Variant):
-        super().__init__()
-        check_kind("config", config, Variant, "a Variant (mmref.create_model builds a network by its name)")
-        self.config, self.transform, self.class_names = config, None, None
+        super().__init__(check_kind("config", config, Variant, "a Variant (mmref.create_model builds by name)"))
         widths = config.widths
         self.patch_embed = Stem(config.in_chans, widths[0])
         for i, (dim, depth) in enumerate(zip(widths, config.depths, strict=True)):
@@ -202,91 +197,6 @@ class MobileMamba(Layer):
     def stages(self):
         """Stem, checking its input first, and the three stages."""
         def stem(x):
-            check_input(x, self.config.in_chans, self.dtype)
+            self.check_input(x)
             return self.patch_embed(x)
         return stem, self.blocks1, self.blocks2, self.blocks3
-
-    # --------------------------------------------------------------- parameters
-
-    @property
-    def dtype(self) -> np.dtype:
-        """float32, or float64 after `astype`."""
-        name, layer, attribute = next(self.named_parameters())
-        if getattr(layer, attribute) is None:
-            raise ValueProblem(f"model must have parameters, got none for {name}: mmref.create_model gives it some")
-        return getattr(layer, attribute).dtype
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Parameters by checkpoint name: learned ones, running statistics and wavelet filters. Not copies."""
-        return {name: getattr(layer, attribute) for name, layer, attribute in self.named_parameters()}
-
-    def astype(self, dtype) -> MobileMamba:
-        """A copy of the model that computes in `dtype`, float32 or float64. Raises ValueProblem for another."""
-        dtype = check_dtype("dtype", dtype)
-        clone = copy.deepcopy(self)
-        for _, layer, attribute in clone.named_parameters():
-            setattr(layer, attribute, np.asarray(getattr(layer, attribute), dtype))
-        return clone
-
-    def fold_batchnorm(self) -> MobileMamba:
-        """The same function with every batch norm folded into a convolution or linear layer; self is unchanged.
-
-        The result has the parameter names of upstream's folded checkpoints. Folding a folded model gives a copy.
-        """
-        folded = super().fold_batchnorm()
-        folded = copy.deepcopy(folded)  # names are kept on the layers, and layers without BN are still shared
-        folded.name_layers()
-        return folded
-
-    @property
-    def folded(self) -> bool:
-        """Whether batch norms are folded."""
-        return not any(isinstance(layer, BatchNorm) for _, layer in self.walk())
-
-    def parameter_count(self) -> int:
-        """Learned parameters, as papers count them."""
-        return sum(math.prod(layer.shapes[name]) for _, layer, name in self.named_parameters() if layer.learned(name))
-
-
-def check_input(x, channels, dtype):
-    """Validate the input: rank, channels, dtype, at least one pixel, finite values."""
-    check_shape(x, channels, dtype)
-    if not np.isfinite(x).all():
-        raise_not_finite()
-
-
-def raise_not_finite():
-    raise ValueProblem("x must be finite, got NaN or infinity")
-
-
-def check_shape(x, channels, dtype):
-    """`check_input` but for the values."""
-    check_ndarray("x", x, f"batch {channels} height width")
-    if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
-        raise ShapeError(f"x must have shape (batch, {channels}, height, width) with height and width >= 1, "
-                         f"got {x.shape}")
-    if x.dtype != dtype:
-        raise ShapeError(f"x must be {dtype}, the model's dtype, got {x.dtype} (x.astype(np.{dtype}) is; model.astype "
-                         f"changes the model's)")
-
-
-def check_features(x, channels, dtype):
-    """Validate a last feature map (batch, channels, height, width) that `forward_head` is given."""
-    check_array("x", x, "batch channels height width", dtype)
-    if x.shape[1] != channels or 0 in x.shape[2:]:
-        raise ShapeError(f"x must be a last feature map (batch, {channels}, height, width) with height and width >= 1, "
-                         f"got shape {x.shape}")
-
-
-def take_indices(indices, count):
-    """Normalise timm-style `indices` (None, how many of the last, or a list of positions, negative ones from the end)
-    to a list of positions 0..count-1. Raises ValueProblem for anything else."""
-    if indices is None:
-        return list(range(count))
-    if isinstance(indices, (list, tuple)) or (isinstance(indices, np.ndarray) and indices.ndim == 1):
-        chosen = [check_integer(f"indices[{i}]", index, -count, count - 1) for i, index in enumerate(indices)]
-        return [index + count if index < 0 else index for index in chosen]
-    if isinstance(indices, (int, np.integer)):
-        last = check_integer("indices, where it counts maps,", indices, 1, count)
-        return list(range(count - last, count))
-    raise ValueProblem(f"indices must be None, an integer or a list of integers, got {shown(indices)}")

@@ -15,7 +15,7 @@ from mmref.errors import ValueProblem
 from mmref.nn import functional as F
 from mmref.nn.layer import BatchNorm, Conv2d, ConvBN, Layer, ReLU, Scale, Sequential
 from mmref.nn.ss2d import SS2D
-from mmref.nn.wavelet import analysis, filter_bank, synthesis
+from mmref.nn.wavelet import add_to_low_low, analysis, filter_bank, low_low, synthesis
 
 
 def nearest_multiple(value: int, step: int) -> int:
@@ -60,7 +60,7 @@ class WaveletMamba(Layer):
         bands = analysis(x, self.wt_filter)                                 # (B, 4C, H/2, W/2)
         convolved = scale(convolve(bands))
         if level + 1 < self.levels:
-            convolved[:, ::4] += self.wavelet(bands[:, ::4], level + 1)
+            convolved = add_to_low_low(convolved, self.wavelet(low_low(bands), level + 1))
         return synthesis(convolved, self.iwt_filter, *x.shape[2:])
 
     def initial(self, parameter, rng):
@@ -110,10 +110,5 @@ class MRFFI(Layer):
         self.proj = Sequential(ReLU(), ConvBN(dim, dim))
 
     def forward(self, x):
-        glob, local, identity = np.split(x, np.cumsum(self.split[:2]), axis=1)
-        return self.proj(join([self.global_op(glob), self.local_op(local), identity]))
-
-
-def join(parts):
-    """Concatenate along the channels, keeping channels-last storage."""
-    return F.channels_first(np.concatenate([part.transpose(0, 2, 3, 1) for part in parts], axis=-1))
+        glob, local, identity = F.split(x, self.split)
+        return self.proj(F.concatenate(self.global_op(glob), self.local_op(local), identity))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mmref.arguments import check_choice, check_integer, check_integers, check_kind, check_numbers
+from mmref.arguments import check_integer, check_integers, check_kind, check_numbers
 from mmref.errors import ValueProblem
 from mmref.models.mrffi import split_channels
-from mmref.nn.scan_order import DIRECTIONS
+from mmref.nn.paths import directions
 from mmref.nn.wavelet import filter_bank
 
 MOST_CLASSES = 1_000_000
@@ -24,7 +24,7 @@ class Variant:
     kernels       sides of the local and sub-band convolutions, odd, 1 to 63
     global_ratio, local_ratio  shares of the channels in (0, 1], see `mmref.models.mrffi.split_channels`
     ssm_ratio     inner channels of the scan for each of its channels, 1 to 64; d_state: states of each, 1 to 1024
-    scan_order    "unidirectional", "bidirectional" or "cross"
+    scan_order    a name or a tuple of directions, see `mmref.nn.paths`
     wavelet       a discrete wavelet that PyWavelets knows, and how often it is applied (wavelet_levels, 1 to 16)
     num_classes   outputs of the head, 0 to 1,000,000; 0 for no head
     in_chans      channels of the pictures, 1 to 4096
@@ -41,7 +41,7 @@ class Variant:
     local_ratio: tuple[float, float, float] = (0.2, 0.2, 0.3)
     ssm_ratio: int = 2
     d_state: int = 1
-    scan_order: str = "bidirectional"
+    scan_order: str | tuple[str, ...] = "bidirectional"
     wavelet: str = "db1"
     wavelet_levels: int = 1
     num_classes: int = 1000
@@ -61,14 +61,13 @@ class Variant:
             put(field, check_numbers(field, getattr(self, field), 3, 0, 1))
         if not all(kernel % 2 for kernel in self.kernels):
             raise ValueProblem(f"kernels must be odd, so that they have a middle, got {self.kernels}")
-        check_choice("scan_order", self.scan_order, DIRECTIONS)
+        directions(self.scan_order)
         if self.wavelet != "db1":  # which everybody has; others ask PyWavelets, which is slow to import
             filter_bank(self.wavelet)
         for width, global_ratio, local_ratio in zip(self.widths, self.global_ratio, self.local_ratio, strict=True):
             if not split_channels(width, global_ratio, local_ratio)[1]:
                 raise ValueProblem(f"global_ratio and local_ratio must leave a local channel of {width}, "
                                    f"got {global_ratio} and {local_ratio}")
-
 
 
 VARIANTS = {v.name: v for v in (

@@ -14,16 +14,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref.arguments import (
-    check_array,
-    check_choice,
-    check_integer,
-    check_ndarray,
-    check_number,
-    check_rank,
-    check_vector,
-)
+from mmref.arguments import check_choice, check_rank
 from mmref.errors import MissingBackend, ShapeError
+from mmref.nn import shapes
+from mmref.nn.operation import operation
 
 
 def check_backend(backend: str, known: tuple[str, ...] = ("numpy", "numba", "cuda")) -> str:
@@ -64,18 +58,17 @@ def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: i
     Raises ShapeError where ranks, dtypes, channels or groups disagree or the kernel is larger than the padded picture,
     ValueProblem for a stride, padding or number of groups that is no integer or too small.
     """
-    check_array("x", x, "batch channels height width")
-    check_array("weight", weight, "out_channels in_channels/groups k_h k_w", x.dtype)
-    stride, padding = _check_steps(stride, padding)
-    groups = check_integer("groups", groups, 1)
-    c_in, (c_out, c_group, k_h, k_w) = x.shape[1], weight.shape
-    if c_in != c_group * groups or c_out % groups or 0 in weight.shape[1:]:
-        raise ShapeError(f"weight must be (out_channels, {c_in} // {groups}, k_h, k_w), the last three >= 1 and "
-                         f"out_channels a multiple of groups={groups}, got shape {weight.shape}")
-    if bias is not None:
-        check_vector("bias", bias, c_out, x.dtype)
-    if groups == c_in == c_out:
+    check_rank("x", x, "batch channels height width")
+    check_rank("weight", weight, "out_channels in_channels/groups k_h k_w")
+    if groups == x.shape[1] == weight.shape[0] and weight.shape[1] == 1:
         return depthwise_conv2d(x, weight, bias, stride=stride, padding=padding)
+    return _conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
+
+
+@operation(shapes.conv2d, name="conv2d")
+def _conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: int = 1):
+    """`conv2d` as one matrix product a group: the neighbourhoods are copied side by side."""
+    (c_out, c_group, k_h, k_w) = weight.shape
     windows = _windows(x, k_h, k_w, stride, padding)                        # (B, H', W', k_h, k_w, C_in)
     out_shape = windows.shape[:3]
     columns = windows.reshape(-1, k_h * k_w, groups, c_group).transpose(2, 0, 1, 3)
@@ -88,23 +81,14 @@ def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: i
     return channels_first(y)
 
 
-def _check_steps(stride, padding):
-    return check_integer("stride", stride, 1), check_integer("padding", padding, 0)
-
-
 def _windows(x, k_h, k_w, stride, padding):
     """View (B, H', W', k_h, k_w, C) of the k_h x k_w neighbourhoods that a convolution visits."""
     x = pad_pixels(channels_last(x), padding, padding, padding, padding)
-    _check_kernel_fits(x, k_h, k_w)
     windows = np.lib.stride_tricks.sliding_window_view(x, (k_h, k_w), axis=(1, 2))
     return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
 
 
-def _check_kernel_fits(padded, k_h, k_w):
-    if padded.shape[1] < k_h or padded.shape[2] < k_w:
-        raise ShapeError(f"kernel {k_h}x{k_w} is larger than the padded picture {padded.shape[1]}x{padded.shape[2]}")
-
-
+@operation(shapes.depthwise_conv2d)
 def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, backend: str = "numpy"):
     """Every channel correlated with its own k_h x k_w filter (groups = channels).
 
@@ -113,17 +97,11 @@ def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0,
     Raises ShapeError where shapes or dtypes disagree, ValueProblem for a stride or padding that is no integer or too
     small, MissingBackend where the backend is not installed.
     """
-    check_array("x", x, "batch channels height width")
-    _check_depthwise_weight(weight, x)
-    stride, padding = _check_steps(stride, padding)
-    if bias is not None:
-        check_vector("bias", bias, x.shape[1], x.dtype)
     if check_backend(backend) != "numpy":
         from mmref.kernels import load_op
         return load_op("depthwise_conv2d", backend)(x, weight, bias, stride=stride, padding=padding)
     k_h, k_w = weight.shape[2:]
     x = pad_pixels(channels_last(x), padding, padding, padding, padding)
-    _check_kernel_fits(x, k_h, k_w)
     taps = np.ascontiguousarray(weight[:, 0].transpose(1, 2, 0))            # (k_h, k_w, C)
     height, width = ((size - k) // stride + 1 for size, k in zip(x.shape[1:3], (k_h, k_w), strict=True))
     y = np.empty((len(x), height, width, x.shape[3]), x.dtype)
@@ -139,14 +117,7 @@ def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0,
     return channels_first(y)
 
 
-def _check_depthwise_weight(weight, x):
-    check_ndarray("weight", weight)
-    if weight.ndim != 4 or weight.shape[:2] != (x.shape[1], 1) or 0 in weight.shape[2:]:
-        raise ShapeError(f"weight must be ({x.shape[1]}, 1, k_h, k_w), a filter of at least 1x1 for every channel of "
-                         f"x {x.shape}, got shape {weight.shape}")
-    check_array("weight", weight, dtype=x.dtype)
-
-
+@operation(shapes.depthwise_conv_transpose2d)
 def depthwise_conv_transpose2d(x, weight, *, groups: int, stride: int = 1, padding: int = 0):
     """Transposed depthwise convolution: every value spreads its filter over the result, which adds them up.
 
@@ -156,18 +127,9 @@ def depthwise_conv_transpose2d(x, weight, *, groups: int, stride: int = 1, paddi
     shapes or dtypes disagree or nothing would be left, ValueProblem for a stride, padding or number of groups that is
     no integer or too small.
     """
-    check_array("x", x, "batch channels height width")
-    _check_depthwise_weight(weight, x)
-    groups = check_integer("groups", groups, 1)
-    stride, padding = _check_steps(stride, padding)
-    if x.shape[1] % groups:
-        raise ShapeError(f"x must have a multiple of groups={groups} channels, got shape {x.shape}")
     (k_h, k_w), per_group = weight.shape[2:], x.shape[1] // groups
     x = channels_last(x)
     batch, height, width, _ = x.shape
-    if not height or not width or min((height - 1) * stride + k_h, (width - 1) * stride + k_w) <= 2 * padding:
-        raise ShapeError(f"x {height}x{width} with a kernel {k_h}x{k_w} and stride {stride} leaves no pixel within "
-                         f"padding {padding}")
     full = np.zeros((batch, (height - 1) * stride + k_h, (width - 1) * stride + k_w, groups), x.dtype)
     for m in range(per_group):
         values, taps = np.ascontiguousarray(x[..., m::per_group]), weight[m::per_group, 0]
@@ -185,20 +147,14 @@ def per_channel(values: np.ndarray) -> np.ndarray:
     return values.reshape(1, -1, 1, 1)
 
 
+@operation(shapes.batch_norm)
 def batch_norm(x, weight, bias, running_mean, running_var, eps: float = 1e-5):
     """Inference batch norm: (x - mean) / sqrt(var + eps) * weight + bias, per channel.
 
     x (B, C, H, W) or (B, C); the four parameters (C,). Returns the shape and dtype of x. Raises ShapeError where shapes
     or dtypes disagree, ValueProblem for an eps that is no number >= 0.
     """
-    check_array("x", x)
-    if x.ndim not in (2, 4):
-        raise ShapeError(f"x must be (batch, channels) or (batch, channels, height, width), got shape {x.shape}")
-    for name, values in (("weight", weight), ("bias", bias), ("running_mean", running_mean),
-                         ("running_var", running_var)):
-        check_vector(name, values, x.shape[1], x.dtype)
-    eps = check_number("eps", eps, 0)  # a plain float: NumPy's float64 would turn a float32 network into float64
-    scale = weight / np.sqrt(running_var + eps)
+    scale = weight / np.sqrt(running_var + float(eps))  # NumPy's float64 would turn a float32 network into float64
     shift = bias - running_mean * scale
     if x.ndim == 4:
         scale, shift = per_channel(scale), per_channel(shift)
@@ -207,52 +163,43 @@ def batch_norm(x, weight, bias, running_mean, running_var, eps: float = 1e-5):
     return y
 
 
+@operation(shapes.layer_norm_channels)
 def layer_norm_channels(x, weight, bias, eps: float = 1e-5):
     """Layer norm over the channels of every pixel. x (B, C, H, W), C >= 1; weight, bias (C,). Returns the shape and
     dtype of x. Raises ShapeError where shapes or dtypes disagree, ValueProblem for an eps that is no number >= 0."""
-    check_array("x", x, "batch channels height width")
-    if not x.shape[1]:
-        raise ShapeError(f"x must have at least one channel, got shape {x.shape}")
-    check_vector("weight", weight, x.shape[1], x.dtype)
-    check_vector("bias", bias, x.shape[1], x.dtype)
-    eps = check_number("eps", eps, 0)
     pixels = channels_last(x)                                               # (B, H, W, C)
     centred = pixels - pixels.mean(-1, keepdims=True)
     variance = np.mean(centred * centred, -1, keepdims=True)
-    centred /= np.sqrt(variance + eps)
+    centred /= np.sqrt(variance + float(eps))
     centred *= weight
     centred += bias
     return channels_first(centred)
 
 
+@operation(shapes.linear)
 def linear(x, weight, bias=None):
     """x (B, C_in) times weight (C_out, C_in) transposed, plus bias (C_out,). Returns (B, C_out) of x's dtype. Raises
     ShapeError where shapes or dtypes disagree."""
-    check_array("x", x, "batch in_features")
-    check_array("weight", weight, "out_features in_features", x.dtype)
-    if weight.shape[1] != x.shape[1]:
-        raise ShapeError(f"weight must be (out_features, {x.shape[1]}) to go with x {x.shape}, got {weight.shape}")
-    if bias is not None:
-        check_vector("bias", bias, len(weight), x.dtype)
     y = x @ weight.T
     return y if bias is None else y + bias
 
 
+@operation(shapes.elementwise)
 def relu(x):
     """max(x, 0), elementwise. NaN stays NaN."""
-    check_array("x", x)
     return np.maximum(x, 0)
 
 
+@operation(shapes.elementwise)
 def sigmoid(x):
     """1 / (1 + exp(-x)), elementwise; exp(-x) may overflow to infinity, whose reciprocal is the right 0."""
-    check_array("x", x)
     with np.errstate(over="ignore"):
         y = np.exp(-x)
     y += 1
     return np.divide(1, y, out=y)
 
 
+@operation(shapes.elementwise)
 def silu(x):
     """x * sigmoid(x), elementwise (swish with beta 1)."""
     y = sigmoid(x)
@@ -260,9 +207,9 @@ def silu(x):
     return y
 
 
+@operation(shapes.elementwise)
 def softplus(x):
     """log(1 + exp(x)), elementwise; x itself above 20, where the two agree to the last bit of float32."""
-    check_array("x", x)
     y = np.minimum(x, 20)
     np.exp(y, out=y)
     np.log1p(y, out=y)
@@ -270,9 +217,42 @@ def softplus(x):
     return y
 
 
-def global_average_pool(x):
-    """Mean over the pixels: (B, C, H, W) -> (B, C), H and W from 1. Raises ShapeError."""
-    check_array("x", x, "batch channels height width")
-    if 0 in x.shape[2:]:
-        raise ShapeError(f"x must have at least one pixel, got shape {x.shape}")
-    return channels_last(x).mean((1, 2), dtype=x.dtype)
+@operation(shapes.broadcast)
+def add(x, y):
+    """x + y, elementwise; an axis of length 1 in one of them goes with any length in the other."""
+    return x + y
+
+
+@operation(shapes.broadcast)
+def multiply(x, y):
+    """x * y, elementwise; axes of length 1 as in `add`."""
+    return x * y
+
+
+@operation(shapes.global_average_pool)
+def global_average_pool(x, keep_axes: bool = False):
+    """Mean over the pixels: (B, C, H, W) -> (B, C), or (B, C, 1, 1) with `keep_axes`."""
+    means = channels_last(x).mean((1, 2), dtype=x.dtype)
+    return means[:, :, None, None] if keep_axes else means
+
+
+@operation(shapes.slice_axis)
+def slice_axis(x, axis: int, start: int, stop: int, step: int = 1):
+    """Elements start, start + step, ... below stop of one axis; a view."""
+    return x[(slice(None),) * axis + (slice(start, stop, step),)]
+
+
+def split(x, sizes, axis: int = 1) -> list:
+    """Cut an axis into parts of these sizes, which must add up to its length; views. Raises ShapeError."""
+    if sum(sizes) != x.shape[axis]:
+        raise ShapeError(f"sizes must add up to {x.shape[axis]}, the length of axis {axis} of {x.shape}, got {sizes}")
+    stops = np.cumsum(sizes).tolist()
+    return [slice_axis(x, axis, stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
+
+
+@operation(shapes.concatenate)
+def concatenate(*parts, axis: int = 1):
+    """Arrays end to end along an axis. Pixels' channels stay stored side by side (channels-last)."""
+    if parts[0].ndim == 4 and axis == 1:
+        return channels_first(np.concatenate([part.transpose(0, 2, 3, 1) for part in parts], axis=-1))
+    return np.concatenate(parts, axis)

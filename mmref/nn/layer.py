@@ -16,6 +16,7 @@ import numpy as np
 
 from mmref.arguments import check_callable
 from mmref.nn import functional as F
+from mmref.nn.operation import Symbol
 
 _recorder: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("recorder", default=None)
 
@@ -57,15 +58,17 @@ class Layer:
     def forward(self, x):
         raise NotImplementedError
 
-    def __call__(self, x):
-        y = self.forward(x)
+    def __call__(self, *inputs):
+        if isinstance(inputs[0], Symbol):
+            return inputs[0].inside(self, *inputs)
+        y = self.forward(*inputs)
         self.record(y)
         return y
 
     def record(self, y, inside: str = "") -> None:
         """Show `y` to the recorder, if one listens, under this layer's name."""
         record = _recorder.get()
-        if record is not None:
+        if record is not None and not isinstance(y, Symbol):
             record(f"{self.name}:{inside}" if inside else self.name, y, self)
 
     @property

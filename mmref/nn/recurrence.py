@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref.arguments import check_array
-from mmref.errors import ShapeError
+from mmref.nn import shapes
 from mmref.nn.functional import check_backend
+from mmref.nn.operation import operation
 
 
+@operation(shapes.selective_scan)
 def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):
     """Run the recurrence over every sequence.
 
@@ -26,7 +27,6 @@ def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):
     `backend="numba"` and `backend="cuda"` run the compiled kernels of mmref.kernels (float32 only).
     Returns y (batch, K, D, L). Raises ShapeError where shapes disagree, MissingBackend where the backend cannot run.
     """
-    _check_shapes(u, delta, A, B, C, D)
     if check_backend(backend) != "numpy":
         from mmref.kernels import load_op
         return load_op("selective_scan", backend)(u, delta, A, B, C, D)
@@ -41,16 +41,3 @@ def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):
         h *= C[:, :, n, None, :]
         y += h
     return y
-
-
-def _check_shapes(u, delta, A, B, C, D):
-    check_array("u", u, "batch K D L")
-    for name, array, axes in (("delta", delta, "batch K D L"), ("A", A, "K D N"), ("B", B, "batch K N L"),
-                              ("C", C, "batch K N L"), ("D", D, "K D")):
-        check_array(name, array, axes, u.dtype)
-    batch, K, dim, length = u.shape
-    N = A.shape[-1]
-    for name, array, expected in (("delta", delta, u.shape), ("A", A, (K, dim, N)), ("B", B, (batch, K, N, length)),
-                                  ("C", C, (batch, K, N, length)), ("D", D, (K, dim))):
-        if array.shape != expected:
-            raise ShapeError(f"{name} must have shape {expected} to go with u {u.shape}, got {array.shape}")

@@ -11,9 +11,12 @@ import math
 import numpy as np
 
 from mmref.nn import functional as F
+from mmref.nn import shapes
 from mmref.nn.layer import Conv2d, ConvBN, Layer, LayerNorm
+from mmref.nn.operation import operation
+from mmref.nn.paths import directions
 from mmref.nn.recurrence import selective_scan
-from mmref.nn.scan_order import cross_merge, cross_scan, directions
+from mmref.nn.scan_order import cross_merge, cross_scan
 
 
 class SS2D(Layer):
@@ -21,8 +24,8 @@ class SS2D(Layer):
 
     def __init__(self, dim, d_state=1, ssm_ratio=2, order="bidirectional"):
         super().__init__()
-        D, R, K = ssm_ratio * dim, math.ceil(dim / 16), directions(order)
-        self.d_state, self.rank, self.order = d_state, R, order
+        D, R, K = ssm_ratio * dim, math.ceil(dim / 16), len(directions(order))
+        self.inner, self.d_state, self.rank, self.order = D, d_state, R, order
         self.declare(x_proj_weight=(K, R + 2 * d_state, D), Ds=(K * D,), A_logs=(K * D, d_state),
                      dt_projs_weight=(K, D, R), dt_projs_bias=(K, D))
         self.in_proj = ConvBN(dim, 2 * D)
@@ -31,19 +34,19 @@ class SS2D(Layer):
         self.out_proj = ConvBN(D, dim)
 
     def forward(self, x):
-        x, z = np.split(self.in_proj(x), 2, axis=1)                         # each (B, D, H, W)
+        x, z = F.split(self.in_proj(x), (self.inner, self.inner))           # each (B, D, H, W)
         x = F.silu(self.conv2d(x))
         y = self.out_norm(self.scan(x))
         return self.out_proj(y * F.silu(z))
 
     def scan(self, x):
         """(B, D, H, W) -> (B, D, H, W): scanned in every direction with coefficients computed from x itself."""
-        K, D, R = self.dt_projs_weight.shape
+        K, D, R, N = len(directions(self.order)), self.inner, self.rank, self.d_state
         u = cross_scan(x, self.order)                                       # (B, K, D, L)
-        dt, B, C = np.split(project(self.x_proj_weight, u), (R, R + self.d_state), axis=2)  # (B, K, R or N, L)
+        dt, B, C = F.split(project(self.x_proj_weight, u), (R, N, N), axis=2)  # (B, K, R or N, L)
         # A rank-R step size a pixel, lifted to one for each channel; softplus keeps every step positive.
-        delta = F.softplus(project(self.dt_projs_weight, dt) + self.dt_projs_bias[:, :, None])  # (B, K, D, L)
-        A = -np.exp(self.A_logs).reshape(K, D, -1)                          # negative: old states fade
+        delta = F.softplus(project(self.dt_projs_weight, dt) + self.dt_projs_bias[None, :, :, None])  # (B, K, D, L)
+        A = -np.exp(self.A_logs).reshape(K, D, N)                           # negative: old states fade
         y = selective_scan(u, delta, A, B, C, self.Ds.reshape(K, D))        # (B, K, D, L)
         merged = cross_merge(y, self.order, *x.shape[2:])                   # (B, D, H, W)
         for name, value in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C), ("y", y), ("merged", merged)):
@@ -66,6 +69,7 @@ class SS2D(Layer):
         return sum(math.prod(shape) for shape in weights) * y.shape[2] * y.shape[3]
 
 
+@operation(shapes.project)
 def project(weight, sequences):
     """Multiply every step by its direction's matrix: weight (K, M, D), sequences (B, K, D, L) -> (B, K, M, L).
 

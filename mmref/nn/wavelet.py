@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref.arguments import check_array, check_integer, check_kind, check_ndarray
-from mmref.errors import ShapeError, ValueProblem
+from mmref.arguments import check_kind
+from mmref.errors import ValueProblem
+from mmref.nn import shapes
 from mmref.nn.functional import channels_first, channels_last, depthwise_conv_transpose2d, pad_pixels
+from mmref.nn.operation import operation
 
 
 def filter_bank(wavelet: str = "db1") -> tuple[np.ndarray, np.ndarray]:
@@ -36,6 +38,7 @@ def filter_bank(wavelet: str = "db1") -> tuple[np.ndarray, np.ndarray]:
             outer_products(filters.rec_lo, filters.rec_hi))
 
 
+@operation(shapes.analysis)
 def analysis(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
     """One level of decomposition.
 
@@ -43,10 +46,7 @@ def analysis(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
     bank (4*C, 1, k, k), k even, as a checkpoint's `wt_filter` holds it.
     Returns (B, 4*C, ceil(H/2), ceil(W/2)) of x's dtype. Raises ShapeError where shapes or dtypes disagree.
     """
-    check_array("x", x, "batch channels height width")
-    if 0 in x.shape[2:]:
-        raise ShapeError(f"x must have at least one pixel, got shape {x.shape}")
-    k = _bank_side(bank, 4 * x.shape[1], x.dtype)
+    k = bank.shape[-1]
     height, width = x.shape[2:]
     margin = k // 2 - 1
     pixels = pad_pixels(channels_last(x), margin, margin + height % 2, margin, margin + width % 2)
@@ -61,28 +61,27 @@ def analysis(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
     return channels_first(interleaved.reshape(len(x), rows, columns, 4 * x.shape[1]))
 
 
+@operation(shapes.synthesis)
 def synthesis(bands: np.ndarray, bank: np.ndarray, height: int, width: int) -> np.ndarray:
     """The inverse of `analysis`: (B, 4*C, ceil(H/2), ceil(W/2)) -> (B, C, H, W), cropped to `height` x `width`.
 
     Exact for Haar; a longer wavelet, zero-padded as here, loses up to k - 2 pixels along the border. Raises ShapeError
     where shapes or dtypes disagree, ValueProblem for a height or width that is no integer >= 1.
     """
-    check_array("bands", bands, "batch channels height width")
-    height, width = check_integer("height", height, 1), check_integer("width", width, 1)
-    if bands.shape[1] % 4:
-        raise ShapeError(f"bands must have four channels for every channel of the result, got shape {bands.shape}")
-    k = _bank_side(bank, bands.shape[1], bands.dtype)
-    if bands.shape[2:] != (-(-height // 2), -(-width // 2)):
-        raise ShapeError(f"bands must be {-(-height // 2)}x{-(-width // 2)} for a {height}x{width} result, "
-                         f"got shape {bands.shape}")
-    return depthwise_conv_transpose2d(bands, bank, groups=bands.shape[1] // 4, stride=2, padding=k // 2 - 1)[
-        :, :, :height, :width]
+    margin = bank.shape[-1] // 2 - 1
+    full = depthwise_conv_transpose2d(bands, bank, groups=bands.shape[1] // 4, stride=2, padding=margin)
+    return full[:, :, :height, :width]
 
 
-def _bank_side(bank: np.ndarray, channels: int, dtype: np.dtype) -> int:
-    check_ndarray("bank", bank)
-    k = bank.shape[-1] if bank.ndim else 0
-    if bank.shape != (channels, 1, k, k) or k % 2 or not k:
-        raise ShapeError(f"bank must be ({channels}, 1, k, k) with k even, got shape {bank.shape}")
-    check_array("bank", bank, dtype=dtype)
-    return k
+@operation(shapes.low_low)
+def low_low(bands: np.ndarray) -> np.ndarray:
+    """The low-low sub-band of every channel, (B, 4*C, H, W) -> (B, C, H, W): what the next level analyses. A view."""
+    return bands[:, ::4]
+
+
+@operation(shapes.add_to_low_low)
+def add_to_low_low(bands: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """`bands` (B, 4*C, H, W) with `low` (B, C, H, W) added to every channel's low-low sub-band."""
+    total = channels_last(bands).copy()
+    total[..., ::4] += channels_last(low)
+    return channels_first(total)

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from mmref.models.mobilemamba import FFN, Block, Head, PatchMerging, SqueezeExcite, Stem
-from mmref.models.mrffi import MRFFI, LocalConv, WaveletMamba, join
+from mmref.models.mrffi import MRFFI, LocalConv, WaveletMamba
 from mmref.nn import functional as F
 from mmref.nn.layer import BatchNorm, Conv2d, ConvBN, LayerNorm, Linear, ReLU, Residual, Scale, Sequential, Sigmoid
 from mmref.nn.recurrence import selective_scan
@@ -224,7 +224,7 @@ def _mrffi(layer, x, order=(0, 1, 2), joined=(0, 1, 2), activation=F.relu, rever
         start += layer.split[i]
     done = [layer.global_op(parts[0]), layer.local_op(parts[1]), parts[2]]
     relu, project = layer.proj.children.values()
-    joined = join([done[i] for i in joined])
+    joined = F.concatenate(*(done[i] for i in joined))
     return project(relu(joined) if activation is F.relu else activation(joined))
 
 

@@ -1,0 +1,124 @@
+"""What every network shares: its input's door, its parameters, other precisions, folding, a frozen copy for engines."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+
+from mmref.arguments import check_array, check_dtype, check_integer, check_ndarray, shown
+from mmref.errors import ShapeError, ValueProblem
+from mmref.nn.layer import BatchNorm, Layer
+from mmref.nn.operation import Symbol
+
+
+class Network(Layer):
+    """Base of networks: a `config` with `name`, `img_size`, `in_chans` and `num_classes`; `transform`, how a picture
+    becomes its input; `class_names`, its labels (both may be None); `source`, where its parameters come from, and
+    `notes`, what was decided in reading them, in words."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.transform, self.class_names = config, None, None
+        self.source, self.notes = "", ()
+
+    def check_input(self, x) -> None:
+        """Validate an input: rank, channels, dtype, at least one pixel, finite values. ShapeError or ValueProblem."""
+        if isinstance(x, Symbol):  # a backend that traces the network checks its inputs itself
+            return
+        check_shape(x, self.config.in_chans, self.dtype)
+        if not np.isfinite(x).all():
+            raise_not_finite()
+
+    def frozen(self) -> Network:
+        """A copy of the tree of layers that shares the parameters: layers exchanged in one are not in the other."""
+        clone = _copy_tree(self)
+        clone.name_layers()
+        return clone
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32, or float64 after `astype`. ValueProblem where parameters are not loaded yet."""
+        for name, layer, attribute in self.named_parameters():
+            if getattr(layer, attribute) is None:
+                raise ValueProblem(f"model must have parameters, got none for {name}: mmref.create_model gives it some")
+            return getattr(layer, attribute).dtype
+        return np.dtype(np.float32)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Parameters by checkpoint name: learned ones, running statistics and wavelet filters. Not copies."""
+        return {name: getattr(layer, attribute) for name, layer, attribute in self.named_parameters()}
+
+    def astype(self, dtype) -> Network:
+        """A copy of the model that computes in `dtype`, float32 or float64. Raises ValueProblem for another."""
+        dtype = check_dtype("dtype", dtype)
+        clone = copy.deepcopy(self)
+        for _, layer, attribute in clone.named_parameters():
+            setattr(layer, attribute, np.asarray(getattr(layer, attribute), dtype))
+        return clone
+
+    def fold_batchnorm(self) -> Network:
+        """The same function with every batch norm folded into a convolution or linear layer; self is unchanged.
+
+        The result has the parameter names of folded checkpoints. Folding a folded model gives a copy.
+        """
+        folded = super().fold_batchnorm()
+        folded = copy.deepcopy(folded)  # names are kept on the layers, and layers without BN are still shared
+        folded.name_layers()
+        return folded
+
+    @property
+    def folded(self) -> bool:
+        """Whether batch norms are folded."""
+        return not any(isinstance(layer, BatchNorm) for _, layer in self.walk())
+
+    def parameter_count(self) -> int:
+        """Learned parameters, as papers count them."""
+        return sum(math.prod(layer.shapes[name]) for _, layer, name in self.named_parameters() if layer.learned(name))
+
+
+def _copy_tree(layer):
+    clone = copy.copy(layer)
+    for name, child in layer.children.items():
+        setattr(clone, name, _copy_tree(child))
+    return clone
+
+
+def raise_not_finite():
+    raise ValueProblem("x must be finite, got NaN or infinity")
+
+
+def check_shape(x, channels, dtype):
+    """`check_input` but for the values."""
+    check_ndarray("x", x, f"batch {channels} height width")
+    if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
+        raise ShapeError(f"x must have shape (batch, {channels}, height, width) with height and width >= 1, "
+                         f"got {x.shape}")
+    if x.dtype != dtype:
+        raise ShapeError(f"x must be {dtype}, the model's dtype, got {x.dtype} (x.astype(np.{dtype}) is; model.astype "
+                         f"changes the model's)")
+
+
+def check_features(x, channels, dtype):
+    """Validate a last feature map (batch, channels, height, width) that `forward_head` is given."""
+    if isinstance(x, Symbol):
+        return
+    check_array("x", x, "batch channels height width", dtype)
+    if x.shape[1] != channels or 0 in x.shape[2:]:
+        raise ShapeError(f"x must be a last feature map (batch, {channels}, height, width) with height and width >= 1, "
+                         f"got shape {x.shape}")
+
+
+def take_indices(indices, count):
+    """Normalise timm-style `indices` (None, how many of the last, or a list of positions, negative ones from the end)
+    to a list of positions 0..count-1. Raises ValueProblem for anything else."""
+    if indices is None:
+        return list(range(count))
+    if isinstance(indices, (list, tuple)) or (isinstance(indices, np.ndarray) and indices.ndim == 1):
+        chosen = [check_integer(f"indices[{i}]", index, -count, count - 1) for i, index in enumerate(indices)]
+        return [index + count if index < 0 else index for index in chosen]
+    if isinstance(indices, (int, np.integer)):
+        last = check_integer("indices, where it counts maps,", indices, 1, count)
+        return list(range(count - last, count))
+    raise ValueProblem(f"indices must be None, an integer or a list of integers, got {shown(indices)}")
