@@ -57,7 +57,7 @@ def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: i
     Raises ShapeError where ranks, dtypes, channels or groups disagree or the kernel is larger than the padded picture,
     ValueProblem for a stride, padding or number of groups that is no integer or too small.
     """
-    stride, padding = check_integer("stride", stride, 1), check_integer("padding", padding, 0)
+    stride, padding = shapes.check_steps(stride, padding)
     groups = check_integer("groups", groups, 1)
     shapes.conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
     if groups == x.shape[1] == weight.shape[0]:
@@ -154,7 +154,7 @@ def batch_norm(x, weight, bias, running_mean, running_var, eps: float = 1e-5):
     x (B, C, H, W) or (B, C); the four parameters (C,). Returns the shape and dtype of x. Raises ShapeError where shapes
     or dtypes disagree, ValueProblem for an eps that is no number >= 0.
     """
-    scale = weight / np.sqrt(running_var + eps)
+    scale = weight / np.sqrt(running_var + float(eps))
     shift = bias - running_mean * scale
     if x.ndim == 4:
         scale, shift = per_channel(scale), per_channel(shift)
@@ -170,7 +170,7 @@ def layer_norm_channels(x, weight, bias, eps: float = 1e-5):
     pixels = channels_last(x)                                               # (B, H, W, C)
     centred = pixels - pixels.mean(-1, keepdims=True)
     variance = np.mean(centred * centred, -1, keepdims=True)
-    centred /= np.sqrt(variance + eps)
+    centred /= np.sqrt(variance + float(eps))
     centred *= weight
     centred += bias
     return channels_first(centred)
