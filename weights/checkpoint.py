@@ -48,6 +48,11 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
     @property
+    def named(self) -> str:
+        """What messages call it: the file, or what it is."""
+        return "weights (a dict)" if self.path is None else str(self.path)
+
+    @property
     def account(self) -> str:
         """What was taken and what was left, on one line; empty for a plain state dict without anything to say."""
         taken = f"took {self.source}" * (self.source != "flat" or bool(self.others))

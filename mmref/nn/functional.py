@@ -57,10 +57,11 @@ def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: i
     Raises ShapeError where ranks, dtypes, channels or groups disagree or the kernel is larger than the padded picture,
     ValueProblem for a stride, padding or number of groups that is no integer or too small.
     """
+    check_rank("x", x, "batch channels height width")
+    check_rank("weight", weight, "out_channels in_channels/groups k_h k_w")
     stride, padding = shapes.check_steps(stride, padding)
     groups = check_integer("groups", groups, 1)
-    shapes.conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
-    if groups == x.shape[1] == weight.shape[0]:
+    if groups == x.shape[1] == weight.shape[0] and weight.shape[1] == 1:
         return depthwise_conv2d(x, weight, bias, stride=stride, padding=padding)
     return _conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
 

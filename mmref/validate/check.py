@@ -74,7 +74,7 @@ def make_input(shape, fill, magnitude, seed) -> np.ndarray:
 
 def check(function, model, examples: int = 60, max_side: int = 96, max_batch: int = 4,
           fixed_shape: tuple[int, int] | None = None) -> tuple[Failure | None, int]:
-    """(smallest failure or None, examples tried) of `function(x float32 (B, 3, H, W)) -> (B, classes)`.
+    """(smallest failure or None, examples tried) of `function(x float32 (B, C, H, W)) -> (B, classes)`.
 
     The function passes where its result has the network's shape, is finite and lies within LIMIT units of
     float32's rounding, measured for every input. `fixed_shape` (H, W) is for graphs of one size. Raises MissingBackend
@@ -106,7 +106,8 @@ def check(function, model, examples: int = 60, max_side: int = 96, max_batch: in
         nonlocal tried
         if case not in seen:
             tried += 1
-            seen[case] = reason(function, exact, single, make_input((case[0], 3, *case[1:3]), *case[3:]))
+            shape = (case[0], model.config.in_chans, *case[1:3])
+            seen[case] = reason(function, exact, single, make_input(shape, *case[3:]))
         return seen[case] is not None
     try:
         smallest = find(cases, fails, settings=settings(
