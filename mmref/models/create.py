@@ -58,7 +58,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     """
     check_backend(backend)
     weights, pretrained = check_weights(weights), check_flag("pretrained", pretrained)
-    dtype, seed = check_dtype("dtype", dtype), check_integer("seed", seed, 0)
+    dtype, seed = check_dtype("dtype", dtype), check_integer("seed", seed, 0, 2 ** 128 - 1)
     num_classes = None if num_classes is None else check_integer("num_classes", num_classes, 0, MOST_CLASSES)
     in_chans = None if in_chans is None else check_integer("in_chans", in_chans, 1)
     check_kind("prefer", prefer, str, "the name of an entry, ema, raw or auto")

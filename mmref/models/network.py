@@ -48,9 +48,7 @@ class Network(Layer):
     def dtype(self) -> np.dtype:
         """float32, or float64 after `astype`. ValueProblem where parameters are not loaded yet."""
         for name, layer, attribute in self.named_parameters():
-            if getattr(layer, attribute) is None:
-                raise ValueProblem(f"model must have parameters, got none for {name}: mmref.create_model gives it some")
-            return getattr(layer, attribute).dtype
+            return _parameter(name, layer, attribute).dtype
         return np.dtype(np.float32)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -61,8 +59,8 @@ class Network(Layer):
         """A copy of the model that computes in `dtype`, float32 or float64. Raises ValueProblem for another."""
         dtype = check_dtype("dtype", dtype)
         clone = copy.deepcopy(self)
-        for _, layer, attribute in clone.named_parameters():
-            setattr(layer, attribute, np.asarray(getattr(layer, attribute), dtype))
+        for name, layer, attribute in clone.named_parameters():
+            setattr(layer, attribute, np.asarray(_parameter(name, layer, attribute), dtype))
         return clone
 
     def fold_batchnorm(self) -> Network:
@@ -83,6 +81,14 @@ class Network(Layer):
     def parameter_count(self) -> int:
         """Learned parameters, as papers count them."""
         return sum(math.prod(layer.shapes[name]) for _, layer, name in self.named_parameters() if layer.learned(name))
+
+
+def _parameter(name, layer, attribute):
+    """The array of a parameter, which may not be loaded yet: then ValueProblem."""
+    array = getattr(layer, attribute)
+    if array is None:
+        raise ValueProblem(f"model must have parameters, got none for {name}: mmref.create_model gives it some")
+    return array
 
 
 def _copy_tree(layer):

@@ -58,6 +58,9 @@ class Variant:
             put(field, check_integers(field, getattr(self, field), 3, low, high))
         for field in ("global_ratio", "local_ratio"):
             put(field, check_numbers(field, getattr(self, field), 3, 0, 1))
+        if min(*self.global_ratio, *self.local_ratio) <= 0:
+            raise ValueProblem(f"global_ratio and local_ratio must be larger than 0, got {self.global_ratio} and "
+                               f"{self.local_ratio}")
         if not all(kernel % 2 for kernel in self.kernels):
             raise ValueProblem(f"kernels must be odd, so that they have a middle, got {self.kernels}")
         try:
@@ -65,7 +68,8 @@ class Variant:
         except ValueProblem as error:
             raise ValueProblem(f"scan_order: {error}") from error
         put("scan_order", self.scan_order if isinstance(self.scan_order, str) else named)
-        if self.wavelet != "db1":  # which everybody has; others ask PyWavelets, which is slow to import
+        check_kind("wavelet", self.wavelet, str, "the name of a discrete wavelet")
+        if self.wavelet != "db1":  # which needs no PyWavelets, slow to import
             filter_bank(self.wavelet)
         for width, global_ratio, local_ratio in zip(self.widths, self.global_ratio, self.local_ratio, strict=True):
             if not split_channels(width, global_ratio, local_ratio)[1]:

@@ -59,7 +59,7 @@ def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: i
     """
     check_rank("x", x, "batch channels height width")
     check_rank("weight", weight, "out_channels in_channels/groups k_h k_w")
-    stride, padding = check_integer("stride", stride, 1), check_integer("padding", padding, 0)
+    stride, padding = shapes.check_steps(stride, padding)
     groups = check_integer("groups", groups, 1)
     if groups == x.shape[1] == weight.shape[0] and weight.shape[1] == 1:
         return depthwise_conv2d(x, weight, bias, stride=stride, padding=padding)
@@ -155,7 +155,7 @@ def batch_norm(x, weight, bias, running_mean, running_var, eps: float = 1e-5):
     x (B, C, H, W) or (B, C); the four parameters (C,). Returns the shape and dtype of x. Raises ShapeError where shapes
     or dtypes disagree, ValueProblem for an eps that is no number >= 0.
     """
-    scale = weight / np.sqrt(running_var + eps)
+    scale = weight / np.sqrt(running_var + float(eps))
     shift = bias - running_mean * scale
     if x.ndim == 4:
         scale, shift = per_channel(scale), per_channel(shift)
@@ -171,7 +171,7 @@ def layer_norm_channels(x, weight, bias, eps: float = 1e-5):
     pixels = channels_last(x)                                               # (B, H, W, C)
     centred = pixels - pixels.mean(-1, keepdims=True)
     variance = np.mean(centred * centred, -1, keepdims=True)
-    centred /= np.sqrt(variance + eps)
+    centred /= np.sqrt(variance + float(eps))
     centred *= weight
     centred += bias
     return channels_first(centred)
