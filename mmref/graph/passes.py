@@ -34,16 +34,16 @@ def _is(node, *names) -> bool:
 
 # ------------------------------------------------------------------------------------------ batch norm, scales
 
-def fold_batch_norm(graph: Graph) -> Graph:
-    """A batch norm behind a convolution or linear layer, or before a linear layer, goes into its weight and bias; so
-    does one factor a channel."""
+def fold_batch_norm(graph: Graph, factors: bool = True) -> Graph:
+    """A batch norm behind a convolution or linear layer, or before a linear layer, goes into its weight and bias; with
+    `factors` so does one factor a channel."""
     def rule(node, only):
         x = node.operands.get("x")
         if node.name == "batch_norm" and _is(x, *CONVOLUTIONS) and only(x):
             return _followed_by_norm(node, x)
         if node.name == "linear" and _is(x, "batch_norm") and only(x):
             return _preceded_by_norm(node, x)
-        if node.name == "multiply":
+        if factors and node.name == "multiply":
             for one, other in (("x", "y"), ("y", "x")):
                 conv, factor = node.operands[one], node.operands[other]
                 if _is(conv, *CONVOLUTIONS) and only(conv) and isinstance(factor, Constant) \

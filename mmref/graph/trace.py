@@ -40,14 +40,15 @@ class Constants:
     """The constants of one model, each array once, whichever graph it enters."""
 
     def __init__(self, model):
-        self.names, self.arrays, self.computed = {}, {}, {}
+        self.names, self.places, self.arrays, self.computed = {}, {}, {}, {}
         for name, layer, attribute in model.named_parameters():
             array = getattr(layer, attribute)
-            self.names[id(array)] = name
-            self.arrays[name] = array  # kept, so that its id stays its own
+            self.names[id(array)] = self.places[_place(array)] = name
+            self.arrays[name] = array  # kept, so that its id and its place stay its own
 
     def of(self, array: np.ndarray, layer: str) -> Constant:
-        """A parameter, a view of one, or what a layer's text computed from parameters: then known by its value."""
+        """A parameter, or what a layer's text computed from parameters: then known by its value. A parameter in another
+        shape has its name."""
         name = self.names.get(id(array))
         if name is not None:
             return Constant(name, name, array.shape, array.dtype, lambda: array)
@@ -56,19 +57,37 @@ class Constants:
             if constant.shape == array.shape and np.array_equal(constant.make(), array):
                 return constant
         kept = array.copy()
-        constant = Constant(f"{layer} (computed {len(known)})", (layer, len(known)), array.shape, array.dtype,
-                            lambda: kept)
+        name = self.places.get(_place(array), f"{layer} (computed {len(known)})")
+        constant = Constant(name, (layer, len(known)), array.shape, array.dtype, lambda: kept)
         known.append(constant)
         return constant
 
 
-class Extent(int):
-    """The length of an axis of a traced array: an integer that remembers which, for backends whose sizes stay free."""
+def _place(array):
+    """The memory that an array fills: that of a parameter, for one that was only reshaped."""
+    return array.ctypes.data, array.nbytes
 
-    def __new__(cls, value, node, axis):
+
+class Extent(int):
+    """The length of an axis of a traced array: an integer that remembers which, for backends whose sizes stay free.
+
+    Plus or minus an integer it remembers that as well; after any other arithmetic it is an integer like others."""
+
+    def __new__(cls, value, node, axis, offset=0):
         self = super().__new__(cls, value)
-        self.node, self.axis = node, axis
+        self.node, self.axis, self.offset = node, axis, offset
         return self
+
+    def __add__(self, other):
+        total = super().__add__(other)
+        if type(other) is not int:
+            return total
+        return Extent(total, self.node, self.axis, self.offset + other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other):
+        return self + -other if type(other) is int else super().__sub__(other)
 
 
 class TracedArray(Symbol):
@@ -149,10 +168,12 @@ class TracedArray(Symbol):
         for axis, part in enumerate(key):
             if not isinstance(part, slice):
                 self.refuse(f"the index {part!r}")
-            start, stop, step = part.indices(self.shape[axis])
+            size = self.shape[axis]
+            start, stop, step = part.indices(size)
             if step < 1:
                 self.refuse(f"the slice {part!r}")
-            if (start, stop, step) != (0, self.shape[axis], 1):
+            start, stop = _bound(part.start, start, size), size if part.stop is None else _bound(part.stop, stop, size)
+            if (start, stop, step) != (0, size, 1):
                 result = F.slice_axis(result, axis, start, max(start, stop), step)
         return result
 
@@ -176,6 +197,14 @@ class TracedArray(Symbol):
 
     def __bool__(self):
         self.refuse("the truth value")
+
+
+def _bound(given, meant, size):
+    """The bound `meant` by one `given` in a slice, as an Extent where it goes with the size of an array."""
+    if given is None:
+        return meant
+    from_end = size + given if given < 0 else given
+    return from_end if isinstance(from_end, Extent) and from_end == meant else meant
 
 
 def trace(function: Callable, model, *shapes: tuple[int, ...], constants: Constants | None = None) -> Graph:
