@@ -107,7 +107,7 @@ def test_depthwise(seed, images, dim, height, width, k, stride, activation, thre
     """Catches borders, strides, bands that overlap or leave rows out, and lanes written over the channels beside."""
     x, weight, bias = normal(seed, images, dim, height, width), normal(seed, dim, 1, k, k), normal(seed + 1, dim)
     scale, shift = normal(seed + 2, dim), normal(seed + 3, dim)
-    y = depthwise_conv2d(x.astype(np.float64), weight, bias, stride=stride, padding=k // 2).transpose(0, 2, 3, 1)
+    y = depthwise_conv2d(*map(np.float64, (x, weight, bias)), stride=stride, padding=k // 2).transpose(0, 2, 3, 1)
     expected = (y, np.maximum(y, 0), silu(y), np.maximum(np.maximum(y, 0) * scale + shift, 0))[activation]
     source, out = padded(x.transpose(0, 2, 3, 1)), np.full((*y.shape[:3], round_up(dim) + LANES), GUARD, np.float32)
     after = np.concatenate([by_vectors(scale).ravel(), by_vectors(shift).ravel()])
@@ -128,8 +128,10 @@ def test_wavelet_branch(seed, images, dim, height, width, k, threads):
     x, taps = normal(seed, images, dim, height, width), normal(seed + 1, 4 * dim, 1, k, k)
     scale = normal(seed + 2, 1, 4 * dim, 1, 1)
     banks = [np.tile(bank[:, None], (dim, 1, 1, 1)) for bank in filter_bank("db1")]
-    bands = analysis(x.astype(np.float64), banks[0])
-    expected = synthesis(depthwise_conv2d(bands, taps, padding=k // 2) * scale, banks[1], height, width)
+    exact = [bank.astype(np.float64) for bank in banks]
+    bands = analysis(x.astype(np.float64), exact[0])
+    expected = synthesis(depthwise_conv2d(bands, taps.astype(np.float64), padding=k // 2) * scale, exact[1], height,
+                         width)
     weights = Weights({f"{name}.wt_filter": banks[0], f"{name}.iwt_filter": banks[1],
                        f"{name}.wavelet_convs.0.weight": taps, f"{name}.wavelet_scale.0.weight": scale})
     kernel, packed = weights.wavelet(name)
@@ -230,7 +232,8 @@ def test_depthwise_conv2d(seed, batch, dim, height, width, k_h, k_w, stride, pad
         with pytest.raises(ShapeError):
             depthwise_conv2d(x, weight, bias, stride=stride, padding=padding, backend="numba")
         return
-    expected = depthwise_conv2d(x.astype(np.float64), weight, bias, stride=stride, padding=padding)
+    expected = depthwise_conv2d(*(array if array is None else array.astype(np.float64) for array in (x, weight, bias)),
+                                stride=stride, padding=padding)
     assert_close(depthwise_conv2d(x, weight, bias, stride=stride, padding=padding, backend="numba"), expected, 3e-6,
                  dtype=np.float32)
 

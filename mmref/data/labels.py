@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
+from mmref.arguments import check_integer, shown
 from mmref.errors import ValueProblem
 
 __all__ = ["CIFAR10", "class_names", "imagenet_ids"]
@@ -41,8 +42,11 @@ def class_names(model) -> tuple[str, ...]:
         return tuple(own)
     config = getattr(model, "config", model)
     count = getattr(config, "num_classes", config)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ValueProblem(f"model must be a model, a Variant or a number of classes >= 0, got {model!r}")
+    try:
+        count = check_integer("model", count, 0)
+    except ValueProblem as error:
+        raise ValueProblem(f"model must be a model, a Variant or a number of classes >= 0, "
+                           f"got {shown(model)}") from error
     if count == 1000:
         return _imagenet()[1]
     if count == 10 and getattr(config, "name", "mobilemamba_nano") == "mobilemamba_nano":

@@ -15,12 +15,14 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from mmref.arguments import check_flag, check_integer, check_kind, check_number, check_numbers, shown
 from mmref.errors import PictureError, ShapeError, ValueProblem
 
 __all__ = ["FORMATS", "IMAGENET_MEAN", "IMAGENET_STD", "NANO_TRANSFORM", "Transform", "load_batch",
@@ -56,21 +58,15 @@ class Transform:
 
     def __post_init__(self):
         for name in ("mean", "std"):
-            values = getattr(self, name)
-            if not (isinstance(values, (list, tuple)) and len(values) == 3 and all(map(_is_number, values))):
-                raise ValueProblem(f"transform: {name} must be three finite numbers, got {values!r}")
-            object.__setattr__(self, name, tuple(float(v) for v in values))
+            object.__setattr__(self, name, check_numbers(f"transform: {name}", getattr(self, name), 3))
         if min(self.std) <= 0:
             raise ValueProblem(f"transform: std must be positive, got {self.std}")
         for name in ("size", "shrink_to"):
             value = getattr(self, name)
             if name == "shrink_to" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= 4096:
-                raise ValueProblem(f"transform: {name} must be an integer in 1..4096, got {value!r}")
-            object.__setattr__(self, name, int(value))
-        if not _is_number(self.crop_ratio) or not 0.1 <= self.crop_ratio <= 1:
-            raise ValueProblem(f"transform: crop_ratio must be a number in 0.1..1, got {self.crop_ratio!r}")
+            object.__setattr__(self, name, check_integer(f"transform: {name}", value, 1, 4096))
+        object.__setattr__(self, "crop_ratio", check_number("transform: crop_ratio", self.crop_ratio, 0.1, 1))
 
     @property
     def crop_size(self) -> int:
@@ -97,10 +93,6 @@ class Transform:
         return cls(**values)
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
-
-
 NANO_TRANSFORM = Transform(size=128, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
                            shrink_to=32)
 """Of weights trained on CIFAR-10: 32x32 pictures enlarged are all they have seen."""
@@ -115,7 +107,7 @@ def open_picture(picture, exif: bool = False) -> tuple[Image.Image, list[str]]:
     Returns (8-bit RGB image, notes): a note is a few words on what was dropped or changed, for the user.
     Raises PictureError, with the file's name, for whatever is no readable JPEG, PNG, WEBP or BMP picture.
     """
-    name = picture_name(picture)
+    exif, name = check_flag("exif", exif), picture_name(picture)
     try:
         if isinstance(picture, Image.Image):
             picture.load()
@@ -245,6 +237,9 @@ def to_array(image: Image.Image, transform: Transform) -> np.ndarray:
     """(3, size, size) float32: the RGB image resized, cropped and normalised.
 
     Raises ShapeError where the image is no 8-bit RGB (`open_picture` gives such) or has no pixels."""
+    if not isinstance(image, Image.Image):
+        raise ShapeError(f"image must be a PIL image (open_picture gives one), got {shown(image)}")
+    check_kind("transform", transform, Transform, "a Transform, such as model.transform")
     if image.mode != "RGB" or min(image.size) < 1:
         raise ShapeError(f"image must be 8-bit RGB with at least one pixel (open_picture gives such), "
                          f"got mode {image.mode}, {image.width} x {image.height}")
@@ -289,10 +284,22 @@ def _source_range(size, new, start, crop):
     return first, last, max(0, int(first - reach)), min(size, int(last + reach) + 1)
 
 
+def check_pictures(pictures):
+    """`pictures` itself, which must be several: one path would otherwise be taken for a picture a letter, and an open
+    file for a picture a line. Raises ValueProblem."""
+    if isinstance(pictures, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)) or hasattr(pictures, "read"):
+        raise ValueProblem(f"pictures must be a list of pictures, got one {type(pictures).__name__}: write [picture]")
+    if not isinstance(pictures, Iterable) or (isinstance(pictures, np.ndarray) and pictures.dtype.kind not in "OU"):
+        raise ValueProblem(f"pictures must be a list of paths, bytes, binary files or PIL images, got {shown(pictures)}"
+                           f" (PIL.Image.fromarray makes a picture of an array)")
+    return pictures
+
+
 def load_batch(pictures, transform: Transform, exif: bool = False) -> np.ndarray:
     """(N, 3, size, size) float32 from N pictures, N >= 0. Raises PictureError at the first that cannot be
-    read; `mmref.Predictor` reports bad ones and goes on."""
-    pictures = list(pictures)
+    read (`mmref.Predictor` reports bad ones and goes on), ValueProblem for one picture in place of several."""
+    pictures = list(check_pictures(pictures))
+    check_kind("transform", transform, Transform, "a Transform, such as model.transform")
     batch = np.empty((len(pictures), 3, transform.size, transform.size), np.float32)
     for x, picture in zip(batch, pictures, strict=True):
         x[:] = to_array(open_picture(picture, exif)[0], transform)

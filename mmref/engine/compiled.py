@@ -9,10 +9,10 @@ from collections import OrderedDict
 
 import numpy as np
 
-from mmref.engine.face import Call, EngineModel, as_traced, check_arrays, result_shapes
+from mmref.arguments import check_integer
+from mmref.engine.face import Call, EngineModel, as_traced, check_arrays, check_plan_shape, result_shapes
 from mmref.engine.plan import Plan, cpu_schedule, make_plan
 from mmref.engine.weights import Weights
-from mmref.errors import ShapeError, ValueProblem
 from mmref.kernels.program import MOST_THREADS, addresses, run, threads_available, tile_table
 from mmref.models.network import Network, raise_not_finite
 
@@ -53,10 +53,7 @@ class CompiledModel(EngineModel):
     _TRAVEL = (*EngineModel._TRAVEL, "threads")
 
     def __init__(self, model: Network, threads: int | None = None):
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)
-                                    or not 1 <= threads <= MOST_THREADS):
-            raise ValueProblem(f"threads must be an integer, 1 to {MOST_THREADS}, or None, got {threads!r}")
-        self.threads = threads
+        self.threads = None if threads is None else check_integer("threads", threads, 1, MOST_THREADS)
         self._adopt(model)
 
     def _start(self):
@@ -110,16 +107,14 @@ class CompiledModel(EngineModel):
 
     def plan(self, shape) -> Plan:
         """The plan of a forward for an input of `shape` (B, channels, H, W), B up to 8 a thread."""
-        batch, channels, *sides = shape
-        if len(sides) != 2 or channels != self.config.in_chans or batch < 1 or min(sides) < 1:
-            raise ShapeError(f"shape must be (batch, {self.config.in_chans}, height, width), each >= 1, got {shape}")
+        batch, *sample = check_plan_shape(shape, self.config.in_chans)
         most = IMAGES_AT_ONCE * self._thread_count()
         with self._lock:
-            return self._plan(self._call("forward"), (tuple(shape[1:]),), min(batch, most))
+            return self._plan(self._call("forward"), (tuple(sample),), min(batch, most))
 
     def time_operations(self, plan: Plan, repeats: int = 20) -> list[float]:
         """Seconds each operation of a plan takes, the median of `repeats` forwards of random pictures."""
-        rng = np.random.default_rng(0)
+        repeats, rng = check_integer("repeats", repeats, 1), np.random.default_rng(0)
         arrays = [rng.standard_normal(shape).astype(np.float32) for shape in plan.input_shapes]
         results = [np.empty(shape, np.float32) for shape in result_shapes(plan.graph, plan.images)]
         times = np.zeros((repeats + 1, len(plan.steps)), np.int64)

@@ -8,12 +8,14 @@ from functools import partial
 
 import numpy as np
 
+from mmref.arguments import check_array, check_flag, check_integers, check_kind
 from mmref.engine.schedule import Schedule, channel_axis
-from mmref.errors import ShapeError, ValueProblem
+from mmref.errors import MmrefError, ShapeError, ValueProblem
 from mmref.graph.graph import Graph
 from mmref.graph.passes import fused
-from mmref.graph.trace import Constants, trace
+from mmref.graph.trace import Constants, resized, trace
 from mmref.models.network import Network, check_shape
+from mmref.nn.layer import is_recording
 
 GRAPHS_KEPT = 8
 
@@ -32,10 +34,11 @@ class EngineModel:
 
     def _adopt(self, model: Network):
         """Take over a model as it is now: layers exchanged in it afterwards are not seen."""
-        if not isinstance(model, Network):
-            raise ValueProblem(f"model must be a network of mmref, got {type(model).__name__}")
-        if model.dtype != np.float32:
-            raise ValueProblem(f"model must be float32 for backend {self.backend!r}, got {model.dtype}")
+        check_kind("model", model, Network, "a network, what mmref.create_model gives with backend='numpy'")
+        for name, array in model.state_dict().items():
+            if array is None or array.dtype != np.float32:
+                got = "nothing" if array is None else array.dtype
+                raise ValueProblem(f"model must be float32 for backend {self.backend!r}, got {got} for {name}")
         self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
         self._model = model.frozen()
         self._start()
@@ -49,6 +52,7 @@ class EngineModel:
 
     def _take_graphs(self):
         self._constants = Constants(self._model)
+        self._traced: dict[tuple, Graph] = {}  # by call, of those that hold for every size
         self._graphs: OrderedDict[tuple, tuple[Graph, Schedule]] = OrderedDict()
 
     def _graph(self, call: Call, shapes) -> tuple[Graph, Schedule]:
@@ -57,11 +61,19 @@ class EngineModel:
         if key not in self._graphs:
             while len(self._graphs) >= GRAPHS_KEPT:
                 self._graphs.popitem(last=False)
-            traced = trace(call.function, self._model, *((1, *shape) for shape in shapes), constants=self._constants)
-            graph = fused(traced)
+            graph = self._for_shapes(call, [(1, *shape) for shape in shapes])
             self._graphs[key] = graph, self._schedule(graph)
         self._graphs.move_to_end(key)
         return self._graphs[key]
+
+    def _for_shapes(self, call, shapes):
+        known = self._traced.get(call.key)
+        if known is not None and [node.shape[:2] for node in known.inputs] == [shape[:2] for shape in shapes]:
+            return resized(known, *shapes)
+        graph = fused(trace(call.function, self._model, *shapes, constants=self._constants))
+        if graph.fixed_by is None:
+            self._traced[call.key] = graph
+        return graph
 
     def _check(self, x, *more):
         check_shape(x, self.config.in_chans, self.dtype)
@@ -75,7 +87,8 @@ class EngineModel:
         return self._model.fold_batchnorm().state_dict()
 
     def __call__(self, x):
-        """What the NumPy model's `forward` gives."""
+        """What the NumPy model's `forward` gives. Raises MmrefError within `mmref.nn.layer.recording`: layers do not
+        run one by one here."""
         return self._run(self._call("forward"), x)
 
     forward = __call__
@@ -86,16 +99,27 @@ class EngineModel:
 
     def forward_head(self, x, pre_logits: bool = False):
         """As the NumPy model's."""
-        return self._run(self._call("forward_head", False, pre_logits=bool(pre_logits)), x)
+        return self._run(self._call("forward_head", False, pre_logits=check_flag("pre_logits", pre_logits)), x)
 
     def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
         """As the NumPy model's."""
-        indices = indices if indices is None or isinstance(indices, int) else tuple(indices)
-        return self._run(self._call("forward_intermediates", indices=indices,
-                                    intermediates_only=bool(intermediates_only)), x)
+        wanted = tuple(indices) if isinstance(indices, (list, np.ndarray)) else indices
+        only = check_flag("intermediates_only", intermediates_only)
+        return self._run(self._call("forward_intermediates", indices=wanted, intermediates_only=only), x)
 
     def _call(self, method: str, pictures: bool = True, **options) -> Call:
+        if is_recording():
+            raise MmrefError(f"recording() sees the layers of NumPy models only, got one of backend {self.backend!r}: "
+                             f"record create_model(..., backend='numpy'), which computes the same")
         return Call((method, *options.items()), partial(getattr(self._model, method), **options), pictures)
+
+
+def check_plan_shape(shape, channels: int) -> tuple[int, ...]:
+    """The shape of an input to be planned for, as plain integers; ShapeError or ValueProblem for any other."""
+    sizes = check_integers("shape", shape, 4, 0)
+    if sizes[1] != channels or 0 in sizes:
+        raise ShapeError(f"shape must be (batch, {channels}, height, width), each >= 1, got {sizes}")
+    return sizes
 
 
 class Call:
@@ -110,9 +134,10 @@ def check_arrays(call: Call, arrays, channels: int, dtype) -> None:
     for array in arrays:
         if call.pictures:
             check_shape(array, channels, dtype)
-        elif not isinstance(array, np.ndarray) or array.ndim != 4 or array.dtype != dtype or 0 in array.shape[1:]:
-            got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise ShapeError(f"x must be a {dtype} array (batch, channels, height, width), got {got}")
+        else:
+            check_array("x", array, "batch channels height width", dtype)
+            if 0 in array.shape[1:]:
+                raise ShapeError(f"x must have channels, height and width >= 1, got shape {array.shape}")
 
 
 def result_shapes(graph: Graph, batch: int) -> list[tuple[int, ...]]:

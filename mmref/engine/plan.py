@@ -9,6 +9,7 @@ and those that are left over, are worked on by all threads together, each operat
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def cpu_schedule(graph: Graph) -> Schedule:
     def bordered(node):
         if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)):
             return None
-        paddings = {reader.attributes["padding"] if is_window(reader) and reader.nodes() == [node] else None
+        paddings = {reader.attributes["padding"] if is_window(reader) and reader.sources == (node,) else None
                     for reader in users[node]}
         return paddings.pop() if len(paddings) == 1 else None
     return schedule(graph, lambda node: node.name in EXACT, in_place, bordered)
@@ -94,20 +95,16 @@ def split_level(graph: Graph, plan: Schedule) -> int:
 
     Levels after which a single buffer lives on are where a network can be cut. It is cut behind the last part whose
     activations are larger than its weights: up to there an image's maps are kept in the cache, later the weights."""
-    activations, weights = [0] * (plan.last_level + 1), [0] * (plan.last_level + 1)
-    for node in plan.order:
-        level = plan.level[node]
-        activations[level] += int(np.prod(node.shape[1:])) + sum(int(np.prod(x.shape[1:])) for x in node.nodes())
-        weights[level] += sum(int(np.prod(constant.shape)) for constant in node.constants())
-    buffers = list(dict.fromkeys(region.buffer for region in plan.region.values()))
-    cut, start = -1, 0
-    for level in range(plan.last_level):
-        alive = [buffer for buffer in buffers if buffer.first <= level < buffer.last]
-        if len(alive) != 1 or alive[0].border is not None:
-            continue
-        if sum(activations[start:level + 1]) <= sum(weights[start:level + 1]):
-            break
-        cut, start = level, level + 1
+    cut, activations, weights, alive = -1, 0, 0, set()
+    for level, stage in enumerate(plan.stages[:-1]):
+        for node in stage.nodes:
+            activations += prod(node.shape[1:]) + sum(prod(x.shape[1:]) for x in node.sources)
+            weights += sum(prod(constant.shape) for constant in node.constants())
+        alive = (alive | set(stage.first)) - set(stage.last)
+        if len(alive) == 1 and next(iter(alive)).border is None:
+            if activations <= weights:
+                break
+            cut, activations, weights = level, 0, 0
     return cut
 
 
@@ -159,7 +156,7 @@ class CpuLowering(Lowering):
     # ------------------------------------------------------------------------------- in and out, copies
 
     def lower_input(self, node):
-        index, image = self.graph.inputs.index(node), int(np.prod(node.shape[1:]))
+        index, image = self.graph.inputs.index(node), prod(node.shape[1:])
         channels, height, width = (*node.shape[1:], 1, 1)[:3]
         region = self.plan.region[node]
         target, border = self.map(node), region.buffer.border or 0
@@ -218,7 +215,7 @@ class CpuLowering(Lowering):
 
         def of(values, axis, nothing):
             return nothing if axis is None else values[axis]
-        self.emit("move", 0, 8 * self.images * int(np.prod(shape[1:])), reads, writes, x=place, x_image=strides[0],
+        self.emit("move", 0, 8 * self.images * prod(shape[1:]), reads, writes, x=place, x_image=strides[0],
                   x_row=of(strides, first, 0), x_column=of(strides, second, 0), x_channel=strides[axis],
                   out=out, out_image=target[0], out_row=of(target, first, 0),
                   out_column=of(target, second, 0), out_channel=target[axis], images=self.images,
@@ -394,7 +391,7 @@ class CpuLowering(Lowering):
     def wavelet(self, kernel, node, x, bank, full):
         _, channels, height, width = full.shape
         source, out, k = self.map(x), self.map(node), bank.shape[-1]
-        self.emit(kernel, self.rows(full) * channels * k * k, 8 * self.images * int(np.prod(x.shape[1:])),
+        self.emit(kernel, self.rows(full) * channels * k * k, 8 * self.images * prod(x.shape[1:]),
                   (x,), (node,), x=source.place, pitch=source.pitch, height=height, width=width, channels=channels,
                   kernel=k, bank=self.weights.array(bank), out=out.place, out_pitch=out.pitch, images=self.images)
 
@@ -599,9 +596,9 @@ def make_plan(graph: Graph, plan: Schedule, images: int, weights: Weights, threa
                                        joint.size // count)
                 one.lower(range(cut + 1))
                 operations += one.operations
-            whole.lower(range(cut + 1, plan.last_level + 1))
+            whole.lower(range(cut + 1, len(plan.stages)))
         else:
-            whole.lower(range(plan.last_level + 1))
+            whole.lower(range(len(plan.stages)))
         operations += whole.operations
         place_barriers(operations, owner)
         parts.append((arena, operations))

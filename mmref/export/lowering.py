@@ -20,7 +20,7 @@ import numpy as np
 
 from mmref.errors import NotTraceable
 from mmref.export.builder import GraphBuilder
-from mmref.export.sizes import size
+from mmref.export.graph import size
 from mmref.graph.graph import Constant, Graph, Node
 from mmref.nn.operation import apply
 
@@ -39,11 +39,10 @@ def emits(operation: Callable):
 
 
 class Axis(NamedTuple):
-    """A length that is known when the graph runs: that of an axis of an ONNX value, plus a number."""
+    """A length that is known when the graph runs: that of an axis of an ONNX value."""
 
     value: str
     position: int
-    offset: int = 0
 
 
 class Lowering(GraphBuilder):
@@ -53,20 +52,21 @@ class Lowering(GraphBuilder):
     parameters  names of constants that are kept; what is computed from parameters is named after layer and operand
     """
 
-    def __init__(self, graph: Graph, scopes: dict[Node, str], parameters):
+    def __init__(self, scopes: dict[Node, str], parameters):
         super().__init__()
-        self.source, self.scopes, self.parameters = graph, scopes, frozenset(parameters)
+        self.scopes, self.parameters = scopes, frozenset(parameters)
         self.values: dict[Node, dict[str, str | list[str]]] = {}
         self.here: Node | None = None          # the node in hand
         self._known: dict[tuple, str] = {}     # initialisers by constant and what became of it
         self._shapes: dict[tuple, str] = {}    # values that hold sizes
+        self._cuts: dict[tuple, list] = {}
         self._splits: dict[tuple, tuple] = {}
-        self._cuts = _cuts(graph)
 
-    def lower(self, inputs: list[str]) -> list[str]:
+    def lower(self, graph: Graph, inputs: list[str]) -> list[str]:
         """Append everything; returns the outputs' values, as they are. NotTraceable for what has no emitter."""
-        self.values = {node: {AS_IS: self.unique(name)} for node, name in zip(self.source.inputs, inputs, strict=True)}
-        for node in self.source:
+        self.values = {node: {AS_IS: self.unique(name)} for node, name in zip(graph.inputs, inputs, strict=True)}
+        self._cuts = _cuts(graph)
+        for node in graph:
             if node.operation in (None, size):
                 continue
             self.here, self.scope = node, self.scopes[node]
@@ -75,7 +75,7 @@ class Lowering(GraphBuilder):
                                    f"ONNX (backend 'numpy' runs it)")
             made = apply(node.operation, {"g": self, **node.operands}, node.attributes, EMITTERS[node.operation])
             self.values[node] = dict([made]) if isinstance(made, tuple) else {AS_IS: made}
-        return [self.take(node) for node in self.source.outputs]
+        return [self.take(node) for node in graph.outputs]
 
     # ------------------------------------------------------------------------------------------------ operands
 
@@ -140,13 +140,13 @@ class Lowering(GraphBuilder):
 
     # --------------------------------------------------------------------------------------------------- sizes
 
-    def axis(self, x: Node, axis: int, offset: int = 0) -> Axis | int:
-        """The length of an axis of x, plus a number."""
+    def axis(self, x: Node, axis: int) -> Axis | int:
+        """The length of an axis of x."""
         form, value = next(iter(self.values[x].items()))
         position = self.position(axis, form)
         if position is None:
-            return len(value) + offset
-        return Axis(value[0] if form == STEPS else value, position, offset)
+            return len(value)
+        return Axis(value[0] if form == STEPS else value, position)
 
     def sizes(self, *parts: Node | Axis | int) -> str:
         """A vector of integers: numbers, lengths of axes, nodes of operation `size`."""
@@ -157,13 +157,11 @@ class Lowering(GraphBuilder):
                 runs[-1].append(part)
             else:
                 runs.append([part])
-        vectors = [self._shape(run) if isinstance(run[0], Axis) else self.integers(*run) for run in runs]
+        vectors = [self._shape(run[0], len(run)) if isinstance(run[0], Axis) else self.integers(*run) for run in runs]
         return vectors[0] if len(vectors) == 1 else self._once("Concat", vectors, axis=0)
 
-    def _shape(self, run):
-        first = run[0]
-        lengths = self._once("Shape", [first.value], start=first.position, end=first.position + len(run))
-        return self._once("Add", [lengths, self.integers(first.offset)]) if first.offset else lengths
+    def _shape(self, first, count):
+        return self._once("Shape", [first.value], start=first.position, end=first.position + count)
 
     def _once(self, op, inputs, **attributes):
         key = op, *inputs, *attributes.values()
@@ -198,7 +196,7 @@ class Lowering(GraphBuilder):
 def _continues(last, part):
     """Whether a size follows another in one vector: numbers do, and neighbouring axes of one value."""
     if isinstance(last, Axis) and isinstance(part, Axis):
-        return last.value == part.value and last.position + 1 == part.position and last.offset == part.offset
+        return last.value == part.value and last.position + 1 == part.position
     return not isinstance(last, Axis) and not isinstance(part, Axis)
 
 

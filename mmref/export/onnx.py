@@ -4,7 +4,8 @@
 
 Any network made of mmref's operations can be exported: operations.py and scans.py have an emitter for each operation,
 and nothing here knows a network. Batch norms are folded where a convolution or linear layer stands beside them. Batch,
-height and width stay free (sizes.py). What is not a plain operation in ONNX:
+height and width stay free: where the text hands on a size, the graph asks for it as it runs. What is not a plain
+operation in ONNX:
 
 selective scan   everything that depends on one step alone (projections, softplus, exp) is computed for all steps at
                  once; the recurrence h = h * decay + input is one ONNX `Scan` node for all directions and states
@@ -16,11 +17,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.files import replacing
-from mmref.graph.graph import Graph, Node, rewrite
-from mmref.graph.passes import fold_batch_norm
 from mmref.models.network import Network
 
 try:
@@ -28,8 +28,8 @@ try:
     from onnx import helper
 
     from mmref.export import operations, scans  # noqa: F401  (they register their emitters)
+    from mmref.export.graph import dimensions, graph_of
     from mmref.export.lowering import Lowering
-    from mmref.export.sizes import trace_free
 except ImportError as error:
     raise MissingBackend('ONNX export needs the package onnx: pip install "mmref[onnx]"') from error
 
@@ -74,14 +74,12 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
         raise ValueProblem(f'model must be a network of create_model(..., backend="numpy"), got {type(model).__name__}')
     model, config = model.frozen(), model.config
     inputs = inputs or {"input": ("batch", config.in_chans, *_sides(fixed))}
-    traced, shapes = trace_free(lambda *x: (function or type(model).__call__)(model, *x), model,
-                                list(inputs.values()), config.img_size)
-    graph = without_empty_parts(fold_batch_norm(traced, factors=False))
-    g = Lowering(graph, scopes(graph, traced), model.state_dict())
-    outputs = []
-    for value, name, dims in zip(g.lower(list(inputs)), _names(shapes, config), shapes, strict=True):
+    dims = list(inputs.values())
+    graph, names = graph_of(partial(function or type(model).__call__, model), model, dims, config.img_size)
+    g = Lowering(names, model.state_dict())
+    outputs = _outputs([dimensions(node, dims, graph) for node in graph.outputs], config)
+    for value, (name, _) in zip(g.lower(graph, list(inputs)), outputs, strict=True):
         g.nodes.append(helper.make_node("Identity", [value], [name], name=name))
-        outputs.append((name, dims))
     opsets = [helper.make_opsetid("", opset)]
     proto = helper.make_model(g.graph(config.name, inputs.items(), outputs), opset_imports=opsets,
                               ir_version=helper.find_min_ir_version_for(opsets),
@@ -99,10 +97,11 @@ def _sides(fixed):
     return fixed
 
 
-def _names(shapes, config):
-    if len(shapes) > 1:
-        return [f"output_{i}" for i in range(len(shapes))]
-    return [LOGITS if config.num_classes and shapes[0][1:] == (config.num_classes,) else FEATURES]
+def _outputs(several, config):
+    """[(name, dimensions)] of the graph's outputs."""
+    if len(several) > 1:
+        return [(f"output_{i}", dims) for i, dims in enumerate(several)]
+    return [(LOGITS if config.num_classes and several[0][1:] == (config.num_classes,) else FEATURES, several[0])]
 
 
 def metadata(model: Network) -> dict[str, str]:
@@ -120,46 +119,3 @@ def metadata(model: Network) -> dict[str, str]:
 def _version():
     from mmref import __version__
     return __version__
-
-
-# ------------------------------------------------------------------------------------------------- the graph
-
-def without_empty_parts(graph: Graph) -> Graph:
-    """A pass: what has no channels is not concatenated, and so not computed either."""
-    def rule(node, only):
-        parts = [part for part in node.operands.values() if 0 not in part.shape]
-        if node.name != "concatenate" or len(parts) in (0, len(node.operands)):
-            return None
-        if len(parts) == 1 and isinstance(parts[0], Node):
-            return parts[0]
-        return Node(node.operation, dict(zip(map(str, range(len(parts))), parts, strict=False)), node.attributes,
-                    node.layer, node.shape, node.dtype)
-    return rewrite(graph, rule)
-
-
-def scopes(graph: Graph, traced: Graph) -> dict[Node, str]:
-    """{node: the layer that it is named after}: that whose text made the call.
-
-    Where a convolution has taken over the batch norm behind it, its own layer's result is no longer there. Then it is
-    the layer around both, if that returns this, or else that of the batch norm.
-    """
-    owners: dict[Node, str] = {}
-    for layer, node in graph.layers.items():
-        owners.setdefault(node, layer)                # the innermost layer that returns it comes first
-    names = {node: node.layer for node in graph}
-    for node, layer in names.items():
-        if layer in traced.layers and layer not in graph.layers:
-            owner = owners.get(node, layer)
-            around = _common(layer, owner)
-            names[node] = around if graph.layers.get(around) is node else owner
-    return names
-
-
-def _common(one, other):
-    """The path of the innermost layer around two."""
-    parts = []
-    for a, b in zip(one.split("."), other.split("."), strict=False):
-        if a != b:
-            break
-        parts.append(a)
-    return ".".join(parts)

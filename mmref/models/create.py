@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 
+from mmref.arguments import check_choice, check_dtype, check_flag, check_integer, check_kind, check_weights
 from mmref.errors import MissingBackend, ParameterMismatch, ValueProblem
 from mmref.models.mobilemamba import MobileMamba
 from mmref.models.parameters import head_classes, load_parameters, random_parameters
-from mmref.models.variants import VARIANTS, resolve
+from mmref.models.variants import MOST_CLASSES, VARIANTS, resolve
 from mmref.nn.functional import check_backend
 
 __all__ = ["create_model", "list_models"]
@@ -19,6 +20,7 @@ __all__ = ["create_model", "list_models"]
 def list_models(filter: str = "*") -> list[str]:
     """Names of the models, those that match a shell-style pattern."""
     from fnmatch import fnmatch
+    check_kind("filter", filter, str, "a pattern such as '*_b*'")
     return [name for name in VARIANTS if fnmatch(name, filter)]
 
 
@@ -45,11 +47,17 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     change), CheckpointError and ParameterMismatch (weights), MissingBackend.
     """
     check_backend(backend)
+    weights, pretrained = check_weights(weights), check_flag("pretrained", pretrained)
+    dtype, seed = check_dtype("dtype", dtype), check_integer("seed", seed, 0)
+    num_classes = None if num_classes is None else check_integer("num_classes", num_classes, 0, MOST_CLASSES)
+    threads = None if threads is None else check_integer("threads", threads, 1)
+    graph = None if graph is None else check_flag("graph", graph)
+    check_choice("matmul", matmul, ("cublas", "own"))
+    tf32 = check_flag("tf32", tf32)
     config, dagger = resolve(name)
-    try:
-        config = replace(config, **changes)
-    except TypeError as error:
-        raise ValueProblem(f"changes must be fields of Variant, got {', '.join(changes)}") from error
+    if not set(changes) <= {field.name for field in fields(config)}:
+        raise ValueProblem(f"changes must be fields of Variant, got {', '.join(changes)}")
+    config = replace(config, **changes)
     if weights is not None and pretrained:
         raise ValueProblem("weights and pretrained=True exclude each other: got both")
     if pretrained:
@@ -64,8 +72,8 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     _describe(model, metadata)
     if backend == "numpy":
         return model
-    if np.dtype(dtype) != np.float32:
-        raise ValueProblem(f"dtype must be float32 for backend {backend!r}, got {np.dtype(dtype)}")
+    if dtype != np.float32:
+        raise ValueProblem(f"dtype must be float32 for backend {backend!r}, got {dtype}")
     if backend == "cuda":
         from mmref.engine.cuda import DeviceModel
         return DeviceModel(model, graph, matmul, tf32)

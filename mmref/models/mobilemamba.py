@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import copy
 
+from mmref.arguments import check_flag, check_kind
 from mmref.models.mrffi import MRFFI, nearest_multiple
-from mmref.models.network import Network, take_indices
+from mmref.models.network import Network, check_features, take_indices
 from mmref.models.variants import Variant
 from mmref.nn import functional as F
 from mmref.nn.layer import BatchNorm, Conv2d, ConvBN, Layer, Linear, ReLU, Residual, Sequential, Sigmoid
@@ -141,7 +142,7 @@ class MobileMamba(Network):
     strides = (16, 16, 32, 64)
 
     def __init__(self, config: Variant):
-        super().__init__(config)
+        super().__init__(check_kind("config", config, Variant, "a Variant (mmref.create_model builds by name)"))
         widths = config.widths
         self.patch_embed = Stem(config.in_chans, widths[0])
         for i, (dim, depth) in enumerate(zip(widths, config.depths, strict=True)):
@@ -172,7 +173,9 @@ class MobileMamba(Network):
         return x
 
     def forward_head(self, x, pre_logits: bool = False):
-        """Logits of a last feature map; with `pre_logits` its pooled features (B, C3)."""
+        """Logits of a last feature map; with `pre_logits` its pooled features (B, C3). Raises ShapeError."""
+        check_features(x, self.config.widths[-1], self.dtype)
+        pre_logits = check_flag("pre_logits", pre_logits)
         pooled = F.global_average_pool(x)
         return pooled if pre_logits else self.head(pooled)
 
@@ -180,9 +183,10 @@ class MobileMamba(Network):
         """Feature maps of the stem (0) and the three stages (1, 2, 3), strides 16, 16, 32, 64.
 
         `indices`: which (negative ones count from the end), an int n for the last n, None for all four.
-        Returns (last feature map, list of the maps asked for), or the list alone.
+        Returns (last feature map, list of the maps asked for), or the list alone. Raises ShapeError and ValueProblem.
         """
         wanted = take_indices(indices, 4)
+        intermediates_only = check_flag("intermediates_only", intermediates_only)
         maps = []
         for stage in self.stages():
             x = stage(x)

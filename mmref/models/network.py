@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from mmref.arguments import check_array, check_dtype, check_integer, check_ndarray, shown
 from mmref.errors import ShapeError, ValueProblem
 from mmref.nn.layer import BatchNorm, Layer
 from mmref.nn.operation import Symbol
@@ -36,8 +37,10 @@ class Network(Layer):
 
     @property
     def dtype(self) -> np.dtype:
-        """float32, or float64 after `astype`."""
-        for _, layer, attribute in self.named_parameters():
+        """float32, or float64 after `astype`. ValueProblem where parameters are not loaded yet."""
+        for name, layer, attribute in self.named_parameters():
+            if getattr(layer, attribute) is None:
+                raise ValueProblem(f"model must have parameters, got none for {name}: mmref.create_model gives it some")
             return getattr(layer, attribute).dtype
         return np.dtype(np.float32)
 
@@ -46,9 +49,8 @@ class Network(Layer):
         return {name: getattr(layer, attribute) for name, layer, attribute in self.named_parameters()}
 
     def astype(self, dtype) -> Network:
-        """A copy of the model that computes in `dtype`, float32 or float64."""
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise ValueProblem(f"dtype must be float32 or float64, got {dtype!r}")
+        """A copy of the model that computes in `dtype`, float32 or float64. Raises ValueProblem for another."""
+        dtype = check_dtype("dtype", dtype)
         clone = copy.deepcopy(self)
         for _, layer, attribute in clone.named_parameters():
             setattr(layer, attribute, np.asarray(getattr(layer, attribute), dtype))
@@ -87,24 +89,34 @@ def raise_not_finite():
 
 def check_shape(x, channels, dtype):
     """`check_input` but for the values."""
-    if not isinstance(x, np.ndarray):
-        raise ShapeError(f"x must be a NumPy array (batch, {channels}, height, width), got {type(x).__name__}")
+    check_ndarray("x", x, f"batch {channels} height width")
     if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
         raise ShapeError(f"x must have shape (batch, {channels}, height, width) with height and width >= 1, "
                          f"got {x.shape}")
     if x.dtype != dtype:
-        raise ShapeError(f"x must be {dtype}, the model's dtype, got {x.dtype} (model.astype changes the model's)")
+        raise ShapeError(f"x must be {dtype}, the model's dtype, got {x.dtype} (x.astype(np.{dtype}) is; model.astype "
+                         f"changes the model's)")
+
+
+def check_features(x, channels, dtype):
+    """Validate a last feature map (batch, channels, height, width) that `forward_head` is given."""
+    if isinstance(x, Symbol):
+        return
+    check_array("x", x, "batch channels height width", dtype)
+    if x.shape[1] != channels or 0 in x.shape[2:]:
+        raise ShapeError(f"x must be a last feature map (batch, {channels}, height, width) with height and width >= 1, "
+                         f"got shape {x.shape}")
 
 
 def take_indices(indices, count):
-    """Normalise timm-style `indices` to a list of positions 0..count-1."""
+    """Normalise timm-style `indices` (None, how many of the last, or a list of positions, negative ones from the end)
+    to a list of positions 0..count-1. Raises ValueProblem for anything else."""
     if indices is None:
         return list(range(count))
-    if isinstance(indices, int):
-        if not 0 < indices <= count:
-            raise ValueProblem(f"indices must be 1 to {count} where it counts maps, got {indices}")
-        return list(range(count - indices, count))
-    chosen = [i + count if i < 0 else i for i in indices]
-    if not all(0 <= i < count for i in chosen):
-        raise ValueProblem(f"indices must lie in {-count}..{count - 1}, got {list(indices)}")
-    return chosen
+    if isinstance(indices, (list, tuple)) or (isinstance(indices, np.ndarray) and indices.ndim == 1):
+        chosen = [check_integer(f"indices[{i}]", index, -count, count - 1) for i, index in enumerate(indices)]
+        return [index + count if index < 0 else index for index in chosen]
+    if isinstance(indices, (int, np.integer)):
+        last = check_integer("indices, where it counts maps,", indices, 1, count)
+        return list(range(count - last, count))
+    raise ValueProblem(f"indices must be None, an integer or a list of integers, got {shown(indices)}")

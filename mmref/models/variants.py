@@ -5,12 +5,32 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from mmref.arguments import check_integer, check_integers, check_kind, check_numbers
 from mmref.errors import ValueProblem
+from mmref.models.mrffi import split_channels
+from mmref.nn.paths import directions
+from mmref.nn.wavelet import filter_bank
+
+MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What determines a network's parameters and shapes; tuples are by stage."""
+    """What determines a network's parameters and shapes; tuples are by stage.
+
+    img_size      side of the pictures it was trained on, 1 to 4096 pixels
+    widths        channels, 16 to 8192
+    depths        blocks, 0 to 1000
+    kernels       sides of the local and sub-band convolutions, odd, 1 to 63
+    global_ratio, local_ratio  shares of the channels in (0, 1], see `mmref.models.mrffi.split_channels`
+    ssm_ratio     inner channels of the scan for each of its channels, 1 to 64; d_state: states of each, 1 to 1024
+    scan_order    a name or a tuple of directions, see `mmref.nn.paths`
+    wavelet       a discrete wavelet that PyWavelets knows, and how often it is applied (wavelet_levels, 1 to 16)
+    num_classes   outputs of the head, 0 to 1,000,000; 0 for no head
+    in_chans      channels of the pictures, 1 to 4096
+
+    Raises ValueProblem for anything else, and for ratios that leave no channel to one of the branches.
+    """
 
     name: str
     img_size: int
@@ -21,11 +41,33 @@ class Variant:
     local_ratio: tuple[float, float, float] = (0.2, 0.2, 0.3)
     ssm_ratio: int = 2
     d_state: int = 1
-    scan_order: str = "bidirectional"
+    scan_order: str | tuple[str, ...] = "bidirectional"
     wavelet: str = "db1"
     wavelet_levels: int = 1
     num_classes: int = 1000
     in_chans: int = 3
+
+    def __post_init__(self):
+        def put(field, value):  # frozen for everyone else
+            object.__setattr__(self, field, value)
+        if not check_kind("name", self.name, str, "a name"):
+            raise ValueProblem("name must be a name, got an empty one")
+        for field, low, high in (("img_size", 1, 4096), ("ssm_ratio", 1, 64), ("d_state", 1, 1024),
+                                 ("wavelet_levels", 1, 16), ("num_classes", 0, MOST_CLASSES), ("in_chans", 1, 4096)):
+            put(field, check_integer(field, getattr(self, field), low, high))
+        for field, low, high in (("widths", 16, 8192), ("depths", 0, 1000), ("kernels", 1, 63)):
+            put(field, check_integers(field, getattr(self, field), 3, low, high))
+        for field in ("global_ratio", "local_ratio"):
+            put(field, check_numbers(field, getattr(self, field), 3, 0, 1))
+        if not all(kernel % 2 for kernel in self.kernels):
+            raise ValueProblem(f"kernels must be odd, so that they have a middle, got {self.kernels}")
+        directions(self.scan_order)
+        if self.wavelet != "db1":  # which everybody has; others ask PyWavelets, which is slow to import
+            filter_bank(self.wavelet)
+        for width, global_ratio, local_ratio in zip(self.widths, self.global_ratio, self.local_ratio, strict=True):
+            if not split_channels(width, global_ratio, local_ratio)[1]:
+                raise ValueProblem(f"global_ratio and local_ratio must leave a local channel of {width}, "
+                                   f"got {global_ratio} and {local_ratio}")
 
 
 VARIANTS = {v.name: v for v in (

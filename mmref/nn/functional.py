@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmref.arguments import check_choice, check_rank
 from mmref.errors import MissingBackend, ShapeError
 from mmref.nn import shapes
 from mmref.nn.operation import operation
@@ -21,23 +22,26 @@ from mmref.nn.operation import operation
 
 def check_backend(backend: str, known: tuple[str, ...] = ("numpy", "numba", "cuda")) -> str:
     """`backend` itself, or an error that lists the known ones."""
-    if backend not in known:
-        raise MissingBackend(f"backend must be one of {', '.join(known)}, got {backend!r}")
-    return backend
+    return check_choice("backend", backend, known, MissingBackend)
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:
     """(B, C, H, W) -> (B, H, W, C), contiguous; a view if `x` is stored channels-last already."""
+    check_rank("x", x, "batch channels height width")
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
 def channels_first(x: np.ndarray) -> np.ndarray:
     """(B, H, W, C) -> (B, C, H, W), always a view."""
+    check_rank("x", x, "batch height width channels")
     return x.transpose(0, 3, 1, 2)
 
 
 def pad_pixels(x: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
     """(B, H, W, C) -> (B, top + H + bottom, left + W + right, C) with zeros around."""
+    check_rank("x", x, "batch height width channels")
+    if min(top, bottom, left, right) < 0:
+        raise ShapeError(f"padding must not be negative, got {top}, {bottom}, {left}, {right}")
     if not (top or bottom or left or right):
         return x
     batch, height, width, channels = x.shape
@@ -51,10 +55,12 @@ def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: i
 
     x (B, C_in, H, W); weight (C_out, C_in / groups, k_h, k_w); bias (C_out,) or None.
     Returns (B, C_out, (H + 2*padding - k_h) // stride + 1, likewise for W), of x's dtype.
-    Raises ShapeError where ranks, channels or groups disagree or the kernel is larger than the padded picture.
+    Raises ShapeError where ranks, dtypes, channels or groups disagree or the kernel is larger than the padded picture,
+    ValueProblem for a stride, padding or number of groups that is no integer or too small.
     """
-    shapes.conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
-    if groups == x.shape[1] == weight.shape[0]:
+    check_rank("x", x, "batch channels height width")
+    check_rank("weight", weight, "out_channels in_channels/groups k_h k_w")
+    if groups == x.shape[1] == weight.shape[0] and weight.shape[1] == 1:
         return depthwise_conv2d(x, weight, bias, stride=stride, padding=padding)
     return _conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
 
@@ -88,7 +94,8 @@ def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0,
 
     x (B, C, H, W); weight (C, 1, k_h, k_w); bias (C,) or None. Returns (B, C, H', W') of x's dtype.
     `backend="numba"` and `backend="cuda"` run the compiled kernels of mmref.kernels (float32 only).
-    Raises ShapeError where shapes disagree, MissingBackend where the backend is not installed.
+    Raises ShapeError where shapes or dtypes disagree, ValueProblem for a stride or padding that is no integer or too
+    small, MissingBackend where the backend is not installed.
     """
     if check_backend(backend) != "numpy":
         from mmref.kernels import load_op
@@ -116,7 +123,9 @@ def depthwise_conv_transpose2d(x, weight, *, groups: int, stride: int = 1, paddi
 
     x (B, M*groups, H, W), weight (M*groups, 1, k_h, k_w): channels M*g to M*g + M - 1 add up to channel g of the
     result, as in `torch.nn.functional.conv_transpose2d(x, weight, groups=groups)`; M = 4 for a wavelet synthesis.
-    Returns (B, groups, (H-1)*stride - 2*padding + k_h, likewise for W), of x's dtype. Raises ShapeError.
+    Returns (B, groups, (H-1)*stride - 2*padding + k_h, likewise for W), of x's dtype. Raises ShapeError where
+    shapes or dtypes disagree or nothing would be left, ValueProblem for a stride, padding or number of groups that is
+    no integer or too small.
     """
     (k_h, k_w), per_group = weight.shape[2:], x.shape[1] // groups
     x = channels_last(x)
@@ -134,6 +143,7 @@ def depthwise_conv_transpose2d(x, weight, *, groups: int, stride: int = 1, paddi
 
 def per_channel(values: np.ndarray) -> np.ndarray:
     """(C,) -> (1, C, 1, 1), to be combined with an NCHW array."""
+    check_rank("values", values, "channels")
     return values.reshape(1, -1, 1, 1)
 
 
@@ -141,9 +151,10 @@ def per_channel(values: np.ndarray) -> np.ndarray:
 def batch_norm(x, weight, bias, running_mean, running_var, eps: float = 1e-5):
     """Inference batch norm: (x - mean) / sqrt(var + eps) * weight + bias, per channel.
 
-    x (B, C, H, W) or (B, C); the four parameters (C,). Returns the shape and dtype of x.
+    x (B, C, H, W) or (B, C); the four parameters (C,). Returns the shape and dtype of x. Raises ShapeError where shapes
+    or dtypes disagree, ValueProblem for an eps that is no number >= 0.
     """
-    scale = weight / np.sqrt(running_var + eps)
+    scale = weight / np.sqrt(running_var + float(eps))  # NumPy's float64 would turn a float32 network into float64
     shift = bias - running_mean * scale
     if x.ndim == 4:
         scale, shift = per_channel(scale), per_channel(shift)
@@ -154,11 +165,12 @@ def batch_norm(x, weight, bias, running_mean, running_var, eps: float = 1e-5):
 
 @operation(shapes.layer_norm_channels)
 def layer_norm_channels(x, weight, bias, eps: float = 1e-5):
-    """Layer norm over the channels of every pixel. x (B, C, H, W); weight, bias (C,)."""
+    """Layer norm over the channels of every pixel. x (B, C, H, W), C >= 1; weight, bias (C,). Returns the shape and
+    dtype of x. Raises ShapeError where shapes or dtypes disagree, ValueProblem for an eps that is no number >= 0."""
     pixels = channels_last(x)                                               # (B, H, W, C)
     centred = pixels - pixels.mean(-1, keepdims=True)
     variance = np.mean(centred * centred, -1, keepdims=True)
-    centred /= np.sqrt(variance + eps)
+    centred /= np.sqrt(variance + float(eps))
     centred *= weight
     centred += bias
     return channels_first(centred)
@@ -166,7 +178,8 @@ def layer_norm_channels(x, weight, bias, eps: float = 1e-5):
 
 @operation(shapes.linear)
 def linear(x, weight, bias=None):
-    """x (B, C_in) times weight (C_out, C_in) transposed, plus bias (C_out,)."""
+    """x (B, C_in) times weight (C_out, C_in) transposed, plus bias (C_out,). Returns (B, C_out) of x's dtype. Raises
+    ShapeError where shapes or dtypes disagree."""
     y = x @ weight.T
     return y if bias is None else y + bias
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from mmref.arguments import check_callable
 from mmref.nn import functional as F
 from mmref.nn.operation import Symbol
 
@@ -25,13 +26,19 @@ def recording(record: Callable[[str, np.ndarray, Layer], None]):
     """Within the block, `record(name, output, layer)` is called for every layer that runs (in this context only).
 
     Names are the layers' dotted paths; SS2D adds the inside of its scan (`....global_atten:delta` and so on).
-    The output must not be written to.
+    The output must not be written to. Raises ValueProblem where `record` is not callable.
     """
+    check_callable("record", record, "a function (name, output, layer)")
     token = _recorder.set(record)
     try:
         yield
     finally:
         _recorder.reset(token)
+
+
+def is_recording() -> bool:
+    """Whether a recorder listens in this context."""
+    return _recorder.get() is not None
 
 
 class Layer:

@@ -14,12 +14,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mmref.arguments import Shaped
 from mmref.errors import ValueProblem
 
 OPERATIONS: dict[str, Callable] = {}  # every operation by name; docs/operations.md lists them
 
 
-class Symbol:
+class Symbol(Shaped):
     """Stands for an array while a network's text is traced; mmref.graph.trace derives the one that records.
 
     What it must have: `shape`, `ndim`, `dtype`; `record(operation, operands, attributes)`, which notes a call and

@@ -43,7 +43,7 @@ def paths(order: str | tuple[str, ...], height: int, width: int) -> np.ndarray:
 
 def directions(order: str | tuple[str, ...]) -> tuple[str, ...]:
     """The directions of an order, by name. ValueProblem for an unknown one."""
-    named = ORDERS.get(order) if isinstance(order, str) else tuple(order)
+    named = ORDERS.get(order) if isinstance(order, str) else order if isinstance(order, tuple) else None
     for direction in named or ():
         if way(direction) is None:
             named = None

@@ -16,7 +16,8 @@ from mmref.nn.paths import PADDING, paths
 
 @operation(shapes.cross_scan)
 def cross_scan(x: np.ndarray, order="bidirectional") -> np.ndarray:
-    """(B, D, H, W) -> (B, K, D, L): the map read off once in every direction; zeros where a path leaves the map."""
+    """(B, D, H, W) -> (B, K, D, L): the map read off once in every direction. Raises ShapeError, and
+    ValueProblem for an unknown order."""
     batch, dim, height, width = x.shape
     table = paths(order, height, width)                                     # (K, L)
     pixels = channels_last(x).reshape(batch, height * width, dim)
@@ -31,7 +32,8 @@ def cross_merge(y: np.ndarray, order, height: int, width: int) -> np.ndarray:
     """(B, K, D, L) -> (B, D, H, W): every direction laid back on the map, then added up.
 
     Each sample adds up its own directions only (the published CPU path adds up over the batch; its GPU path,
-    which we follow, does not).
+    which we follow, does not). Raises ShapeError where shapes disagree, ValueProblem for an unknown order and for a
+    height or width that is no integer >= 0.
     """
     batch, K, dim, _ = y.shape
     pixels = np.zeros((batch, height * width, dim), y.dtype)

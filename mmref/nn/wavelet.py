@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmref.arguments import check_kind
 from mmref.errors import ValueProblem
 from mmref.nn import shapes
 from mmref.nn.functional import channels_first, channels_last, depthwise_conv_transpose2d, pad_pixels
@@ -21,6 +22,7 @@ def filter_bank(wavelet: str = "db1") -> tuple[np.ndarray, np.ndarray]:
     For Haar all sixteen entries are +-1/2 and the two banks are equal. Raises ValueProblem for a name that
     PyWavelets does not know or that is not a discrete wavelet.
     """
+    check_kind("wavelet", wavelet, str, "the name of a discrete wavelet")
     import pywt  # costs as much to import as the rest of mmref, and only fresh models need it
     try:
         filters = pywt.Wavelet(wavelet)
@@ -40,9 +42,9 @@ def filter_bank(wavelet: str = "db1") -> tuple[np.ndarray, np.ndarray]:
 def analysis(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
     """One level of decomposition.
 
-    x (B, C, H, W), any H and W: odd sizes get one row or column of zeros at the bottom or right.
+    x (B, C, H, W), any H and W from 1: odd sizes get one row or column of zeros at the bottom or right.
     bank (4*C, 1, k, k), k even, as a checkpoint's `wt_filter` holds it.
-    Returns (B, 4*C, ceil(H/2), ceil(W/2)) of x's dtype.
+    Returns (B, 4*C, ceil(H/2), ceil(W/2)) of x's dtype. Raises ShapeError where shapes or dtypes disagree.
     """
     k = bank.shape[-1]
     height, width = x.shape[2:]
@@ -63,7 +65,8 @@ def analysis(x: np.ndarray, bank: np.ndarray) -> np.ndarray:
 def synthesis(bands: np.ndarray, bank: np.ndarray, height: int, width: int) -> np.ndarray:
     """The inverse of `analysis`: (B, 4*C, ceil(H/2), ceil(W/2)) -> (B, C, H, W), cropped to `height` x `width`.
 
-    Exact for Haar; a longer wavelet, zero-padded as here, loses up to k - 2 pixels along the border.
+    Exact for Haar; a longer wavelet, zero-padded as here, loses up to k - 2 pixels along the border. Raises ShapeError
+    where shapes or dtypes disagree, ValueProblem for a height or width that is no integer >= 1.
     """
     margin = bank.shape[-1] // 2 - 1
     full = depthwise_conv_transpose2d(bands, bank, groups=bands.shape[1] // 4, stride=2, padding=margin)

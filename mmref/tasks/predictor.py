@@ -24,8 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mmref.data.picture import Transform, open_picture, picture_name, to_array
+from mmref.arguments import check_flag, check_integer, check_kind, check_weights, shown
+from mmref.data.picture import Transform, check_pictures, open_picture, picture_name, to_array
 from mmref.errors import CheckpointError, PictureError, ValueProblem
+from mmref.models.variants import resolve
+from mmref.nn.functional import check_backend
 
 __all__ = ["Prediction", "Predictor"]
 
@@ -79,13 +82,19 @@ class Predictor:
     def __init__(self, model="mobilemamba_nano", weights=None, backend: str = "numpy", topk: int = 5,
                  batch_size: int = 32, img_size: int | None = None, *, workers: int = 0, exif: bool = False,
                  threads: int | None = None, transform: Transform | None = None):
-        for name, value, least in (("topk", topk, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueProblem(f"{name} must be an integer >= {least}, got {value!r}")
-        self.model, self.backend, self.topk, self.batch_size = model, backend, topk, batch_size
-        self.weights = os.fspath(weights) if isinstance(weights, os.PathLike) else weights
-        self.img_size, self.workers, self.exif, self.threads = img_size, workers, exif, threads
+        _check_model(model)
+        weights = check_weights(weights)
+        if not isinstance(model, str) and (weights is not None or backend != "numpy" or threads is not None):
+            raise ValueProblem("weights, backend and threads must be left out with a ready model, which has its own")
+        self.model, self.backend = model, check_backend(backend)
+        self.weights = os.fspath(weights) if isinstance(weights, Path) else weights
+        self.topk, self.batch_size = check_integer("topk", topk, 1), check_integer("batch_size", batch_size, 1)
+        self.img_size = None if img_size is None else check_integer("img_size", img_size, 1, 4096)
+        self.workers, self.exif = check_integer("workers", workers, 0), check_flag("exif", exif)
+        self.threads = None if threads is None else check_integer("threads", threads, 1)
         self.transform = transform
+        if transform is not None:
+            check_kind("transform", transform, Transform, "a Transform or None")
         self.expected_sha256 = None
         self._token = uuid.uuid4().hex  # tells apart what cannot be compared: models and state dicts
 
@@ -108,6 +117,8 @@ class Predictor:
             _loaded.move_to_end(key)
             loaded = _loaded[key]
         transform = self.transform or loaded.transform
+        if transform is None:
+            raise ValueProblem("model must have a transform, got None: give it one, or pass transform=")
         if self.img_size is not None:
             transform = replace(transform, size=self.img_size)
         return replace(loaded, transform=transform)
@@ -134,7 +145,6 @@ class Predictor:
         if self.weights is not None:
             return Path(self.weights)
         from mmref.models.create import pretrained_weights
-        from mmref.models.variants import resolve
         config, dagger = resolve(self.model)
         return Path(pretrained_weights(config.name + "s" * dagger))
 
@@ -152,12 +162,14 @@ class Predictor:
     # -- predicting -------------------------------------------------------------------------------------
 
     def __call__(self, pictures: Iterable) -> list[Prediction]:
-        """pictures: paths, bytes, binary files or PIL images. A bad one becomes a Prediction with its `error`."""
+        """pictures: paths, bytes, binary files or PIL images. A bad one becomes a Prediction with its `error`.
+
+        Raises ValueProblem for one picture in place of several, and what `load` raises."""
         return list(self.stream(pictures))
 
     def stream(self, pictures: Iterable) -> Iterator[Prediction]:
         """As a call, but one answer after another from pictures that may be without end."""
-        pictures = iter(pictures)
+        pictures = iter(check_pictures(pictures))
         for batch in self.map_batches(iter(lambda: list(islice(pictures, self.batch_size)), [])):
             yield from batch
 
@@ -200,6 +212,21 @@ class Predictor:
         probabilities = weights[best] / weights.sum()
         return Prediction(name, tuple(map(int, best)), tuple(labels[i] for i in best),
                           tuple(map(float, probabilities)), notes)
+
+
+def _check_model(model):
+    """ValueProblem unless it is a known name or a ready model."""
+    if isinstance(model, str) or isinstance(model, os.PathLike):
+        name = os.fspath(model)
+        if isinstance(model, os.PathLike) or Path(name).suffix or os.sep in name:
+            advice = ("weights=..." if Path(name).suffix in (".pth", ".pt", ".safetensors", ".bin")
+                      else "the call: Predictor()([picture])")
+            raise ValueProblem(f"model must be a name that mmref.list_models() gives, or a ready model, got the path "
+                               f"{name!r}, which belongs into {advice}")
+        resolve(name)
+    elif not (callable(model) and hasattr(model, "config") and hasattr(model, "transform")):
+        raise ValueProblem(f"model must be a name that mmref.list_models() gives, or a ready model (callable, with "
+                           f"config and transform), got {shown(model)}")
 
 
 def _prepare(picture, transform, exif):

@@ -7,6 +7,7 @@ nothing). Keys are what `mmref compare --json` reports; several plants may share
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -44,7 +45,7 @@ def sets(kind, key, text, **attributes):
 def forwards(kind, key, text, function):
     """A fault that computes `function(layer, x)` instead of the layer."""
     def plant(layer):
-        layer.forward = partial(function, layer)
+        layer.forward = lambda x: function(layer, x).astype(x.dtype, copy=False)  # one dtype throughout the network
     fault(kind, key, text)(plant)
 
 
@@ -153,13 +154,13 @@ forwards(Scale, "scale-missing", "learned scale left out", lambda s, x: x)
 
 OTHERS = {"left out": lambda x: x, "ReLU6": lambda x: np.clip(x, 0, 6), "SiLU": F.silu,
           "leaky ReLU": lambda x: np.where(x > 0, x, 0.01 * x),
-          "GELU (tanh)": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3))),
+          "GELU (tanh)": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3))),
           "hard swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1)}
 
 
 def _gelu(x):
     from scipy.special import erf
-    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
+    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
 
 
 OTHERS["GELU"] = _gelu

@@ -254,7 +254,8 @@ def test_depthwise_conv2d(seed, batch, dim, height, width, k_h, k_w, stride, pad
         with pytest.raises(ShapeError):
             depthwise_conv2d(x, weight, bias, stride=stride, padding=padding, backend="cuda")
         return
-    expected = depthwise_conv2d(x.astype(np.float64), weight, bias, stride=stride, padding=padding)
+    expected = depthwise_conv2d(*(array if array is None else array.astype(np.float64) for array in (x, weight, bias)),
+                                stride=stride, padding=padding)
     assert_close(depthwise_conv2d(x, weight, bias, stride=stride, padding=padding, backend="cuda"), expected, 3e-6,
                  dtype=np.float32)
 

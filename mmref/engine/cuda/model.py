@@ -7,11 +7,12 @@ from collections import OrderedDict
 
 import numpy as np
 
+from mmref.arguments import check_choice, check_flag
 from mmref.engine.cuda import device
 from mmref.engine.cuda.plan import DevicePlan, make_plan
 from mmref.engine.cuda.products import make_products
 from mmref.engine.cuda.weights import DeviceWeights
-from mmref.engine.face import EngineModel
+from mmref.engine.face import EngineModel, check_plan_shape
 from mmref.engine.folding import FoldedParameters
 from mmref.engine.walk import output_shape
 from mmref.errors import ShapeError, ValueProblem
@@ -49,9 +50,8 @@ class DeviceModel(EngineModel):
     _TRAVEL = (*EngineModel._TRAVEL, "graph", "matmul", "tf32")
 
     def __init__(self, model: MobileMamba, graph: bool | None = None, matmul: str = "cublas", tf32: bool = False):
-        if graph not in (None, True, False):
-            raise ValueProblem(f"graph must be True, False or None, got {graph!r}")
-        self.graph, self.matmul, self.tf32 = graph, matmul, tf32
+        self.graph = None if graph is None else check_flag("graph", graph)
+        self.matmul, self.tf32 = check_choice("matmul", matmul, ("cublas", "own")), check_flag("tf32", tf32)
         self._adopt(model)
 
     def _start(self):
@@ -145,16 +145,15 @@ class DeviceModel(EngineModel):
 
     def plan(self, shape) -> DevicePlan:
         """The plan of a forward to the logits for an input of `shape` (B, 3, H, W)."""
-        shape = tuple(shape)
-        check_shape(shape, self.config.in_chans, "shape")
+        shape = check_plan_shape(shape, self.config.in_chans)
         with self._lock:
             return self._plan(shape, (self.answer,))
 
 
-def check_shape(shape, channels, name="x"):
+def check_shape(shape, channels):
     """ShapeError unless it is that of pictures."""
     if len(shape) != 4 or shape[1] != channels or 0 in shape[2:]:
-        raise ShapeError(f"{name} must have shape (batch, {channels}, height, width) with height and width >= 1, "
+        raise ShapeError(f"x must have shape (batch, {channels}, height, width) with height and width >= 1, "
                          f"got {tuple(shape)}")
 
 
