@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mmref.arguments import check_integer
-from mmref.errors import NotTraceable, ValueProblem
+from mmref.errors import NotTraceable
 from mmref.graph.graph import Constant, Graph, Node, collect, rewrite
-from mmref.graph.passes import fold_batch_norm
+from mmref.graph.passes import fold_batch_norm, replaced
 from mmref.graph.trace import Extent, trace
 from mmref.nn.operation import operation
 
@@ -57,11 +57,11 @@ def without_empty_parts(graph: Graph) -> Graph:
     def rule(node, only):
         if node.name != "concatenate":
             return None
-        parts = [part for part in node.operands.values() if 0 not in part.shape]
-        if len(parts) == 1 and isinstance(parts[0], Node):
-            return parts[0]
-        return Node(node.operation, dict(enumerate(parts)), node.attributes, node.layer, node.shape, node.dtype,
-                    node.elsewhere) if parts else None
+        parts = {name: part for name, part in node.operands.items() if 0 not in part.shape}
+        only_part, *more = [*parts.values(), None]
+        if isinstance(only_part, Node) and more == [None]:
+            return only_part
+        return replaced(node, node, node.operation, parts, **node.attributes) if parts else None
     return rewrite(graph, rule)
 
 

@@ -116,8 +116,8 @@ class Lowering(GraphBuilder):
     def known(self, operand: Constant, what: str = "", change: Callable = np.asarray) -> str:
         """The initialiser of a constant, or of what `change` makes of it; `what` tells the changes apart."""
         if not isinstance(operand, Constant):
-            raise NotTraceable(f"layer {self.here.layer!r}: {self._name_of(operand)} of {self.here.name!r} depends on the "
-                               f"network's input, which cannot be written in ONNX")
+            raise NotTraceable(f"layer {self.here.layer!r} computes {self._name_of(operand)!r} of operation "
+                               f"{self.here.name!r} from the network's input, which cannot be written in ONNX")
         key = operand.key, what
         if key not in self._known:
             known = operand.name in self.parameters

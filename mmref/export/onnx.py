@@ -19,9 +19,11 @@ import json
 from collections.abc import Callable
 from functools import partial
 
+from mmref.arguments import check_integers
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.files import replacing
 from mmref.models.network import Network
+from mmref.nn.layer import Layer
 
 try:
     import onnx
@@ -73,13 +75,20 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     if not isinstance(model, Network):
         raise ValueProblem(f'model must be a network of create_model(..., backend="numpy"), got {type(model).__name__}')
     model, config = model.frozen(), model.config
-    inputs = inputs or {"input": ("batch", config.in_chans, *_sides(fixed))}
-    dims = list(inputs.values())
-    graph, names = graph_of(partial(function or type(model).__call__, model), model, dims, config.img_size)
-    g = Lowering(names, model.state_dict())
-    outputs = _outputs([dimensions(node, dims, graph) for node in graph.outputs], config)
-    for value, (name, _) in zip(g.lower(graph, list(inputs)), outputs, strict=True):
+    if fixed is not None and inputs is not None:
+        raise ValueProblem("fixed must be None where inputs are given: write the sizes as numbers in their dimensions")
+    sides = ("height", "width") if fixed is None else check_integers("fixed", fixed, 2, 1)
+    inputs = inputs or {"input": ("batch", config.in_chans, *sides)}
+    shapes = list(inputs.values())
+    graph, names = graph_of(partial(function or Layer.__call__, model), model, shapes, config.img_size)
+    g, outputs = Lowering(names, model.state_dict()), []
+    values = g.lower(graph, list(inputs))
+    for i, (value, node) in enumerate(zip(values, graph.outputs, strict=True)):
+        dims = dimensions(node, shapes, graph)
+        name = LOGITS if config.num_classes and dims[1:] == (config.num_classes,) else FEATURES
+        name = g.unique(f"output_{i}" if len(values) > 1 else name)
         g.nodes.append(helper.make_node("Identity", [value], [name], name=name))
+        outputs.append((name, dims))
     opsets = [helper.make_opsetid("", opset)]
     proto = helper.make_model(g.graph(config.name, inputs.items(), outputs), opset_imports=opsets,
                               ir_version=helper.find_min_ir_version_for(opsets),
@@ -87,21 +96,6 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     helper.set_model_props(proto, metadata(model))
     onnx.checker.check_model(proto, full_check=True)
     return proto
-
-
-def _sides(fixed):
-    if fixed is None:
-        return "height", "width"
-    if len(fixed) != 2 or not all(type(side) is int and side > 0 for side in fixed):
-        raise ValueProblem(f"fixed must be (height, width), integers of at least 1, got {fixed!r}")
-    return fixed
-
-
-def _outputs(several, config):
-    """[(name, dimensions)] of the graph's outputs."""
-    if len(several) > 1:
-        return [(f"output_{i}", dims) for i, dims in enumerate(several)]
-    return [(LOGITS if config.num_classes and several[0][1:] == (config.num_classes,) else FEATURES, several[0])]
 
 
 def metadata(model: Network) -> dict[str, str]:

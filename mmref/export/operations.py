@@ -9,7 +9,6 @@ from mmref.export.lowering import PIXELS, STEPS, emits
 from mmref.nn import functional as F
 from mmref.nn import wavelet
 
-
 # ------------------------------------------------------------------------------------- convolutions, norms, means
 
 @emits(F._conv2d)

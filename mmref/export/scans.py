@@ -1,7 +1,7 @@
 """The operations of a scan in ONNX, in any order of directions, for maps of any size.
 
-Blocks: a map is cut into blocks of s x s pixels, as paths.py has it (s = 1 but for windows and atrous scans), and stands
-as (H/s, W/s, B, s*s*C), sides rounded up; with s = 1 that is the form PIXELS. A direction takes one pixel of each block
+Blocks: a map is cut into blocks of s x s pixels, as paths.py has it (s = 1 but for windows and atrous scans); it stands
+as (H/s, W/s, B, s*s*C), sides rounded up, which for s = 1 is the form PIXELS. A direction takes one pixel of each block
 or all of them, blocks side by side or one below the other, and may run backwards.
 
 Letters: B batch, C channels, D inner channels, H x W pixels, L steps, K directions, N states.
