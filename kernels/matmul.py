@@ -154,8 +154,8 @@ def _first_weights(record, thread, threads):
 
 @njit(error_model="numpy")
 def _ahead_step(size, vectors, depth, blocks):
-    """How many bytes on each step of a tile asks for its `vectors` cache lines, so that `blocks` blocks of `depth` steps
-    ask for `size` bytes, as many as the panel in use has at most, and for nothing behind them."""
+    """How many bytes farther on each step of a tile asks for its `vectors` cache lines, so that `blocks` blocks of
+    `depth` steps ask for `size` bytes (as many as the panel in use has at most) and for nothing behind them."""
     line = vectors * VECTOR_BYTES
     step = (min(size, depth * line) + blocks * depth - 1) // (blocks * depth)
     return min(step, (size - line) // max(depth - 1, 1))

@@ -25,10 +25,11 @@ from mmref.errors import MissingBackend
 from mmref.kernels import cache
 from mmref.kernels.records import STEP, TEAM
 from mmref.kernels.target import TABLE_SIZE, TARGET
+from mmref.locks import Lock
 
-KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "wavelet_branch", "scan", "norm_gate", "copy_relu",
-           "mean", "gate", "scan_states", "path_scan", "move", "combine", "norm", "gather", "scatter", "analysis",
-           "synthesis")
+KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "depthwise_any", "wavelet_branch", "scan",
+           "norm_gate", "copy_relu", "mean", "gate", "scan_states", "path_scan", "move", "combine", "norm", "gather",
+           "scatter", "analysis", "synthesis")
 MOST_THREADS = 1024
 
 
@@ -50,7 +51,7 @@ class Workers:
         self.team = _immortal(np.zeros(TEAM.itemsize + 64, np.uint8))
         self.address = self.team.ctypes.data + -self.team.ctypes.data % 64
         self.count = 0
-        self.busy = threading.Lock()
+        self.busy = Lock()
         library().prepare(self.address)
 
     def run(self, shares, steps, count, times):
@@ -62,14 +63,14 @@ class Workers:
             library().lead(self.address, steps, count, shares, times)
 
 
-_compiling = threading.RLock()
+_compiling = Lock(blocks_fork=True)
 _workers: Workers | None = None
 
 
 def _after_fork():
-    """In a forked child: locks that another thread held stay locked for ever, and threads did not come along."""
-    global _compiling, _workers
-    _compiling, _workers = threading.RLock(), None
+    """In a forked child: threads did not come along."""
+    global _workers
+    _workers = None
 
 
 if hasattr(os, "register_at_fork"):

@@ -70,8 +70,10 @@ def _advice(value, low, high) -> str:
     return f": write {whole}" if fits else ""
 
 
-def check_integers(name: str, values, count: int, low: int | None = None, high: int | None = None) -> tuple[int, ...]:
-    """`count` integers, each as `check_integer` wants it, as a tuple. Raises ValueProblem."""
+def check_integers(name: str, values, count: int | None = None, low: int | None = None,
+                   high: int | None = None) -> tuple[int, ...]:
+    """`count` integers (None: any number of them), each as `check_integer` wants it, as a tuple. Raises
+    ValueProblem."""
     values = _several(name, values, count, "integers")
     return tuple(check_integer(f"{name}[{i}]", value, low, high) for i, value in enumerate(values))
 
@@ -97,8 +99,9 @@ def check_numbers(name: str, values, count: int, low: float | None = None,
 
 def _several(name, values, count, what):
     sequence = isinstance(values, (list, tuple)) or (isinstance(values, np.ndarray) and values.ndim == 1)
-    if not sequence or len(values) != count:
-        raise ValueProblem(f"{name} must be {count} {what}, got {shown(values)}")
+    if not sequence or count not in (None, len(values)):
+        raise ValueProblem(f"{name} must be {f'a list of {what}' if count is None else f'{count} {what}'}, "
+                           f"got {shown(values)}")
     return values
 
 

@@ -188,7 +188,7 @@ def test_the_command(tmp_path, capsys):
     out = str(tmp_path / "a.safetensors")
     assert main(["convert", str(tmp_path / "a.pth"), out]) == 0
     text = capsys.readouterr().out
-    assert "entry net_E" in text and "also there: net" in text and "not run: __builtin__.set" in text
+    assert "entry net_E" in text and "also there: net" in text and "not executed: __builtin__.set" in text
     assert main(["convert", str(tmp_path / "a.pth"), out, "--prefer", "net", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["taken"] == "net" and answer["tensors"] == 1 and answer["foreign"] == ["__builtin__.set"]

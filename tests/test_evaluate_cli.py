@@ -28,7 +28,8 @@ def data(tmp_path_factory):
             paint(root / "data" / "test" / name / f"{i}.png", tuple(rng.integers(0, 256, 3).tolist()))
     (root / "data" / "test" / "frog" / "2.png").write_bytes(b"GIF89a")
     parameters = mmref.create_model("mobilemamba_nano", seed=1).state_dict()
-    save_file({name: np.ascontiguousarray(array) for name, array in parameters.items()}, root / "nano.safetensors")
+    save_file({name: np.ascontiguousarray(array) for name, array in parameters.items()}, root / "nano.safetensors",
+              {"class_names": json.dumps(CIFAR10)})
     return root
 
 

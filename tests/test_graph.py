@@ -204,10 +204,10 @@ def test_every_shape_rule_is_the_shape_of_the_result(seed, batch, channels, heig
     for call, arrays, options in calls:
         model = lively_once()
         arrays = [array.astype(np.float32) if isinstance(array, np.ndarray) else array for array in arrays]
-        operands = [array for array in arrays if isinstance(array, np.ndarray)]
-        graph = trace(lambda *symbols, call=call, arrays=arrays, options=options: call(
-            *(symbols[sum(isinstance(b, np.ndarray) for b in arrays[:i])] if isinstance(array, np.ndarray) else array
-              for i, array in enumerate(arrays)), **options), model, *(array.shape for array in operands))
+        alike = [i for i, array in enumerate(arrays) if np.shape(array)[:1] == (batch,)]  # activations, not parameters
+        graph = trace(lambda *symbols, call=call, arrays=arrays, options=options, alike=alike: call(
+            *(symbols[alike.index(i)] if i in alike else array for i, array in enumerate(arrays)), **options),
+            model, *(arrays[i].shape for i in alike))
         result = call(*arrays, **options)
         assert graph.outputs[0].shape == result.shape and result.dtype == np.float32
         seen |= {node.name for node in graph}

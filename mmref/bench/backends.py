@@ -162,20 +162,20 @@ class Calibration:
         pass
 
     def __init__(self, job):
-        self.rate, self.method = calibration(job.threads)
+        self.rate, self.method, self.is_peak = calibration(job.threads)
 
 
 def calibration(threads: int):
-    """(callable -> multiply-adds a second, how it is measured)."""
+    """(callable -> multiply-adds a second, how they are measured, whether nothing can be faster)."""
     method = "float32 np.matmul, 1024 x 1024 (less than the vector units can do)"
     if find_spec("mmref.kernels.calibrate") and find_spec("numba"):
         try:
             from mmref.kernels.calibrate import multiply_add_rate
             multiply_add_rate(threads)  # compiles
         except Exception as error:  # no reason to measure nothing, but one to say so
-            return _matmul_rate, f"{method}; mmref.kernels.calibrate failed: {error}"
-        return lambda: 0.5e9 * multiply_add_rate(threads), "multiply-adds in registers (mmref.kernels.calibrate)"
-    return _matmul_rate, method
+            return _matmul_rate, f"{method}; mmref.kernels.calibrate failed: {error}", False
+        return lambda: 0.5e9 * multiply_add_rate(threads), "multiply-adds in registers (mmref.kernels.calibrate)", True
+    return _matmul_rate, method, False
 
 
 def _matmul_rate():
@@ -204,16 +204,9 @@ def absent(backend: str, reference: str | None = None) -> str | None:
     for package in needed:
         if not find_spec(package):
             return f"{package} is not installed: {PIP[package]}"
-    if kind is Numba and not find_spec("mmref.engine.compiled") and not _has_engine():
-        return "this version of mmref has no compiled engine"
     if issubclass(kind, TorchEager) and not (reference and os.path.isfile(reference)):
         return "the PyTorch reference is part of the source repository only: --torch-reference tests/torch_reference.py"
     return None
-
-
-def _has_engine():
-    import mmref.engine
-    return "CompiledModel" in vars(mmref.engine) or "CompiledModel" in getattr(mmref.engine, "_PUBLIC", ())
 
 
 def load_module(path):

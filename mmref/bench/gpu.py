@@ -29,9 +29,12 @@ from mmref.errors import MissingBackend
 from mmref.files import replacing
 
 SECONDS = 460.0   # of a whole report
-RESERVED = 190.0  # of them kept for PyTorch and the memory checker
+RESERVED = 200.0  # of them kept for PyTorch and the checkers
+CHECKED = 80.0    # of those kept for the checkers, a half each
+CHECKERS = {"memcheck": "memory_checker", "racecheck": "race_checker"}  # tool of compute-sanitizer -> section
+NSIGHT = "/opt/nvidia/nsight-compute"  # which brings a compute-sanitizer of its own
 ENGINE = ("device", "correctness", "kernels_checked", "bits", "throughput", "kernels")
-PACKAGES = ("mmref", "numpy", "numba", "numba-cuda", "cupy-cuda13x", "cuda-toolkit", "nvidia-cublas", "cuda-bindings",
+PACKAGES = ("mmref", "numpy", "numba", "numba-cuda", "cuda-toolkit", "nvidia-cublas", "cuda-bindings",
             "torch", "triton", "mamba-ssm")
 EAGER_MODES = (("eager", (1, 32, 256)), ("eager channels-last", (1, 32, 256)), ("mamba-ssm", (1, 256)))
 COMPILE_MODES = (("compile", 256), ("compile graphs", 1), ("compile", 1), ("compile channels-last", 256),
@@ -83,10 +86,10 @@ def run_gpu_report(path, plan: GpuPlan | None = None, progress=None, limit: floa
     _run(writer, plan, list(ENGINE), end - (RESERVED if not SIMULATOR else 0))
     if not SIMULATOR:
         if plan.reference:
-            _run(writer, plan, ["torch"], end - 60)
+            _run(writer, plan, ["torch"], end - CHECKED)
         else:
             writer.error("torch", "tests/torch_reference.py is part of the source repository only")
-        check_memory(writer, plan, end)
+        check_memory(writer, end)
     report["targets"] = targets(report)
     report["complete"] = not report["errors"]
     writer.save()
@@ -209,24 +212,33 @@ class _Process:
 # ------------------------------------------------------------------------------------- memory checker
 
 def find_sanitizer() -> str | None:
-    """NVIDIA's compute-sanitizer: on the path, in a toolkit, or in a package beside us."""
-    places = [os.path.join(root, "bin", "compute-sanitizer")
-              for root in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda") if root]
+    """NVIDIA's compute-sanitizer: on the path, in a toolkit, with Nsight Compute, or in a package beside us."""
+    places = [os.path.join(root, folder, "compute-sanitizer")
+              for root in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda") if root
+              for folder in ("bin", "compute-sanitizer")]
+    places += sorted(glob(os.path.join(NSIGHT, "**", "compute-sanitizer"), recursive=True), reverse=True)  # newest
     places += [path for root in sys.path for path in glob(os.path.join(root, "nvidia", "*", "**", "compute-sanitizer"),
                                                           recursive=True) if root.endswith("site-packages")]
-    return shutil.which("compute-sanitizer") or next((place for place in places if os.access(place, os.X_OK)), None)
+    return shutil.which("compute-sanitizer") or next(
+        (place for place in places if os.path.isfile(place) and os.access(place, os.X_OK)), None)
 
 
-def check_memory(writer, plan, end):
-    """A small forward and the host operations under the memory checker."""
-    section, tool = "memory_checker", find_sanitizer()
+def check_memory(writer, end):
+    """A small forward and the host operations under the memory checker, then under the race checker."""
+    middle = (time.monotonic() + end) / 2
+    for (tool, section), until in zip(CHECKERS.items(), (middle, end), strict=True):
+        _check(writer, tool, section, until)
+
+
+def _check(writer, check, section, end):
+    tool = find_sanitizer()
     if tool is None:
         writer.report[section] = {"run": False, "why": "compute-sanitizer was not found on this machine"}
         writer.save()
         return
     writer.take({"begin": section})
     small = GpuPlan({"nano": {"name": "mobilemamba_nano", "changes": {}, "side": 65}}, matmul="own")
-    order = [tool, "--tool", "memcheck", "--error-exitcode", "9", *command(small, ["sanitize"], 600)]
+    order = [tool, "--tool", check, "--error-exitcode", "9", *command(small, ["sanitize"], 600)]
     try:
         done = subprocess.run(order, capture_output=True, text=True, timeout=max(end - time.monotonic(), 1))
     except subprocess.TimeoutExpired:
@@ -354,9 +366,8 @@ def report_text(report) -> str:
                   f"{100 * speed / nominal:.0f}", f"{2 * row['gmac'] / row['ms']:.1f}")
                  for name, row in kernels.items() for speed in [row["mib"] * 2**20 / (1e6 * max(row["ms"], 1e-9))]]
         parts.append(table(lines, (case, "launches", "ms", "GB/s", "% of a copy", "% nominal", "TFLOP/s")))
-    checker = report.get("memory_checker")
-    if checker:
-        parts.append("memory checker: " + (" ".join(checker["said"][-1:]) if checker["run"] else checker["why"]))
+    parts += [f"{section.replace('_', ' ')}: {' '.join(found['said'][-1:]) if found['run'] else found['why']}"
+              for section in CHECKERS.values() if (found := report.get(section))]
     if not report["simulator"]:
         parts.append(table([(name, found["target"], "not measured" if found["measured"] is None
                              else f"{found['measured']:.4g}", {None: "", True: "yes", False: "NO"}[found["met"]])
@@ -371,7 +382,7 @@ def right(report) -> bool:
     checks = [found["passed"] for section in ("correctness", "kernels_checked")
               for found in report.get(section, {}).values()]
     checks += [ok for found in report.get("bits", {}).values() for ok in found.values()]
-    checks.append(report.get("memory_checker", {}).get("passed", True))
+    checks += [report.get(section, {}).get("passed", True) for section in CHECKERS.values()]
     return bool(report.get("correctness")) and all(checks) and not report["errors"]
 
 

@@ -338,12 +338,11 @@ def time_launches(plan, x, repeats=7) -> list[float]:
         events = [cuda.event() for _ in range(len(plan.launches) + 1)]
         for _ in range(12):
             ahead[1].copy_to_device(ahead[0], stream=plan.stream)
-        with plan.current():
-            events[0].record(plan.stream)
-            for launch, event in zip(plan.launches, events[1:], strict=True):
-                for call in launch.calls:
-                    call()
-                event.record(plan.stream)
+        events[0].record(plan.stream)
+        for launch, event in zip(plan.launches, events[1:], strict=True):
+            for call in launch.calls:
+                call()
+            event.record(plan.stream)
         plan.stream.synchronize()
         times.append([1e-3 * a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)])
     plan.input = None

@@ -44,6 +44,7 @@ class Result:
     rounds: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)   # its time over the baseline's , a round
     rates: list[float] = field(default_factory=list)    # its multiply-adds a second over the calibration's, a round
+    alarm: bool = False                # they cannot be: more than the machine was measured to do at most
     error: float | None = None         # logits, largest difference to the baseline's over their largest
     peak_bytes: int | None = None
     seconds_import: float | None = None
@@ -68,6 +69,7 @@ class Report:
     sweep: list[Result] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    alarms: list[str] = field(default_factory=list)  # figures that cannot be right, in words
 
 
 @dataclass(frozen=True)
@@ -191,8 +193,9 @@ FOLLOWED_BY = {"c": "bn", "dwconv3x3": "bn1", "dwconv1x1": "bn2"}  # convolution
 def settle_batch_norms(network):
     """Give an untrained network's batch norms the statistics of what they meet in one forward, in place.
 
-    That is what training does. Without it activations grow from block to block (to 1e7 in T2's last scan); decays
-    exp(-delta) underflow to denormals there, on which processors are many times slower, and that would be measured.
+    That is what training does. Without it activations grow from block to block (to 1e7 in T2's last scan), decays
+    exp(-delta) underflow to denormals there, on which processors are many times slower, and whoever does not flush them
+    would be measured at that.
     """
     from mmref.nn.layer import recording
     layers = dict(network.walk())
@@ -266,7 +269,8 @@ def _open(stack, report, job, plan, cache=None):
 def _open_calibration(stack, job, plan, report):
     worker = WorkerProcess(_job(job, "calibration"), None, plan.limit)
     stack.callback(worker.close)
-    report.calibration["method"] = worker.ask("rate")["method"]  # the first one compiles
+    first = worker.ask("rate")  # compiles
+    report.calibration |= {"method": first["method"], "is_peak": first["is_peak"]}
     return worker
 
 
@@ -306,9 +310,18 @@ def _measure(plan, report, job, workers, calibrator, batch, side, progress):
         result.baseline = alike if alike in results else baseline
         result.ratios = list(np.divide(result.rounds, results[result.baseline].rounds))
         result.rates = list(macs * batch / np.array(result.rounds) / rates)
+        result.alarm = report.calibration["is_peak"] and _beyond_peak(result.rates)
+        if result.alarm:
+            report.alarms.append(f"{name}, {job.model}, batch {batch}, {side}x{side}: {np.median(result.rates):.0%} of "
+                                 f"the calibrated multiply-add rate; one of the two is measured wrongly here")
         result.error = float(np.abs(logits[name] - logits[baseline]).max() / max(np.abs(logits[baseline]).max(), 1e-30))
         result.peak_bytes = workers[name].ask("memory")["bytes"]
     return list(results.values())
+
+
+def _beyond_peak(shares):
+    from mmref.kernels.calibrate import NOISE  # here, because a machine without Numba has another ruler
+    return bool(np.median(shares) > 1 + NOISE)
 
 
 def _work(model, side):

@@ -5,7 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mmref.cli.common import add_model_arguments, print_json
+from mmref.cli.common import (
+    add_backend_arguments,
+    add_class_names_argument,
+    add_model_arguments,
+    add_transform_arguments,
+    predictor_from,
+    print_json,
+)
 from mmref.errors import ValueProblem
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -16,23 +23,22 @@ def add_arguments(parser):
     parser.add_argument("--sample", action="append", default=[], metavar="NAME",
                         help="a picture that PyWavelets ships: aero, ascent or camera")
     add_model_arguments(parser)
+    add_backend_arguments(parser)
+    add_class_names_argument(parser)
+    add_transform_arguments(parser)
     parser.add_argument("--topk", type=int, default=3, help="classes to name (default: %(default)s)")
-    parser.add_argument("--img-size", type=int, help="side of the network's input (default: the weights' own)")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures at once (default: %(default)s)")
     parser.add_argument("--exif", action="store_true", help="turn pictures as their EXIF orientation asks")
-    parser.add_argument("--json", action="store_true", help="for programs: a list with one object a picture")
+    parser.add_argument("--json", action="store_true", help="for programs: a list with one object per picture")
 
 
 def run(args) -> int:
     """0 if every picture got its answer, 2 if one could not be read or nothing was asked."""
-    from mmref.tasks.predictor import Predictor
     pictures, names = gather(args.pictures, args.sample)
-    predict = Predictor(args.model, args.weights, args.backend, args.topk, args.batch_size, args.img_size,
-                        exif=args.exif, threads=args.threads)
-    config = predict.load().model.config
-    if args.num_classes is not None and args.num_classes != config.num_classes:
-        raise ValueProblem(f"--num-classes must be {config.num_classes}, which the weights answer, "
-                           f"got {args.num_classes}")
+    predict, loaded = predictor_from(args)
+    if not getattr(loaded.model, "class_names", None):
+        print("mmref: note: nobody says what the classes are called; --class-names gives them (a file, imagenet or "
+              "cifar10)", file=sys.stderr)
     answers = []
     for name, answer in zip(names, with_progress(predict.stream(pictures), len(pictures)), strict=True):
         answers.append((name, answer))

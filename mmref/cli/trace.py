@@ -5,17 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-NAME, HELP = "trace", "every activation of a run, to a file"
+from mmref.cli.common import add_model_arguments, model_from
 
 
 def add_arguments(parser):
     parser.add_argument("inputs", nargs="+", metavar="INPUT",
                         help="pictures (a batch of them), or one .npy (B, 3, H, W) "
                         "that is normalised already")
-    parser.add_argument("--model", default="mobilemamba_nano",
-                        help="default: %(default)s, whose weights are in the box")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth (default: the model's own)")
-    parser.add_argument("--num-classes", type=int, help="checked against the weights")
+    add_model_arguments(parser)
     parser.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
     parser.add_argument("--filter", default="*", metavar="PATTERN",
                         help="names to keep, for instance 'blocks1.*,output'")
@@ -26,11 +23,9 @@ def add_arguments(parser):
 def run(args) -> int:
     import numpy as np
 
-    from mmref.models.create import create_model
     from mmref.validate.trace import estimate, trace_model
     from mmref.validate.trace_file import check_room, write_trace
-    model = create_model(args.model, args.weights, pretrained=args.weights is None, num_classes=args.num_classes,
-                         dtype=np.dtype(args.dtype))
+    model = model_from(args, dtype=np.dtype(args.dtype))
     x = read_input(args.inputs, model)
     count, size = estimate(model, x, args.filter)
     print(f"{count} records, {size / 1e6:,.1f} MB", file=sys.stderr)
@@ -40,6 +35,7 @@ def run(args) -> int:
     with progress(model) as seen:
         trace = trace_model(model, x, args.filter, seen)
     trace.manifest["weights"] = str(Path(args.weights).resolve()) if args.weights else "pretrained"
+    trace.manifest["prefer"] = args.prefer
     write_trace(args.output, trace)
     print(f"{args.output}: {len(trace.records)} records of {model.config.name} on {tuple(x.shape)}, {args.dtype}")
     return 0

@@ -14,7 +14,7 @@ from mmref.errors import MmrefError, ShapeError, ValueProblem
 from mmref.graph.graph import Graph
 from mmref.graph.passes import fused
 from mmref.graph.trace import Constants, resized, trace
-from mmref.models.network import Network, check_shape
+from mmref.models.network import Network, check_shape, take_indices
 from mmref.nn.layer import is_recording
 
 GRAPHS_KEPT = 8
@@ -30,7 +30,7 @@ class EngineModel:
     """
 
     dtype = np.dtype(np.float32)
-    _TRAVEL = ("config", "transform", "class_names", "_model")  # what a pickle holds
+    _TRAVEL = ("config", "transform", "class_names", "source", "notes", "_model")  # what a pickle holds
 
     def _adopt(self, model: Network):
         """Take over a model as it is now: layers exchanged in it afterwards are not seen."""
@@ -40,6 +40,7 @@ class EngineModel:
                 got = "nothing" if array is None else array.dtype
                 raise ValueProblem(f"model must be float32 for backend {self.backend!r}, got {got} for {name}")
         self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
+        self.source, self.notes = getattr(model, "source", ""), getattr(model, "notes", ())
         self._model = model.frozen()
         self._start()
 
@@ -103,7 +104,7 @@ class EngineModel:
 
     def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
         """As the NumPy model's."""
-        wanted = tuple(indices) if isinstance(indices, (list, np.ndarray)) else indices
+        wanted = tuple(take_indices(indices, len(self.strides)))
         only = check_flag("intermediates_only", intermediates_only)
         return self._run(self._call("forward_intermediates", indices=wanted, intermediates_only=only), x)
 

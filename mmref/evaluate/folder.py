@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmref.data.labels import class_names as known_class_names
-from mmref.data.labels import imagenet_ids
+from mmref.data.labels import imagenet_ids, imagenet_names
 from mmref.errors import MmrefError
 
 __all__ = ["EXTENSIONS", "FolderError", "PictureSet", "read_folder"]
@@ -125,7 +124,7 @@ def _match(names, class_names, given, where):
         rules.append(("class map", given.get))
     else:
         rules.append(("names", lambda name: plain.get(_plain(name))))
-        if tuple(class_names) == known_class_names(1000):
+        if tuple(class_names) == imagenet_names():
             identifiers = {identifier: i for i, identifier in enumerate(imagenet_ids())}
             rules.append(("WordNet identifiers", identifiers.get))
         rules.append(("numbers", lambda name: int(name) if re.fullmatch(r"\d{1,9}", name) and int(name) < count

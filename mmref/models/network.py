@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from mmref.arguments import check_array, check_dtype, check_integer, check_ndarray, shown
+from mmref.arguments import check_array, check_dtype, check_integer, check_integers, check_kind, check_ndarray
 from mmref.errors import ShapeError, ValueProblem
 from mmref.nn.layer import BatchNorm, Layer
 from mmref.nn.operation import Symbol
@@ -98,9 +98,14 @@ def check_shape(x, channels, dtype):
                          f"changes the model's)")
 
 
+def check_numpy_model(model) -> None:
+    """ValueProblem unless `model` is a network that runs in NumPy, layer by layer."""
+    check_kind("model", model, Network, "a network that runs in NumPy, of create_model(..., backend='numpy')")
+
+
 def check_features(x, channels, dtype):
     """Validate a last feature map (batch, channels, height, width) that `forward_head` is given."""
-    if isinstance(x, Symbol):
+    if isinstance(x, Symbol):  # as in `Network.check_input`
         return
     check_array("x", x, "batch channels height width", dtype)
     if x.shape[1] != channels or 0 in x.shape[2:]:
@@ -113,10 +118,8 @@ def take_indices(indices, count):
     to a list of positions 0..count-1. Raises ValueProblem for anything else."""
     if indices is None:
         return list(range(count))
-    if isinstance(indices, (list, tuple)) or (isinstance(indices, np.ndarray) and indices.ndim == 1):
-        chosen = [check_integer(f"indices[{i}]", index, -count, count - 1) for i, index in enumerate(indices)]
-        return [index + count if index < 0 else index for index in chosen]
     if isinstance(indices, (int, np.integer)):
         last = check_integer("indices, where it counts maps,", indices, 1, count)
         return list(range(count - last, count))
-    raise ValueProblem(f"indices must be None, an integer or a list of integers, got {shown(indices)}")
+    chosen = check_integers("indices", indices, None, -count, count - 1)
+    return [index + count if index < 0 else index for index in chosen]

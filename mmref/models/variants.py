@@ -61,7 +61,11 @@ class Variant:
             put(field, check_numbers(field, getattr(self, field), 3, 0, 1))
         if not all(kernel % 2 for kernel in self.kernels):
             raise ValueProblem(f"kernels must be odd, so that they have a middle, got {self.kernels}")
-        directions(self.scan_order)
+        try:
+            named = directions(self.scan_order)
+        except ValueProblem as error:
+            raise ValueProblem(f"scan_order: {error}") from error
+        put("scan_order", self.scan_order if isinstance(self.scan_order, str) else named)
         if self.wavelet != "db1":  # which everybody has; others ask PyWavelets, which is slow to import
             filter_bank(self.wavelet)
         for width, global_ratio, local_ratio in zip(self.widths, self.global_ratio, self.local_ratio, strict=True):

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmref.arguments import check_integer, shown
 from mmref.errors import ValueProblem
 
 ORDERS = {"unidirectional": ("rows",), "bidirectional": ("rows", "rows backwards"),
@@ -29,11 +30,16 @@ BACKWARDS = " backwards"
 PADDING = -1
 
 
-@lru_cache(maxsize=256)
 def paths(order: str | tuple[str, ...], height: int, width: int) -> np.ndarray:
-    """Table (K, L) of int64 pixel numbers of a height x width map; read-only. ValueProblem for an unknown order."""
+    """Table (K, L) of int64 pixel numbers of a height x width map; read-only. ValueProblem for an unknown order, and
+    for a height or width that is no integer >= 0."""
+    return _table(directions(order), check_integer("height", height, 0), check_integer("width", width, 0))
+
+
+@lru_cache(maxsize=256)
+def _table(order, height, width):
     numbers = np.arange(height * width).reshape(height, width)
-    several = [_path(way(direction), numbers) for direction in directions(order)]
+    several = [_path(way(direction), numbers) for direction in order]
     table = np.full((len(several), max(map(len, several))), PADDING)
     for row, path in zip(table, several, strict=True):
         row[:len(path)] = path  # what pads a shorter path stands behind its last pixel, where it changes nothing
@@ -43,19 +49,15 @@ def paths(order: str | tuple[str, ...], height: int, width: int) -> np.ndarray:
 
 def directions(order: str | tuple[str, ...]) -> tuple[str, ...]:
     """The directions of an order, by name. ValueProblem for an unknown one."""
-    named = ORDERS.get(order) if isinstance(order, str) else order if isinstance(order, tuple) else None
-    for direction in named or ():
-        if way(direction) is None:
-            named = None
-            break
-    if not named:
-        raise ValueProblem(f"order must be one of {', '.join(ORDERS)} or a tuple of directions "
-                           f"('rows', 'columns', 'windows 7', each also with '{BACKWARDS}' behind it), got {order!r}")
-    return named
+    named = ORDERS.get(order) if isinstance(order, str) else order
+    if not isinstance(named, (tuple, list)) or not named or None in map(way, named):
+        raise ValueProblem(f"order must be one of {', '.join(ORDERS)} or a tuple of directions ('rows', 'columns', "
+                           f"'windows 7', each also with '{BACKWARDS}' behind it), got {shown(order)}")
+    return tuple(named)
 
 
 class Way(NamedTuple):
-    """What the name of a direction says. The map is cut into square blocks and padded to whole ones."""
+    """What the name of a direction says. The map is cut into square blocks, padded to whole ones."""
 
     side: int = 1                        # of a block
     cell: tuple[int, int] | None = None  # which pixel of every block, (row, column); None: block after block, all of it
@@ -65,15 +67,16 @@ class Way(NamedTuple):
 
 def way(direction: str) -> Way | None:
     """A direction taken apart, None for an unknown one."""
-    plain = str(direction).removesuffix(BACKWARDS)
-    backwards = plain != direction
+    if not isinstance(direction, str):
+        return None
+    plain, backwards = direction.removesuffix(BACKWARDS), direction.endswith(BACKWARDS)
     if plain in ("rows", "columns"):
         return Way(by_column=plain == "columns", backwards=backwards)
     if plain in ORDERS["atrous"]:
         cell = int(plain.startswith("odd rows")), int("odd columns" in plain)
         return Way(2, cell, plain.endswith("by column"), backwards)
     word, _, side = plain.partition(" ")
-    if word == "windows" and side.isascii() and side.isdigit() and int(side):
+    if word == "windows" and side.isascii() and side.isdigit() and len(side) <= 4 and int(side):
         return Way(int(side), backwards=backwards)
     return None
 
@@ -81,7 +84,8 @@ def way(direction: str) -> Way | None:
 def _path(way, numbers):
     side = way.side
     padded = np.pad(numbers, [(0, -length % side) for length in numbers.shape], constant_values=PADDING)
-    blocks = padded.reshape(len(padded) // side, side, -1, side).swapaxes(1, 2)  # (H/side, W/side, side, side)
+    rows, columns = (length // side for length in padded.shape)
+    blocks = padded.reshape(rows, side, columns, side).swapaxes(1, 2)       # (H/side, W/side, side, side)
     if way.cell:
         blocks = blocks[:, :, way.cell[0], way.cell[1]]
     path = (blocks.swapaxes(0, 1) if way.by_column else blocks).ravel()

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
+from mmref.arguments import check_path
 from mmref.errors import CheckpointError, ValueProblem
 from mmref.validate.trace import Trace
 
@@ -56,7 +57,7 @@ def read_trace(path) -> Trace:
     """Read .safetensors, .npz or a folder of .npy. float16 and integers are kept as they are.
 
     Raises TraceError naming the file and the record: objects, complex numbers, damaged or oversized files."""
-    path = Path(path)
+    path = check_path("path", path)
     try:
         if path.is_dir():
             trace = Trace(_folder(path))

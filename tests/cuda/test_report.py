@@ -113,23 +113,27 @@ def test_memory_checker(scripted, monkeypatch, tmp_path):
     report = {"simulator": False, "errors": {}, "seconds": {}, "correctness": {"x": {"passed": True, "error": 0.0}}}
     writer = gpu._Writer(report, scripted, print)
     monkeypatch.setattr(gpu, "find_sanitizer", lambda: None)
-    gpu.check_memory(writer, GpuPlan(), gpu.time.monotonic() + 60)
-    assert report["memory_checker"] == {"run": False, "why": "compute-sanitizer was not found on this machine"}
-    assert "not found" in report_text(report) and right(report)
+    gpu.check_memory(writer, gpu.time.monotonic() + 60)
+    for section in ("memory_checker", "race_checker"):
+        assert report[section] == {"run": False, "why": "compute-sanitizer was not found on this machine"}
+    assert "race checker: compute-sanitizer was not found" in report_text(report) and right(report)
     monkeypatch.undo()
-    tool = tmp_path / "bin" / "compute-sanitizer"
-    tool.parent.mkdir()
-    for status, words in ((0, "ERROR SUMMARY: 0 errors"), (9, "ERROR SUMMARY: 3 errors")):
-        tool.write_text(f"#!/bin/sh\necho '========= {words}'\n"
-                        "echo '{\"path\": [\"sanitize\"], \"value\": {\"error\": 1e-7}}'\n" f"exit {status}\n")
+    tool = tmp_path / "nsight" / "2026.1" / "target" / "compute-sanitizer" / "compute-sanitizer"
+    tool.parent.mkdir(parents=True)
+    monkeypatch.setattr(gpu, "NSIGHT", str(tmp_path / "nsight"))
+    for faulty in (None, "memcheck", "racecheck"):
+        tool.write_text(f"#!/bin/sh\n[ $2 = {faulty} ] && status=9 || status=0\necho \"========= $2: $status\"\n"
+                        "echo '{\"path\": [\"sanitize\"], \"value\": {\"error\": 1e-7}}'\nexit $status\n")
         tool.chmod(0o755)
         with monkeypatch.context() as patch:
-            patch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+            patch.setenv("PATH", "/bin")
             assert gpu.find_sanitizer() == str(tool)
-            gpu.check_memory(writer, GpuPlan(), gpu.time.monotonic() + 60)
-        found = report["memory_checker"]
-        assert found["passed"] == (status == 0) and found["said"] == [words]
-        assert found["errors_of_results"] == [{"error": 1e-7}] and right(report) == (status == 0)
+            gpu.check_memory(writer, gpu.time.monotonic() + 60)
+        for name, section in (("memcheck", "memory_checker"), ("racecheck", "race_checker")):
+            found = report[section]
+            assert found["passed"] == (name != faulty) and found["said"] == [f"{name}: {9 * (name == faulty)}"]
+            assert found["errors_of_results"] == [{"error": 1e-7}]
+        assert right(report) == (faulty is None)
 
 
 def test_jobs(monkeypatch):
@@ -169,7 +173,8 @@ def test_what_is_wrong_is_not_right():
             "bits": {"x": {"two_runs": True}}, "memory_checker": {"passed": True}, "errors": {}}
     assert right(good) and not right({**good, "correctness": {}})
     for bad in ({"kernels_checked": {"scan": {"passed": False}}}, {"bits": {"x": {"two_runs": False}}},
-                {"memory_checker": {"passed": False}}, {"errors": {"bits": "a fault"}}):
+                {"memory_checker": {"passed": False}}, {"race_checker": {"passed": False}},
+                {"errors": {"bits": "a fault"}}):
         assert not right({**good, **bad})
 
 
@@ -194,11 +199,11 @@ def test_forms_of_the_scan():
         expected = torch_reference.selective_scan(u, delta.abs(), A, B, C, D)
         for name in ("doubling", "associative"):
             torch.testing.assert_close(torch_reference.SCANS[name](u, delta.abs(), A, B, C, D), expected)
-    model = torch_reference.use_scan(torch_reference.create("nano", 10), "doubling").eval()
-    x = torch.from_numpy(rng.standard_normal((1, 3, 40, 33)).astype(np.float32))
+    model = torch_reference.use_scan(torch_reference.create("nano", 10), "doubling").double().eval()
+    x = torch.from_numpy(rng.standard_normal((1, 3, 40, 33)))
     with torch.inference_mode():
         fast = model(x)
-        torch.testing.assert_close(torch_reference.use_scan(model, "loop")(x), fast, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch_reference.use_scan(model, "loop")(x), fast, rtol=0, atol=1e-10)
 
 
 def test_command_in_the_simulator(tmp_path):
