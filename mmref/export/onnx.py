@@ -22,7 +22,7 @@ from functools import partial
 from mmref.arguments import check_integers
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.files import replacing
-from mmref.models.network import Network
+from mmref.models.network import Network, check_numpy_model
 from mmref.nn.layer import Layer
 
 try:
@@ -72,8 +72,7 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     if isinstance(opset, bool) or not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
         raise ValueProblem(f"opset must be {OLDEST_OPSET} to {newest}, the newest that onnx {onnx.__version__} knows, "
                            f"got {opset!r}")
-    if not isinstance(model, Network):
-        raise ValueProblem(f'model must be a network of create_model(..., backend="numpy"), got {type(model).__name__}')
+    check_numpy_model(model)
     model, config = model.frozen(), model.config
     if fixed is not None and inputs is not None:
         raise ValueProblem("fixed must be None where inputs are given: write the sizes as numbers in their dimensions")
