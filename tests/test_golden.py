@@ -12,7 +12,8 @@ import torch_reference
 from assertions import assert_close, relative_error
 
 from mmref.models.parameters import expected_shapes, load_parameters
-from mmref.models.variants import VARIANTS, resolve
+from mmref.models.registry import resolve
+from mmref.models.variants import VARIANTS
 
 EXACT = 1e-10  # of the largest magnitude: the published float64 figures, four decades above what rounding does
 

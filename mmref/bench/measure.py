@@ -154,7 +154,7 @@ def _run(plan, progress, each_model):
     threads = plan.threads or usable_cores()
     report = Report(describe_machine(), threads, "numba" if "numba" in names else names[0], {"rates": []}, plan.rounds,
                     left_out=left_out)
-    from mmref.models.variants import resolve
+    from mmref.models.registry import resolve
     models = [resolve(name)[0].name for name in plan.models]
     for model in models:
         with tempfile.TemporaryDirectory(prefix="mmref-bench-") as scratch:
@@ -212,8 +212,8 @@ def settle_batch_norms(network):
 
 
 def _own_size(model):
-    from mmref.models.variants import VARIANTS
-    return VARIANTS[model].img_size
+    from mmref.models.registry import models
+    return models()[model].img_size
 
 
 def _bench_model(plan, report, job, contestants, scratch, progress):

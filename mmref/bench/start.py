@@ -93,8 +93,8 @@ def _process(command, threads, scratch, limit):
 
 
 def _torch(job, limit, model):
-    from mmref.models.variants import VARIANTS
-    side = VARIANTS[model].img_size
+    from mmref.models.registry import models
+    side = models()[model].img_size
     worker = WorkerProcess(job, None, limit)
     try:
         first = worker.ask("prepare", shape=(1, 3, side, side))["first"]

@@ -13,7 +13,8 @@ from mmref.data.labels import read_class_names
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.models.description import Description, default_transform, describe_weights
 from mmref.models.parameters import load_parameters, random_parameters
-from mmref.models.variants import MOST_CLASSES, VARIANTS, resolve
+from mmref.models.registry import models, resolve
+from mmref.models.variants import MOST_CLASSES
 from mmref.nn.functional import check_backend
 
 __all__ = ["create_model", "list_models"]
@@ -23,7 +24,7 @@ def list_models(filter: str = "*") -> list[str]:
     """Names of the models, those that match a shell-style pattern."""
     from fnmatch import fnmatch
     check_kind("filter", filter, str, "a pattern such as '*_b*'")
-    return [name for name in VARIANTS if fnmatch(name, filter)]
+    return [name for name in models() if fnmatch(name, filter)]
 
 
 def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bool = False,

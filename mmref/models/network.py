@@ -29,6 +29,13 @@ class Network(Layer):
         if not np.isfinite(x).all():
             raise_not_finite()
 
+    def initialise(self, seed: int = 0, dtype=np.float32) -> Network:
+        """Give the network the starting values of training, the same for the same seed, in place; returns it."""
+        rng = np.random.default_rng(seed)
+        for _, layer, attribute in self.named_parameters():
+            setattr(layer, attribute, layer.initial(attribute, rng).astype(dtype))
+        return self
+
     def frozen(self) -> Network:
         """A copy of the tree of layers that shares the parameters: layers exchanged in one are not in the other."""
         clone = _copy_tree(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from mmref.arguments import check_integer, check_integers, check_kind, check_numbers
@@ -73,6 +72,11 @@ class Variant:
                 raise ValueProblem(f"global_ratio and local_ratio must leave a local channel of {width}, "
                                    f"got {global_ratio} and {local_ratio}")
 
+    def build(self):
+        """The network, its parameters not loaded yet."""
+        from mmref.models.mobilemamba import MobileMamba
+        return MobileMamba(self)
+
 
 VARIANTS = {v.name: v for v in (
     Variant("mobilemamba_nano", 128, (64, 128, 160), num_classes=10),
@@ -93,16 +97,3 @@ ACCURACY = {name: dict(zip(("top1", "top5", "top1_dagger", "top5_dagger"), figur
     "mobilemamba_b2": (81.624, 95.890, 83.260, 96.438), "mobilemamba_b4": (82.496, 96.252, 83.644, 96.606),
 }.items()}
 ACCURACY["mobilemamba_nano"] = {"top1": 87.30}
-
-
-def resolve(name: str) -> tuple[Variant, bool]:
-    """(variant, dagger) of a name in any spelling people use: `mobilemamba_t2`, upstream's `MobileMamba_T2`, and
-    `mobilemamba_t2s` for the dagger weights (the same network trained longer). Raises ValueProblem."""
-    plain = str(name).lower()
-    if plain in VARIANTS:
-        return VARIANTS[plain], False
-    match = re.fullmatch(r"(mobilemamba_[tsb]\d)s", plain)
-    if match and match[1] in VARIANTS:
-        return VARIANTS[match[1]], True
-    raise ValueProblem(f"model must be one of {', '.join(VARIANTS)} (an s at the end asks for the dagger weights), "
-                       f"got {name!r}")

@@ -27,7 +27,7 @@ from mmref.data.labels import load_class_names
 from mmref.data.picture import Transform, check_pictures, open_picture, picture_name, to_array
 from mmref.errors import CheckpointError, PictureError, ValueProblem
 from mmref.locks import Lock
-from mmref.models.variants import resolve
+from mmref.models.registry import resolve
 from mmref.nn.functional import check_backend
 
 __all__ = ["Prediction", "Predictor"]
