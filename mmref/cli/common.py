@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 
@@ -113,6 +114,18 @@ def predictor_from(args, **options):
     loaded = predictor.load()
     say_notes(model)
     return predictor, loaded
+
+
+def size_from(option: str, text: str | None) -> tuple[int, int] | None:
+    """The (height, width) that the text of an option says, "224x160". Raises ValueProblem."""
+    from mmref.errors import ValueProblem
+    if text is None:
+        return None
+    match = re.fullmatch("([0-9]{1,6})x([0-9]{1,6})", text)
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    if 0 in size:
+        raise ValueProblem(f"{option} must read HxW, for instance 224x224, got {text!r}")
+    return size
 
 
 def print_json(value) -> None:
