@@ -7,8 +7,6 @@ import json
 import golden_files
 import numpy as np
 import pytest
-import torch
-import torch_reference
 from assertions import assert_close, relative_error
 
 from mmref.models.parameters import expected_shapes, load_parameters
@@ -77,6 +75,9 @@ def test_folded_values(shared_golden):
 @pytest.mark.parametrize("name", ["mobilemamba_nano", "mobilemamba_b1"])
 def test_the_torch_reference_is_the_same_network(name):
     """Catches a drift of the two statements apart, on untrained parameters and for the variant we designed."""
+    torch = pytest.importorskip("torch")
+    import torch_reference
+
     from mmref import create_model
     model = create_model(name, dtype=np.float64, num_classes=10)
     module = torch_reference.create(name.removeprefix("mobilemamba_"), 10).double().eval()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-import torch_reference
 from assertions import assert_close, of_layer, rounding
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -15,6 +13,11 @@ from mmref.errors import ValueProblem
 from mmref.models.mobilemamba import FFN, Block, PatchMerging, SqueezeExcite, Stem
 from mmref.models.mrffi import MRFFI, WaveletMamba, nearest_multiple, split_channels
 from mmref.nn.ss2d import SS2D
+
+pytest.importorskip("torch")
+
+import torch
+import torch_reference
 
 
 def twin(layer, module, seed, dtype):

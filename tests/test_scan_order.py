@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-import torch_reference
 from assertions import assert_close
 from hypothesis import given
 from strategies import batches, channels, dtypes, normal, orders, seeds, sides
 
 from mmref.errors import ShapeError, ValueProblem
 from mmref.nn.scan_order import cross_merge, cross_scan, directions
+
+pytest.importorskip("torch")
+
+import torch
+import torch_reference
 
 
 @given(seeds, dtypes, batches, channels, sides, sides, orders)

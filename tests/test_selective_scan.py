@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-import torch_reference
 from assertions import assert_close, rounding
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +11,11 @@ from strategies import batches, channels, dtypes, normal, seeds
 
 from mmref.errors import MissingBackend, ShapeError
 from mmref.nn.recurrence import selective_scan
+
+pytest.importorskip("torch")
+
+import torch
+import torch_reference
 
 
 def tensor(array):
