@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import compare_cifar10
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from strategies import normal, seeds
 
 import mmref
+from mmref.data.picture import open_picture, to_array
 from mmref.models.create import pretrained_weights
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10_jpeg.tar.xz"
@@ -36,7 +38,10 @@ def test_cifar10_sample_equals_pytorch():
     if not DATA.exists():
         pytest.skip(f"CIFAR-10 not at {DATA}")
     ours, theirs, differing, error = compare_cifar10.compare(compare_cifar10.test_pictures(DATA, 400))
-    assert ours == theirs and differing == 0 and error < 1e-5
+    model = mmref.create_model("mobilemamba_nano", pretrained=True)
+    few = [to_array(open_picture(io.BytesIO(data))[0], model.transform)
+           for _, data in compare_cifar10.test_pictures(DATA, 8)]
+    assert ours == theirs and differing == 0 and error <= rounding(of_layer(model, np.stack(few)))[1]
     assert ours >= 0.80 * 400  # 86 % of all, less three standard deviations of a sample this small
 
 

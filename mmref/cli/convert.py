@@ -25,7 +25,7 @@ def run(args) -> int:
 
     from mmref.data.labels import check_class_names, load_class_names
     from mmref.models.parameters import account_of_fit, described, fitting_variants, head_classes, load_parameters
-    from mmref.models.variants import resolve
+    from mmref.models.registry import resolve
     from mmref.weights import convert
     wanted = resolve(args.model)[0] if args.model else None
     names = load_class_names(args.class_names) if args.class_names else None

@@ -15,8 +15,8 @@ from mmref.cli.common import (
     add_transform_arguments,
     predictor_from,
     print_json,
-    table,
 )
+from mmref.tables import table
 
 
 def add_arguments(parser):
@@ -93,8 +93,7 @@ def figures(name, loaded, pictures, tally) -> dict:
 
 
 def _learned(model) -> int:
-    from mmref.models.mobilemamba import MobileMamba
-    return MobileMamba(model.config).parameter_count()  # compiled models keep no count of their own
+    return model.config.build().parameter_count()  # compiled models keep no count of their own
 
 
 def _print(results, tally, worst):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import add_prefer_argument, print_json, table
+from mmref.cli.common import add_prefer_argument, print_json
 from mmref.cli.convert import listed
+from mmref.tables import table
 
 
 def add_arguments(parser):

@@ -4,39 +4,42 @@
     x = to_array(image, model.transform)          # (3, size, size) float32
 
 The evaluation transform of the published weights is torchvision's `Resize(int(size / 0.875), bicubic)`,
-`CenterCrop(size)`, `ToTensor`, `Normalize`, to the last bit. Decoding trusts no file: four formats, everything
-loaded at once (Pillow opens a truncated JPEG without a word), a limit on pixels, and one error type that names the
-file.
+`CenterCrop(size)`, `ToTensor`, `Normalize`, to the last bit. Decoding trusts no file: four formats, their containers
+looked through first (container.py: limits on pixels and on work), everything loaded at once (Pillow opens a truncated
+JPEG without a word), and one error type that names the file.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import threading
-import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, WebPImagePlugin  # noqa: F401
 
 from mmref.arguments import check_choice, check_flag, check_integer, check_kind, check_number, check_numbers, shown
+from mmref.data.container import check_size, inspect
 from mmref.errors import PictureError, ShapeError, ValueProblem
 
-__all__ = ["FORMATS", "IMAGENET_MEAN", "IMAGENET_STD", "NANO_TRANSFORM", "Transform", "load_batch",
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "NANO_TRANSFORM", "Transform", "load_batch",
            "open_picture", "picture_name", "to_array"]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MAX_PIXELS = 89_478_485          # Pillow's own limit, of which Pillow only warns up to twice as many
-MAX_FILE = 1 << 29               # bytes; more than any picture of MAX_PIXELS has use for
+MAX_FILE = 300_000_000           # bytes; the most pixels allowed take 268,435,455 as they are
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_GREY = ((0.449,), (0.226,))  # mean and std of networks with one input channel: the averages of the three
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 _SLENDER = 64                    # long side / short side from which only the needed box is resized
-_ORIENTATION = 0x0112            # EXIF tag
-_warning_filters = threading.Lock()
+_MOST_RESIZED = 1 << 25          # pixels from which on, too
+_PIECE = 1 << 20                 # bytes read at once
+_EIGHT_BITS = ((np.arange(1 << 16) * 255 + 32767) // 65535).astype(np.uint8)   # 16-bit grey, scaled and rounded
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}  # EXIF orientation: what undoes it
+
+Image.preinit()  # all imports now, not with the first picture: one that a fork cuts in two hangs the child
 
 
 @dataclass(frozen=True)
@@ -119,19 +122,18 @@ def open_picture(picture, exif: bool = False) -> tuple[Image.Image, list[str]]:
     exif     turn the picture as its EXIF orientation asks; off, as in the published evaluation
 
     Returns (8-bit RGB image, notes): a note is a few words on what was dropped or changed, for the user.
-    Raises PictureError, with the file's name, for whatever is no readable JPEG, PNG, WEBP or BMP picture.
+    Raises PictureError, with the file's name, for anything that is not a readable JPEG, PNG, WEBP or BMP picture, and
+    for files that ask for more pixels, seconds or bytes than `mmref.data.container` allows.
     """
     exif, name = check_flag("exif", exif), picture_name(picture)
     try:
         if isinstance(picture, Image.Image):
             picture.load()
-            return _to_rgb(picture, exif)
-        data = _read(picture)
-        if not data:
-            raise PictureError("empty file")
-        with _open_header(data) as image:
+            return _to_rgb(picture, _pil_orientation(picture), getattr(picture, "n_frames", 1), exif)
+        contents = inspect(_read(picture))
+        with _open(contents) as image:
             image.load()
-            return _to_rgb(image, exif)
+            return _to_rgb(image, contents.orientation, contents.frames, exif)
     except PictureError as error:
         raise PictureError(f"{name}: {error}") from error
     except MemoryError as error:
@@ -158,62 +160,60 @@ def _read(picture) -> bytes:
         if path.exists() and not path.is_file():  # a named pipe would block, a device never end
             raise PictureError("not a regular file" if not path.is_dir() else "a folder, not a picture")
         with open(path, "rb") as file:
-            data = file.read(MAX_FILE + 1)
+            data = _read_all(file)
     elif hasattr(picture, "read"):
-        data = picture.read(MAX_FILE + 1)
-        if not isinstance(data, bytes):
-            raise PictureError(f"file must be opened in binary mode, reading gave {type(data).__name__}")
+        data = _read_all(picture)
     else:
-        raise PictureError("picture must be a path, bytes, a binary file or a PIL image")
+        advice = " (PIL.Image.fromarray makes one)" if isinstance(picture, np.ndarray) else ""
+        raise PictureError(f"picture must be a path, bytes, a binary file or a PIL image{advice}, got {shown(picture)}")
     if len(data) > MAX_FILE:
-        raise PictureError(f"more than {MAX_FILE} bytes")
+        raise PictureError(f"more than {MAX_FILE:,} bytes")
+    if not data:
+        raise PictureError("empty file")
     return data
 
 
-def _open_header(data: bytes) -> Image.Image:
-    """Pillow's image, not yet decoded. The lock: warning filters belong to the whole process."""
-    with _warning_filters, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except Image.UnidentifiedImageError as error:
-            raise PictureError(f"expected JPEG, PNG, WEBP or BMP, got {_looks_like(data)}") from error
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise PictureError(f"too many pixels: {_one_line(error)}") from error
-    if image.width * image.height > MAX_PIXELS:  # where somebody has switched Pillow's own limit off
-        raise PictureError(f"too many pixels: {image.width} x {image.height} is more than {MAX_PIXELS}")
-    if image.width < 1 or image.height < 1:
-        raise PictureError(f"no pixels: {image.width} x {image.height}")
+def _read_all(file) -> bytes:
+    """What is left in a file, a byte beyond MAX_FILE at most. In pieces: asking for all at once would take memory for
+    MAX_FILE bytes, however small the file is."""
+    pieces, size = [], 0
+    while size <= MAX_FILE:
+        piece = file.read(min(_PIECE, MAX_FILE + 1 - size))
+        if not isinstance(piece, bytes):
+            raise PictureError(f"file must be opened in binary mode, reading gave {type(piece).__name__}")
+        if not piece:
+            break
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
+
+
+def _open(contents) -> Image.Image:
+    """Pillow's image, not yet decoded."""
+    try:
+        image = Image.open(io.BytesIO(contents.data), formats=(contents.format,))
+    except Image.UnidentifiedImageError as error:
+        raise PictureError(f"a broken {contents.format}") from error
+    check_size(image.width, image.height)
+    if image.width * image.height > contents.width * contents.height:  # the limits were meant for another picture
+        raise PictureError(f"a broken {contents.format}: two sizes, {contents.width} x {contents.height} and "
+                           f"{image.width} x {image.height}")
     return image
-
-
-def _looks_like(data: bytes) -> str:
-    start = data[:64].lstrip()
-    for kind, magics in {"TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "GIF": (b"GIF8",),
-                         "PDF": (b"%PDF",), "PostScript": (b"%!PS",), "a git-LFS pointer": (b"version https://git-lfs",),
-                         "HTML or XML": (b"<",), "a zip file": (b"PK\3\4",), "an icon": (b"\0\0\1\0",),
-                         "JPEG 2000": (b"\0\0\0\x0cjP",), "a NumPy array": (b"\x93NUMPY",),
-                         "a broken JPEG": (b"\xff\xd8",), "a broken PNG": (b"\x89PNG",),
-                         "a broken WEBP": (b"RIFF",), "a broken BMP": (b"BM",)}.items():
-        if data.startswith(magics) or start.startswith(magics):
-            return kind
-    if data[4:8] == b"ftyp":
-        return "HEIC, AVIF or a video"
-    return "something else"
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _to_rgb(image: Image.Image, exif: bool) -> tuple[Image.Image, list[str]]:
+def _to_rgb(image, orientation, frames, exif) -> tuple[Image.Image, list[str]]:
     notes = []
-    frames = getattr(image, "n_frames", 1)
     if frames > 1:
         notes.append(f"animated: first of {frames} frames taken")
-    image, note = _orient(image, exif)
-    notes += note
+    if orientation == 0 and exif:
+        notes.append("EXIF unreadable")
+    elif orientation in _TURNS:
+        notes.append(f"EXIF orientation {orientation} {'applied' if exif else 'not applied'}")
+        image = image.transpose(_TURNS[orientation]) if exif else image
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         notes.append("alpha dropped")
     if image.mode == "F":
@@ -222,29 +222,27 @@ def _to_rgb(image: Image.Image, exif: bool) -> tuple[Image.Image, list[str]]:
         image = _scale_16_bit(image)
         notes.append("16-bit grey scaled to 8 bits")
     if image.mode != "RGB":
-        image = image.copy()
-        image.info.pop("transparency", None)  # convert would warn about palettes that carry one
+        if "transparency" in image.info:
+            image = image.copy()
+            image.info.pop("transparency")  # convert would warn about palettes that carry one
         image = image.convert("RGB")
     return image, notes
 
 
-def _orient(image, exif):
+def _pil_orientation(image):
+    """EXIF orientation of somebody's PIL image, as `Contents.orientation`."""
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        return image.getexif().get(0x0112)
     except Exception:  # broken EXIF says nothing about the pixels
-        return image, ["EXIF unreadable"] if exif else []
-    if orientation == 1 or orientation not in range(1, 9):
-        return image, []
-    if not exif:
-        return image, [f"EXIF orientation {orientation} not applied"]
-    return ImageOps.exif_transpose(image), [f"EXIF orientation {orientation} applied"]
+        return 0
 
 
 def _scale_16_bit(image):
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise PictureError(f"grey values must be in 0..65535, got {values.min()}..{values.max()}")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise PictureError(f"grey values must be in 0..65535, got {low}..{high}")
+    return Image.fromarray(_EIGHT_BITS[values])
 
 
 def to_array(image: Image.Image, transform: Transform) -> np.ndarray:
@@ -273,15 +271,15 @@ def to_array(image: Image.Image, transform: Transform) -> np.ndarray:
 def _resize_and_crop(image, short, crop, resampling=Image.Resampling.BICUBIC):
     """Short side to `short`, then the central square of side `crop`; rounding as torchvision has it.
 
-    A slender picture would grow without bound (1 x 5000 to 219 x 1,095,000): from a ratio of 64 on only the
-    square is computed, from its own box in the picture. Pillow keeps such a box in single precision and may take
-    its two passes in another order, so grey levels may differ a little from resize-then-crop, which holds to
-    the bit below that ratio."""
+    A slender picture would grow without bound (1 x 5000 to 219 x 1,095,000): from a ratio of 64 on, or where it would
+    have more than 2**25 pixels, only the square is computed, from its own box in the picture. Pillow keeps such a box
+    in single precision and may take its two passes in another order, so grey levels may differ a little from
+    resize-then-crop, which holds to the bit below that."""
     width, height = image.size
     long = int(short * max(width, height) / min(width, height))
     resized = (short, long) if width <= height else (long, short)
     left, top = (int(round((side - crop) / 2.0)) for side in resized)
-    if long <= _SLENDER * short:
+    if long <= _SLENDER * short and long * short <= _MOST_RESIZED:
         if resized != image.size:
             image = image.resize(resized, resampling)
         return image.crop((left, top, left + crop, top + crop))

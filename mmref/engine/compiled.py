@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
 from collections import OrderedDict
 
 import numpy as np
@@ -14,22 +11,11 @@ from mmref.engine.face import Call, EngineModel, as_traced, check_arrays, check_
 from mmref.engine.plan import Plan, cpu_schedule, make_plan
 from mmref.engine.weights import Weights
 from mmref.kernels.program import MOST_THREADS, addresses, run, threads_available, tile_table
+from mmref.locks import Lock
 from mmref.models.network import Network, raise_not_finite
 
 PLANS_KEPT = 4
 IMAGES_AT_ONCE = 8  # a thread, at most: bounds memory and the length of a plan
-
-_models = weakref.WeakSet()  # for their locks, after a fork
-
-
-def _renew_locks():
-    """In a forked child: the thread that held a lock did not come along."""
-    for model in _models:
-        model._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
 
 
 class CompiledModel(EngineModel):
@@ -57,8 +43,7 @@ class CompiledModel(EngineModel):
         self._adopt(model)
 
     def _start(self):
-        self._lock = threading.Lock()
-        _models.add(self)
+        self._lock = Lock()
         self._take_graphs()
         self._weights = Weights(self._thread_count())
         self._plans: OrderedDict[tuple, Plan] = OrderedDict()

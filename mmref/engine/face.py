@@ -14,7 +14,7 @@ from mmref.errors import MmrefError, ShapeError, ValueProblem
 from mmref.graph.graph import Graph
 from mmref.graph.passes import fused
 from mmref.graph.trace import Constants, resized, trace
-from mmref.models.network import Network, check_shape
+from mmref.models.network import Network, check_shape, take_indices
 from mmref.nn.layer import is_recording
 
 GRAPHS_KEPT = 8
@@ -104,7 +104,7 @@ class EngineModel:
 
     def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
         """As the NumPy model's."""
-        wanted = tuple(indices) if isinstance(indices, (list, np.ndarray)) else indices
+        wanted = tuple(take_indices(indices, len(self.strides)))
         only = check_flag("intermediates_only", intermediates_only)
         return self._run(self._call("forward_intermediates", indices=wanted, intermediates_only=only), x)
 

@@ -13,7 +13,8 @@ from mmref.data.labels import read_class_names
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.models.description import Description, default_transform, describe_weights
 from mmref.models.parameters import load_parameters, random_parameters
-from mmref.models.variants import MOST_CLASSES, VARIANTS, resolve
+from mmref.models.registry import models, resolve
+from mmref.models.variants import MOST_CLASSES
 from mmref.nn.functional import check_backend
 
 __all__ = ["create_model", "list_models"]
@@ -23,7 +24,7 @@ def list_models(filter: str = "*") -> list[str]:
     """Names of the models, those that match a shell-style pattern."""
     from fnmatch import fnmatch
     check_kind("filter", filter, str, "a pattern such as '*_b*'")
-    return [name for name in VARIANTS if fnmatch(name, filter)]
+    return [name for name in models() if fnmatch(name, filter)]
 
 
 def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bool = False,
@@ -57,7 +58,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     """
     check_backend(backend)
     weights, pretrained = check_weights(weights), check_flag("pretrained", pretrained)
-    dtype, seed = check_dtype("dtype", dtype), check_integer("seed", seed, 0)
+    dtype, seed = check_dtype("dtype", dtype), check_integer("seed", seed, 0, 2 ** 128 - 1)
     num_classes = None if num_classes is None else check_integer("num_classes", num_classes, 0, MOST_CLASSES)
     in_chans = None if in_chans is None else check_integer("in_chans", in_chans, 1)
     check_kind("prefer", prefer, str, "the name of an entry, ema, raw or auto")

@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from mmref.errors import ParameterMismatch
-from mmref.models.mobilemamba import MobileMamba
-from mmref.models.variants import VARIANTS, Variant
+from mmref.models.network import Network
+from mmref.models.registry import models
+from mmref.models.variants import Variant
 
 LISTED = 10  # differences an error spells out
 
@@ -29,7 +30,7 @@ def expected_shapes(config: Variant, folded: bool = False) -> dict[str, tuple[in
 
 
 def _skeleton(config, folded):
-    model = MobileMamba(config)
+    model = config.build()
     return model.fold_batchnorm() if folded else model
 
 
@@ -38,7 +39,7 @@ def _shapes(model):
 
 
 def load_parameters(config: Variant, state: Mapping[str, np.ndarray], dtype=np.float32, source: str = "weights",
-                    num_classes: int | None = None, in_chans: int | None = None) -> MobileMamba:
+                    num_classes: int | None = None, in_chans: int | None = None) -> Network:
     """A model with the parameters of `state`, folded where they are folded.
 
     num_classes, in_chans  what is wanted; None takes what the state has (no head, where it has none), 0 classes leave
@@ -63,13 +64,9 @@ def load_parameters(config: Variant, state: Mapping[str, np.ndarray], dtype=np.f
     return model
 
 
-def random_parameters(config: Variant, seed: int = 0, dtype=np.float32) -> MobileMamba:
+def random_parameters(config: Variant, seed: int = 0, dtype=np.float32) -> Network:
     """An untrained model: the starting values of training, the same for the same seed."""
-    model = MobileMamba(config)
-    rng = np.random.default_rng(seed)
-    for _, layer, attribute in model.named_parameters():
-        setattr(layer, attribute, layer.initial(attribute, rng).astype(dtype))
-    return model
+    return config.build().initialise(seed, dtype)
 
 
 def head_classes(state: Mapping[str, np.ndarray]) -> int | None:
@@ -144,7 +141,7 @@ def _advice(state):
 def fitting_variants(state: Mapping[str, np.ndarray]) -> list[Variant]:
     """The variants whose names and shapes are those of `state`, with its number of classes and of input channels."""
     got = _parameter_shapes(state)
-    sized = (_sized(variant, state, "") for variant in VARIANTS.values())
+    sized = (_sized(variant, state, "") for variant in models().values())
     return [variant for variant in sized if expected_shapes(variant, is_folded(state)) == got]
 
 
@@ -161,7 +158,7 @@ def account_of_fit(state: Mapping[str, np.ndarray]) -> str:
     if fits:
         return f"fits {' or '.join(map(described, fits))}{folded}"
     got, nearest, most = _parameter_shapes(state), None, 0
-    for variant in VARIANTS.values():
+    for variant in models().values():
         shapes = expected_shapes(_sized(variant, state, ""), is_folded(state))
         common = len(shapes.items() & got.items())
         if common > most:

@@ -11,7 +11,6 @@ all copies of the predictor there.
 from __future__ import annotations
 
 import os
-import threading
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
@@ -27,14 +26,15 @@ from mmref.arguments import check_flag, check_integer, check_kind, check_weights
 from mmref.data.labels import load_class_names
 from mmref.data.picture import Transform, check_pictures, open_picture, picture_name, to_array
 from mmref.errors import CheckpointError, PictureError, ValueProblem
-from mmref.models.variants import resolve
+from mmref.locks import Lock
+from mmref.models.registry import resolve
 from mmref.nn.functional import check_backend
 
 __all__ = ["Prediction", "Predictor"]
 
 _KEPT = 4                                # models kept in a process
 _loaded: OrderedDict = OrderedDict()     # settings -> _Loaded, the last used at the end
-_loading = threading.Lock()
+_loading = Lock(blocks_fork=True)       # it imports what it needs
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class _Loaded:
     model: object
     transform: Transform
     labels: tuple[str, ...]
-    busy: threading.Lock  # one batch at a time: the model's own threads already fill the cores
+    busy: Lock  # one batch at a time: the model's own threads already fill the cores
 
 
 class Predictor:
@@ -161,7 +161,7 @@ class Predictor:
         if model.config.num_classes < 1:
             raise ValueProblem(f"model must have a head with classes, got {model.config.name} with "
                                f"num_classes={model.config.num_classes}")
-        return _Loaded(model, model.transform, class_names(model), threading.Lock())
+        return _Loaded(model, model.transform, class_names(model), Lock())
 
     def weights_path(self) -> Path | None:
         """The file the weights come from; None for a state dict or a ready model."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from mmref.errors import MissingBackend
+from mmref.models.network import check_numpy_model
 from mmref.models.parameters import expected_shapes, load_parameters
 from mmref.models.variants import VARIANTS
 from mmref.nn.layer import recording
@@ -31,7 +32,8 @@ class Check:
 
 def selftest(model) -> dict:
     """Run all checks; `model` is the user's, NumPy, float32. Returns {"passed", "checks", "machine", "model"}."""
-    from mmref.bench.machine import describe_machine
+    from mmref.machine import describe_machine
+    check_numpy_model(model)
     checks = []
 
     def run(name, limit, function):
