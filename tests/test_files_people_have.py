@@ -81,8 +81,8 @@ def test_a_prefix_that_not_all_share_stays(tmp_path):
     detector = {**prefixed(RAW, "backbone."), "neck.conv.weight": torch.ones(2, 2)}
     found = read_checkpoint(saved(tmp_path, {"state_dict": detector}))
     assert list(found.tensors) == list(detector) and found.prefix == "" and found.account == "took state_dict"
-    part = {"model": torch.ones(2), "module": torch.ones(3)}
-    assert list(read_checkpoint(saved(tmp_path, part)).tensors) == ["model", "module"]
+    for part in ({"model": torch.ones(2), "module": torch.ones(3)}, {"model.a": torch.ones(2), "net.b": torch.ones(3)}):
+        assert list(read_checkpoint(saved(tmp_path, part)).tensors) == list(part)
 
 
 def test_what_tools_leave_beside_the_weights(tmp_path):

@@ -326,7 +326,7 @@ def _nothing(top):
         path, value = objects[0]
         return (f"{path}: must be a tensor, got {described(value)}" if advice(value)
                 else f"holds no state dict: {path} is {_whole(value)}")
-    return f"holds no state dict, only {', '.join(map(short, list(top)[:10]))}"
+    return f"holds no state dict, only {', '.join(map(short, list(top)[:10])) or 'an empty dict'}"
 
 
 # ------------------------------------------------------------------------------------------ which names
