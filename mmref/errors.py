@@ -1,4 +1,5 @@
-"""What mmref raises. Every message says which argument (or file and record), what was expected, what came."""
+"""What mmref raises. Every message says which argument (or file and record), what was expected,
+what was received."""
 
 from __future__ import annotations
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -126,12 +128,15 @@ def test_no_picture_is_readable(data, tmp_path, capsys):
     assert "no picture could be read of 10, first:" in capsys.readouterr().err
 
 
+def heed_ctrl_c():
+    """In the child, before it runs: a shell starts background jobs with SIGINT ignored, and so are their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("way", [["--workers", "1"], ["--processes", "2"], ["--scheduler", "local:2"]])
 def test_ctrl_c(data, tmp_path, way):
     """Catches: a traceback after Ctrl-C, from this process or from its workers, or processes that live on."""
-    import signal
-    import time
     journal = tmp_path / "journal"
     arguments = command(data, "--resume", journal, "--progress", *way)
     if "--scheduler" in way:
@@ -139,7 +144,7 @@ def test_ctrl_c(data, tmp_path, way):
     arguments[arguments.index("--batch-size") + 1] = "1"
     arguments[arguments.index("--img-size") + 1] = "512"
     child = subprocess.Popen([sys.executable, "-m", "mmref", *arguments], stderr=subprocess.PIPE, text=True,
-                             start_new_session=True)
+                             start_new_session=True, preexec_fn=heed_ctrl_c)
     while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.01)

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from assertions import assert_close, of_layer, rounding
+from assertions import assert_close, of_layer, relative_error, rounding
 from strategies import enliven, lively
 
 import mmref
@@ -178,3 +178,30 @@ def test_command(tmp_path, capsys):
     assert main(["export", "onnx", "mobilemamba_nano", "--untrained", "-o", str(tmp_path / "no" / "m.onnx")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "no/m.onnx" in error
+
+
+def test_tools_of_onnx_runtime(nano, tmp_path):
+    """Catches a graph that ONNX Runtime's float16 and quantisation tools no longer take with the switches that
+    docs/onnx.md names."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    model, path = nano
+    x = picture(4, 3, 64, 64)
+    expected = model(x)
+
+    class Reader(CalibrationDataReader):
+        inputs = iter([{"input": sample[None]} for sample in x])
+
+        def get_next(self):
+            return next(self.inputs, None)
+
+    half = convert_float_to_float16(onnx.load(path), keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Scan"])
+    onnx.save(half, tmp_path / "half.onnx")
+    quant_pre_process(path, tmp_path / "p.onnx", skip_symbolic_shape=True)
+    quantize_static(tmp_path / "p.onnx", tmp_path / "static.onnx", Reader(), per_channel=True)
+    quantize_dynamic(path, tmp_path / "dynamic.onnx")
+    for name in ("half", "static", "dynamic"):  # how good 8 bits are is a question to trained weights: see the page
+        answer = OPENERS["onnxruntime"](tmp_path / f"{name}.onnx")(x)
+        assert answer.shape == expected.shape and np.isfinite(answer).all()
+        assert name != "half" or relative_error(answer, expected) < 0.1

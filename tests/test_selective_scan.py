@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-import torch_reference
 from assertions import assert_close, rounding
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -13,6 +11,12 @@ from strategies import batches, channels, dtypes, normal, seeds
 
 from mmref.errors import MissingBackend, ShapeError
 from mmref.nn.recurrence import selective_scan
+
+pytest.importorskip("torch")
+
+import torch
+
+from mmref.bench import torch_network
 
 
 def tensor(array):
@@ -33,7 +37,7 @@ def test_equals_pytorch(seed, dtype, batch, K, dim, N, length):
     inputs = arguments(seed, dtype, batch, K, dim, N, length)
     for array in inputs:
         array.flags.writeable = False
-    expected, tolerance = rounding(lambda move: torch_reference.selective_scan(*map(tensor, map(move, inputs))).numpy(),
+    expected, tolerance = rounding(lambda move: torch_network.selective_scan(*map(tensor, map(move, inputs))).numpy(),
                                    dtype)
     assert_close(selective_scan(*inputs), expected, tolerance, dtype=dtype)
 

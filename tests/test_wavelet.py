@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import pywt
-import torch
 from assertions import assert_close, rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,10 @@ from strategies import batches, dtypes, normal, seeds, sides
 from mmref.errors import ShapeError, ValueProblem
 from mmref.models.mrffi import WaveletMamba, filter_bank_of
 from mmref.nn.wavelet import analysis, filter_bank, synthesis
+
+pytest.importorskip("torch")
+
+import torch
 
 WAVELETS = ["db1", "db2", "db4", "sym3", "bior2.2", "coif1"]
 

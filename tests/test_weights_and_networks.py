@@ -429,6 +429,10 @@ def test_advice_where_a_prefix_is_in_the_way():
     good = state()
     with pytest.raises(ParameterMismatch, match="They would fit mobilemamba_nano with num_classes=10 without 'net2.'"):
         mmref.create_model(NANO, {f"net2.{n}": a for n, a in good.items()})
+    with pytest.raises(ParameterMismatch, match="without 'visual.trunk.' before every name"):
+        mmref.create_model(NANO, {f"visual.trunk.{n}": a for n, a in good.items()})
+    with pytest.raises(CheckpointError, match="only an empty dict"):
+        mmref.create_model(NANO, {})
     detector = {**{f"backbone.{n}": a for n, a in good.items()}, "neck.w": np.ones((2, 2), np.float32)}
     with pytest.raises(ParameterMismatch, match="below 'backbone.' fit mobilemamba_nano .*the other 1 belong"):
         mmref.create_model(NANO, detector)

@@ -5,7 +5,7 @@ Exit status 0 same, 1 differs, 2 bad input.
 
 from __future__ import annotations
 
-from mmref.cli.common import add_model_arguments, model_from, print_json
+from mmref.cli.common import add_model_arguments, model_from, print_json, size_from
 
 
 def add_arguments(parser):
@@ -27,12 +27,7 @@ def run(args) -> int:
     from mmref.validate.check import check, load_callable
     if min(args.examples, args.max_side, args.max_batch) < 1:
         raise ValueProblem("--examples, --max-side and --max-batch must be at least 1")
-    try:
-        size = tuple(int(n) for n in args.size.split("x")) if args.size else None
-        if size and (len(size) != 2 or min(size) < 1):
-            raise ValueError
-    except ValueError as error:
-        raise ValueProblem(f"--size must read HxW, for instance 224x224, got {args.size!r}") from error
+    size = size_from("--size", args.size)
     model = model_from(args)
     failure, tried = check(load_callable(args.callable), model, args.examples, args.max_side, args.max_batch, size)
     if args.json:

@@ -1,8 +1,9 @@
-"""What several commands share: arguments of models, weights and transforms, tables, JSON."""
+"""What several commands share: arguments of models, weights and transforms; JSON."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 
@@ -115,16 +116,18 @@ def predictor_from(args, **options):
     return predictor, loaded
 
 
+def size_from(option: str, text: str | None) -> tuple[int, int] | None:
+    """The (height, width) that the text of an option says, "224x160". Raises ValueProblem."""
+    from mmref.errors import ValueProblem
+    if text is None:
+        return None
+    match = re.fullmatch("([0-9]{1,6})x([0-9]{1,6})", text)
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    if 0 in size:
+        raise ValueProblem(f"{option} must read HxW, for instance 224x224, got {text!r}")
+    return size
+
+
 def print_json(value) -> None:
     json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
     print()
-
-
-def table(rows: list[tuple], header: tuple[str, ...], left: int = 1) -> str:
-    """Rows as aligned text: the first `left` columns to the left, the rest to the right."""
-    cells = [tuple(str(cell) for cell in row) for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    def line(row):
-        return "  ".join(cell.ljust(w) if i < left else cell.rjust(w)
-                         for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-    return "\n".join([line(cells[0]), "  ".join("-" * w for w in widths), *map(line, cells[1:])])

@@ -66,7 +66,7 @@ def model_of_trace(manifest, weights=None):
 
 def text(result, every=False) -> str:
     """The table and the verdict, for people."""
-    from mmref.cli.common import table
+    from mmref.tables import table
     rows = result.rows
     if not every and not result.same:
         at = next(i for i, row in enumerate(rows) if row.name == result.first)

@@ -15,8 +15,8 @@ from mmref.cli.common import (
     add_transform_arguments,
     predictor_from,
     print_json,
-    table,
 )
+from mmref.tables import table
 
 
 def add_arguments(parser):

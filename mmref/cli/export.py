@@ -8,9 +8,10 @@ from mmref.cli.common import (
     add_transform_arguments,
     model_from,
     print_json,
-    table,
+    size_from,
     transform_from,
 )
+from mmref.tables import table
 
 
 def add_arguments(parser):
@@ -21,6 +22,8 @@ def add_arguments(parser):
     parser.add_argument("-o", "--output", metavar="FILE", help="default: MODEL.onnx in the current folder")
     parser.add_argument("--untrained", action="store_true", help="random parameters, to try a runtime without weights")
     parser.add_argument("--opset", type=int, default=17, help="ONNX operator set, 17 or later (default: %(default)s)")
+    parser.add_argument("--fixed", metavar="HxW", help="only pictures of this size, for runtimes that want to know it "
+                        "(default: any size)")
     parser.add_argument("--verify", action="store_true", help="run the file in the installed runtimes and compare")
     parser.add_argument("--json", action="store_true", help="for programs")
 
@@ -33,9 +36,11 @@ def run(args) -> int:
         raise ValueProblem("--weights and --untrained: pass one of them, not both")
     model = model_from(args, untrained=args.untrained)
     model.transform = transform_from(args, model.transform)
+    fixed = size_from("--fixed", args.fixed)
     target = args.output or f"{model.config.name}.onnx"
-    proto = export_onnx(model, target, args.opset)
-    compared = verify(model, target) if args.verify else []
+    proto = export_onnx(model, target, args.opset, fixed=fixed)
+    shapes = [(batch, model.config.in_chans, *fixed) for batch in (1, 3)] if fixed else None
+    compared = verify(model, target, shapes) if args.verify else []
     status = int(not all(row.passed for row in compared))
     inputs, outputs = ([{"name": v.name, "shape": [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]}
                         for v in values] for values in (proto.graph.input, proto.graph.output))

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import sys
 
-from mmref.cli.common import add_backend_arguments, add_model_arguments, model_from, print_json, table
+from mmref.cli.common import add_backend_arguments, add_model_arguments, model_from, print_json
 from mmref.errors import ValueProblem
+from mmref.tables import table
 
 
 def add_arguments(parser):

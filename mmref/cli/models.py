@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import print_json, table
+from mmref.cli.common import print_json
+from mmref.tables import table
 
 
 def add_arguments(parser):

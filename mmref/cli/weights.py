@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import print_json, table
+from mmref.cli.common import add_prefer_argument, print_json
 from mmref.cli.convert import listed
+from mmref.tables import table
 
 
 def add_arguments(parser):
@@ -15,6 +16,7 @@ def add_arguments(parser):
     verifying = actions.add_parser("verify", help="is a file a whole, harmless checkpoint, and of which network")
     verifying.add_argument("files", nargs="+", metavar="FILE", help=".pth (zip form) or .safetensors")
     verifying.add_argument("--sha256", metavar="HEX", help="what the file's sha256 must be")
+    add_prefer_argument(verifying)
     verifying.add_argument("--strict", action="store_true", help="refuse files that name anything but tensors")
     where = actions.add_parser("path", help="the cache folder, or where the weights of NAME lie in it")
     where.add_argument("name", nargs="?", metavar="NAME")
@@ -64,7 +66,7 @@ def _verify(args):
     from mmref.weights.store import fingerprint, recorded_sha256
     done = []
     for file in args.files:
-        found = read_checkpoint(file, strict=args.strict)
+        found = read_checkpoint(file, prefer=args.prefer, strict=args.strict)
         digest = fingerprint(file, described=False)
         expected = args.sha256.lower() if args.sha256 else recorded_sha256(file)
         if expected not in (None, digest):

@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 
+from mmref.cores import usable_cores
 from mmref.errors import MmrefError, ValueProblem
 from mmref.evaluate.folder import PictureSet
 from mmref.evaluate.journal import Journal
@@ -57,7 +58,7 @@ def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, 
             records = _in_processes(predictor, pictures, starts, processes)
         else:
             records = _here(predictor, pictures, starts)
-        for record in stack.enter_context(_closing(records)):
+        for record in stack.enter_context(closing(records)):  # ends pools and clusters now, not when it is collected
             if journal is not None:
                 journal.append(record)
             new = tally.add(record)
@@ -103,14 +104,6 @@ def _subject(predictor, loaded, pictures):
             "exif": predictor.exif, **transform, "pictures": len(pictures), "list sha256": pictures.digest()}
 
 
-@contextmanager
-def _closing(generator):
-    try:
-        yield generator
-    finally:
-        generator.close()  # ends pools and clusters now, not when the garbage collector comes by
-
-
 def _here(predictor, pictures, starts) -> Iterator[dict]:
     root = os.fspath(pictures.root)
     batches = ([os.path.join(root, path) for path in batch_paths(pictures, start, predictor.batch_size)]
@@ -139,7 +132,7 @@ def _in_processes(predictor, pictures, starts, processes) -> Iterator[dict]:
 
 def _one_pool(predictor, pictures, starts, processes):
     root, size = os.path.abspath(pictures.root), predictor.batch_size
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, usable_cores() // processes)
     context = multiprocessing.get_context("spawn")
     with _environment(threads), ProcessPoolExecutor(processes, context, _start_worker) as pool:
         coming, running = iter(starts), set()

@@ -15,11 +15,13 @@ from mmref.nn.operation import Symbol
 
 class Network(Layer):
     """Base of networks: a `config` with `name`, `img_size`, `in_chans` and `num_classes`; `transform`, how a picture
-    becomes its input; `class_names`, its labels (both may be None)."""
+    becomes its input; `class_names`, its labels (both may be None); `source`, where its parameters come from, and
+    `notes`, what was decided in reading them, in words."""
 
     def __init__(self, config):
         super().__init__()
         self.config, self.transform, self.class_names = config, None, None
+        self.source, self.notes = "", ()
 
     def check_input(self, x) -> None:
         """Validate an input: rank, channels, dtype, at least one pixel, finite values. ShapeError or ValueProblem."""

@@ -124,14 +124,17 @@ def _advice(state):
     fits = fitting_variants(state)
     if fits:
         return f"They fit {' or '.join(described(variant) for variant in fits)}."
-    first = next(iter(state), "").partition(".")[0] + "."
-    inside = {name.removeprefix(first): array for name, array in state.items() if name.startswith(first)}
-    fits = fitting_variants(inside)
-    if fits and len(inside) == len(state):
-        return f"They would fit {described(fits[0])} without {first!r} before every name."
-    if fits:
-        return (f"Those below {first!r} fit {described(fits[0])}; the other {len(state) - len(inside)} belong to "
-                f"something built on it.")
+    prefix, inside = "", state
+    for _ in range(4):  # names of somebody's own before the network's: visual.trunk.
+        first = next(iter(inside), "").partition(".")[0] + "."
+        prefix += first
+        inside = {name.removeprefix(first): array for name, array in inside.items() if name.startswith(first)}
+        fits = fitting_variants(inside)
+        if fits and len(inside) == len(state):
+            return f"They would fit {described(fits[0])} without {prefix!r} before every name."
+        if fits:
+            return (f"Those below {prefix!r} fit {described(fits[0])}; the other {len(state) - len(inside)} belong to "
+                    f"something built on it.")
     return "They fit no variant mmref knows."
 
 

@@ -1,7 +1,7 @@
 """Which networks there are, by name. A family of networks is a module with a table VARIANTS of its configurations.
 
-A configuration is a frozen dataclass with `name`, `img_size`, `in_chans` and `num_classes` (what every network has), the
-family's own fields, and `build()`, which gives the network without parameters. To add a family, name its module here.
+A configuration is a frozen dataclass with `name`, `img_size`, `in_chans` and `num_classes`, which every network has,
+the family's own fields, and `build()`, which gives the network without parameters. To add a family, name its module.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def test_graph(monkeypatch, matmul):
     stand_in = install(monkeypatch, StandIn(np.matmul))
     monkeypatch.setattr(device, "new_stream", Stream)
     # which calls keep their bits is test_products.py's affair
-    monkeypatch.setattr(products.LibraryProducts, "choose", staticmethod(lambda rows, keeps: [(0, rows)]))
+    monkeypatch.setattr(products, "divide", lambda rows, keeps: [(0, rows)])
     model = mmref.create_model("mobilemamba_nano", seed=3)
     ours = DeviceModel(model, matmul=matmul)
     inputs = [normal(i, 2, 3, 32, 32) for i in range(3)]
@@ -161,7 +161,7 @@ def test_capture_is_strict(monkeypatch, change):
     """Catches a stand-in that lets a forward do what a capture refuses."""
     stand_in = install(monkeypatch, StandIn(np.matmul))
     monkeypatch.setattr(device, "new_stream", Stream)
-    monkeypatch.setattr(products.LibraryProducts, "choose", staticmethod(lambda rows, keeps: [(0, rows)]))
+    monkeypatch.setattr(products, "divide", lambda rows, keeps: [(0, rows)])
     name = "cublaslt" if "algorithm" in change else "cublas"
     ours = DeviceModel(mmref.create_model("mobilemamba_nano", seed=3), matmul=name)
     handle = ours._products.handle

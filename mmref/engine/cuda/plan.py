@@ -20,7 +20,7 @@ from mmref.engine.cuda.weights import DeviceMatrix, DeviceTaps, DeviceWeights
 from mmref.engine.memory import Arena, Map
 from mmref.engine.walk import Operation, Walk, output_shape
 from mmref.errors import OutOfDeviceMemory
-from mmref.kernels.target import FLOAT_BYTES
+from mmref.kernels.target import FLOAT_BYTES, round_up
 from mmref.models.variants import Variant
 
 # kernel of an operation: its module below mmref.kernels.cuda and the function there
@@ -39,14 +39,14 @@ class Rows:
 
 
 class DeviceArena(Arena):
-    """Maps have at least `least` rows: products of few rows may be padded to that."""
+    """Maps have a multiple of `least` rows, if it is not 0: the last rows of a product may be padded to that."""
 
     def __init__(self, least: int):
         super().__init__()
         self.least, self.widest = least, 0
 
     def map(self, pixels: int, channels: int) -> Map:
-        a_map = super().map(max(pixels, self.least), channels)
+        a_map = super().map(round_up(pixels, self.least or 1), channels)
         self.widest = max(self.widest, a_map.pitch)
         return a_map
 
