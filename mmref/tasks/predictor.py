@@ -98,7 +98,9 @@ class Predictor:
         self.img_size = None if img_size is None else check_integer("img_size", img_size, 1, 4096)
         self.workers, self.exif = check_integer("workers", workers, 0), check_flag("exif", exif)
         self.threads = None if threads is None else check_integer("threads", threads, 1)
-        self.prefer, self.num_classes, self.in_chans = prefer, num_classes, in_chans
+        self.prefer = check_kind("prefer", prefer, str, "the name of an entry, ema, raw or auto")
+        self.num_classes = None if num_classes is None else check_integer("num_classes", num_classes, 0)
+        self.in_chans = None if in_chans is None else check_integer("in_chans", in_chans, 1)
         self.class_names = None if class_names is None else load_class_names(class_names)  # a file may not be elsewhere
         self.transform = transform
         if transform is not None:
