@@ -158,9 +158,11 @@ def selective_scan(g, u, delta, A, B, C, D):
 def _recurrence(g, decay, values, width):
     """h[l] = h[l-1] * decay[l] + values[l] along the first axis, from h = 0; all (L, B, *width)."""
     zero = g.node("ConstantOfShape", [g.sizes(Axis(decay, 1), *width)])
-    body, step = GraphBuilder(), ("batch", *width)
+    body, shape = GraphBuilder(), ("batch", *width)
+    body.scope = g.unique(f"{g.scope}/step")                                # names there must not be those around it
+    before, fading, driven = (f"{body.scope}/{name}" for name in ("h", "decay", "input"))
     # Factors in this order: OpenVINO 2026.4 with fixed shapes computes something else for decay * h.
-    h = body.node("Add", ["input", body.node("Mul", ["h", "decay"])])
+    h = body.node("Add", [driven, body.node("Mul", [before, fading])])
     shown = body.node("Identity", [h])                                      # a value can be an output only once
-    graph = body.graph("step", [("h", step), ("decay", step), ("input", step)], [(h, step), (shown, step)])
+    graph = body.graph("step", [(name, shape) for name in (before, fading, driven)], [(h, shape), (shown, shape)])
     return g.node("Scan", [zero, decay, values], 2, body=graph, num_scan_inputs=2)[1]
