@@ -53,7 +53,16 @@ def _private(path: Path) -> bool:
 
 def load() -> bytes | None:
     """The object file of these sources for this processor, None where none is kept or it cannot be trusted."""
-    name = f"kernels-{sources_hash()}"
+    return read(f"kernels-{sources_hash()}")
+
+
+def save(code: bytes) -> bool:
+    """Keep the object file for later processes; False where no private folder can be written."""
+    return keep(f"kernels-{sources_hash()}", code)
+
+
+def read(name: str) -> bytes | None:
+    """What was kept under a name, None where nothing was or it cannot be trusted."""
     for base in folders():
         with contextlib.suppress(OSError):
             place = base / name
@@ -65,9 +74,8 @@ def load() -> bytes | None:
     return None
 
 
-def save(code: bytes) -> bool:
-    """Keep the object file for later processes; False where no private folder can be written."""
-    name = f"kernels-{sources_hash()}"
+def keep(name: str, code: bytes) -> bool:
+    """Keep bytes under a name for later processes; False where no private folder can be written."""
     for base in folders():
         with contextlib.suppress(OSError):
             base.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,10 +1,11 @@
-"""Depthwise convolution on channels-last maps: 3x3, 5x5, 7x7, stride 1 and 2, with the activation that follows it.
+"""Depthwise convolution on channels-last maps: 3x3, 5x5, 7x7, stride 1 and 2, with the activation that follows it; and
+the reference's operation, with any filter, stride and padding.
 
 Parallel   (image, vector of 16 channels, band of rows).
 Loops      output rows, output pixels, taps.
 Moves      an input vector is read k*k times, from the first-level cache; three times for 3x3 of stride 1, whose window
            slides along the row in registers, with the nine taps beside it.
-Costs      2 * k*k operations an output: too few for the multiply-add limit, the loads are it.
+Costs      2 * k*k operations an output: too few for the multiply-add limit, loads are the bottleneck.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from numba import njit
 
 from mmref.errors import ShapeError
 from mmref.kernels.packing import pack_channels
-from mmref.kernels.records import ACTIVATION_LOCAL, ACTIVATION_NONE, ACTIVATION_RELU, ACTIVATION_SILU, DEPTHWISE
+from mmref.kernels.records import (
+    ACTIVATION_LOCAL,
+    ACTIVATION_NONE,
+    ACTIVATION_RELU,
+    ACTIVATION_SILU,
+    DEPTHWISE,
+    DEPTHWISE_ANY,
+)
 from mmref.kernels.target import LANES, VECTOR_BYTES, round_up
 from mmref.kernels.vector import fma, load, relu, store, store_part, view, zeros
 from mmref.kernels.vector_math import silu, silu_each
@@ -127,17 +135,16 @@ def _rows_3x3_stride_2(x, first, last, height, width, pitch, weights, bias, out,
 
 
 @njit(error_model="numpy")
-def _row(x, row, height, width, pitch, k, stride, weights, bias, out, out_width, out_pitch, activation, after, shift,
-         lanes):
-    """One output row of any k and stride; taps outside the map are left out."""
-    pad = k // 2
-    top, bottom = max(0, pad - row * stride), min(k, height + pad - row * stride)
+def _row(x, row, height, width, pitch, k_h, k_w, pad, stride, weights, bias, out, out_width, out_pitch, activation,
+         after, shift, lanes):
+    """One output row of any filter, padding and stride; taps outside the map are left out."""
+    top, bottom = max(0, pad - row * stride), min(k_h, height + pad - row * stride)
     for column in range(out_width):
-        left, right = max(0, pad - column * stride), min(k, width + pad - column * stride)
+        left, right = max(0, pad - column * stride), min(k_w, width + pad - column * stride)
         total = bias
         for i in range(top, bottom):
             source = x + ((row * stride + i - pad) * width + column * stride - pad) * pitch
-            taps = weights + i * k * VECTOR_BYTES
+            taps = weights + i * k_w * VECTOR_BYTES
             for j in range(left, right):
                 total = fma(load(source + j * pitch), load(taps + j * VECTOR_BYTES), total)
         _write(out + column * out_pitch, _finish(total, activation, after, shift), lanes)
@@ -171,46 +178,59 @@ def depthwise(record, thread, threads):
                                op.out_pitch, op.activation, after, shift, lanes, op.zero)
             continue
         for row in range(first, last):
-            _row(x, row, op.height, op.width, op.pitch, k, stride, weights, bias, target, op.out_width, op.out_pitch,
-                 op.activation, after, shift, lanes)
+            _row(x, row, op.height, op.width, op.pitch, k, k, k // 2, stride, weights, bias, target, op.out_width,
+                 op.out_pitch, op.activation, after, shift, lanes)
+            target += op.out_width * op.out_pitch
+
+
+def depthwise_any(record, thread, threads):
+    """Kernel of DEPTHWISE_ANY. Every tap is read at every place, padding or not, as the reference does."""
+    op = view(record, DEPTHWISE_ANY)
+    items = op.images * op.vectors
+    for item in range(items * thread // threads, items * (thread + 1) // threads):
+        image, vector = item // op.vectors, item % op.vectors
+        column = vector * VECTOR_BYTES
+        x = op.x + image * op.height * op.width * op.pitch + column
+        weights, bias = op.weights + op.kernel_h * op.kernel_w * column, load(op.bias + column)
+        target = op.out + image * op.out_height * op.out_width * op.out_pitch + column
+        for row in range(op.out_height):
+            _row(x, row, op.height, op.width, op.pitch, op.kernel_h, op.kernel_w, 0, op.stride, weights, bias, target,
+                 op.out_width, op.out_pitch, ACTIVATION_NONE, 0, 0, LANES)
             target += op.out_width * op.out_pitch
 
 
 def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0):
-    """`mmref.depthwise_conv2d` on this kernel: x (B, C, H, W), weight (C, 1, k_h, k_w), bias (C,) or None.
+    """`mmref.depthwise_conv2d` on these kernels: x (B, C, H, W), weight (C, 1, k_h, k_w), bias (C,) or None.
 
-    Returns (B, C, H', W'), stored channels-last. float32 only: ShapeError for another dtype and for shapes that
-    disagree. Runs on one thread. The kernel knows odd square filters with padding k // 2; another filter or padding is
-    laid into the smallest such one, with zeros around.
+    Returns (B, C, H', W'), stored channels-last. Values that are not finite spread as in the reference: to every place
+    whose filter covers them, and nowhere else. Runs on one thread. The reference has checked the arguments; ShapeError
+    for another dtype than float32 and for a filter larger than the padded picture.
     """
     from mmref.kernels.program import run_alone
-    for name, array in (("x", x), ("weight", weight), ("bias", bias)):
-        if array is not None and array.dtype != np.float32:
-            raise ShapeError(f"{name} must be float32 for the compiled kernel, got {array.dtype}")
-    if x.ndim != 4 or weight.ndim != 4 or weight.shape[:2] != (x.shape[1], 1):
-        raise ShapeError(f"weight must be (channels, 1, k_h, k_w) to go with x {x.shape}, got shape {weight.shape}")
-    if bias is not None and bias.shape != (x.shape[1],):
-        raise ShapeError(f"bias must have shape ({x.shape[1]},), got {bias.shape}")
+    if x.dtype != np.float32:
+        raise ShapeError(f"x must be float32 for the compiled kernel, got {x.dtype}")
     batch, channels, height, width = x.shape
     k_h, k_w = weight.shape[2:]
-    out_height, out_width = ((size + 2 * padding - k) // stride + 1 for size, k in ((height, k_h), (width, k_w)))
     if height + 2 * padding < k_h or width + 2 * padding < k_w:
         raise ShapeError(f"kernel {k_h}x{k_w} is larger than the padded picture {height + 2 * padding}x"
                          f"{width + 2 * padding}")
-    half = max(padding, k_h - padding - 1, k_w - padding - 1)
-    if half == 1 and (out_height, out_width) != (height, width):
-        half = 2  # the fast path for 3x3 takes result and input to be of one size
-    k, first = 2 * half + 1, half - padding
-    taps = np.zeros((channels, k, k), np.float32)
-    taps[:, first:first + k_h, first:first + k_w] = weight[:, 0]
-    lanes = round_up(channels)
-    source = np.zeros((batch, height, width, lanes), np.float32)
-    source[..., :channels] = x.transpose(0, 2, 3, 1)
+    out_height, out_width = ((size + 2 * padding - k) // stride + 1 for size, k in ((height, k_h), (width, k_w)))
+    taps, lanes = weight.reshape(channels, k_h * k_w), round_up(channels)
+    shift = np.zeros((channels, 1), np.float32) if bias is None else bias.reshape(channels, 1)
     out = np.zeros((batch, out_height, out_width, lanes), np.float32)
-    shift = np.zeros((channels, 1), np.float32) if bias is None else bias[:, None]
-    run_alone("depthwise", DEPTHWISE, dict(
-        x=source, pitch=4 * lanes, height=height, width=width, kernel=k, stride=stride, out_height=out_height,
-        out_width=out_width, weights=pack_channels(taps.reshape(channels, k * k)), bias=pack_channels(shift), out=out,
-        out_pitch=4 * lanes, activation=ACTIVATION_NONE, vectors=lanes // LANES, images=batch, lanes=LANES, bands=1,
-        zero=np.zeros(LANES, np.float32)))
+    fast = k_h == k_w == 3 and padding == 1 and stride in (1, 2)  # makes the zeros around the map itself
+    border = 0 if fast else padding
+    source = np.zeros((batch, height + 2 * border, width + 2 * border, lanes), np.float32)
+    source[:, border:border + height, border:border + width, :channels] = x.transpose(0, 2, 3, 1)
+    fields = dict(x=source, pitch=4 * lanes, height=source.shape[1], width=source.shape[2], stride=stride,
+                  out_height=out_height, out_width=out_width, weights=pack_channels(taps), bias=pack_channels(shift),
+                  out=out, out_pitch=4 * lanes, vectors=lanes // LANES, images=batch)
+    if not out.size:
+        pass
+    elif fast:
+        run_alone("depthwise", DEPTHWISE, dict(
+            fields, kernel=3, activation=ACTIVATION_NONE, lanes=LANES, bands=1,
+            zero=np.zeros(LANES, np.float32)))
+    else:
+        run_alone("depthwise_any", DEPTHWISE_ANY, dict(fields, kernel_h=k_h, kernel_w=k_w))
     return out[..., :channels].transpose(0, 3, 1, 2)

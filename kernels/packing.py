@@ -8,8 +8,10 @@ from mmref.kernels.target import LANES, round_up
 
 
 def pack_channels(values: np.ndarray) -> np.ndarray:
-    """(channels, n) -> (vectors, n, 16) float32: 16 channels side by side, zeros in the lanes beyond the last."""
-    channels, n = values.shape
-    padded = np.zeros((round_up(channels), n), np.float32)
-    padded[:channels] = values
-    return np.ascontiguousarray(padded.reshape(-1, LANES, n).transpose(0, 2, 1))
+    """(..., channels, n) -> (..., vectors, n, 16) float32: 16 channels side by side, zeros in the lanes beyond the
+    last."""
+    *outer, channels, n = values.shape
+    padded = np.zeros((*outer, round_up(channels), n), np.float32)
+    padded[..., :channels, :] = values
+    vectors = padded.reshape(*outer, round_up(channels) // LANES, LANES, n)
+    return np.ascontiguousarray(vectors.swapaxes(-1, -2))

@@ -1,4 +1,4 @@
-"""Running a plan's steps: machine code loaded once a process, threads that wait for work, one call a forward.
+"""Running a plan's steps: machine code loaded once a process, threads that wait for work, one call per forward.
 
 `library()` takes the kernels from the cache (cache.py) or compiles them (compile.py), the first time they are needed in
 a process. Only compiling imports Numba. What runs is described in team.py.
@@ -21,15 +21,16 @@ from typing import NamedTuple
 import llvmlite.binding as llvm
 import numpy as np
 
+from mmref.cores import usable_cores
 from mmref.errors import MissingBackend
 from mmref.kernels import cache
 from mmref.kernels.records import STEP, TEAM
 from mmref.kernels.target import TABLE_SIZE, TARGET
 from mmref.locks import Lock
 
-KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "wavelet_branch", "scan", "norm_gate", "copy_relu",
-           "mean", "gate", "scan_states", "path_scan", "move", "combine", "norm", "gather", "scatter", "analysis",
-           "synthesis")
+KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "depthwise_any", "wavelet_branch", "scan",
+           "norm_gate", "copy_relu", "mean", "gate", "scan_states", "path_scan", "move", "combine", "norm", "gather",
+           "scatter", "analysis", "synthesis")
 MOST_THREADS = 1024
 
 
@@ -105,7 +106,7 @@ def _library() -> Library:
 
 
 def _link(code: bytes) -> Library:
-    """Load an object file. RuntimeError where it is none."""
+    """Load an object file. RuntimeError if it is none of ours."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
@@ -116,7 +117,7 @@ def _link(code: bytes) -> Library:
     def function(name, arguments):
         address = engine.get_function_address(f"mmref_{name}")
         if not address:
-            raise RuntimeError(f"they lack {name}")
+            raise RuntimeError(f"the cached file has no function {name}")
         return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(address)
     addresses = {name: ctypes.cast(function(name, 3), ctypes.c_void_p).value for name in KERNELS}
     tiles = _immortal(np.zeros(TABLE_SIZE, np.int64))
@@ -153,7 +154,7 @@ def threads_available() -> int:
     asked = os.environ.get("NUMBA_NUM_THREADS", "")
     if asked.isdigit() and int(asked):
         return min(int(asked), MOST_THREADS)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def run(steps: np.ndarray, shares: int, times: np.ndarray | None = None) -> None:

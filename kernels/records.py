@@ -42,6 +42,9 @@ RESULT = _record("x pitch rows channels cell offset")
 # the address of 16 zeros.
 DEPTHWISE = _record("x pitch height width kernel stride out_height out_width weights bias out out_pitch activation "
                     "after vectors images lanes bands zero")
+# depthwise.py, the reference's operation: k_h x k_w over a map whose padding is a part of it.
+DEPTHWISE_ANY = _record("x pitch height width kernel_h kernel_w stride out_height out_width weights bias out out_pitch "
+                        "vectors images")
 ACTIVATION_NONE, ACTIVATION_RELU, ACTIVATION_SILU, ACTIVATION_LOCAL = range(4)
 
 # wavelet_branch.py: Haar analysis, k x k on four sub-bands, synthesis; `scratch` has four sub-bands for a thread.

@@ -1,6 +1,9 @@
 """The selective scan on its own: the reference's recurrence, any number of states and directions.
 
-    h[n] = exp(delta * A[n]) * h[n] + delta * B[n] * u,    y = sum over n of C[n] * h[n] + D * u
+    h[n] = exp(delta * A[n]) * h[n] + delta * B[n] * u,    y = D * u + sum over n of C[n] * h[n]
+
+from h[n] = 0, in this order. The first step multiplies that zero by its decay, as the reference does: a decay that is
+not finite makes the state NaN. Denormals count as zeros (float_mode.py).
 
 Parallel   (sequence, vector of 16 channels): channels never meet in the recurrence.
 Loops      steps, then states, which lie in a scratch of a thread.
@@ -52,23 +55,14 @@ def scan_states(record, share, shares):
 def selective_scan(u, delta, A, B, C, D):
     """`mmref.nn.recurrence.selective_scan` on the compiled kernel.
 
-    u, delta (batch, K, D, L); A (K, D, N); B, C (batch, K, N, L); D (K, D), any K and N; returns y (batch, K, D, L).
-    float32 only: ShapeError for another dtype and for shapes that disagree. Runs on one thread.
+    u, delta (batch, K, D, L); A (K, D, N); B, C (batch, K, N, L); D (K, D), any sizes; returns y (batch, K, D, L).
+    Runs on one thread. The reference has checked shapes; ShapeError for another dtype than float32.
     """
     from mmref.kernels.program import run_alone
-    arrays = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D}
-    for name, array in arrays.items():
-        if array.dtype != np.float32:
-            raise ShapeError(f"{name} must be float32 for the compiled kernel, got {array.dtype}")
-    if u.ndim != 4 or A.ndim != 3:
-        raise ShapeError(f"u must be (batch, K, D, L) and A (K, D, N), got shapes {u.shape} and {A.shape}")
+    if u.dtype != np.float32:
+        raise ShapeError(f"u must be float32 for the compiled kernel, got {u.dtype}")
     batch, K, dim, length = u.shape
     N = A.shape[-1]
-    expected = {"delta": u.shape, "A": (K, dim, N), "B": (batch, K, N, length), "C": (batch, K, N, length),
-                "D": (K, dim)}
-    for name, shape in expected.items():
-        if arrays[name].shape != shape:
-            raise ShapeError(f"{name} must have shape {shape} to go with u {u.shape}, got {arrays[name].shape}")
     lanes = round_up(dim)
 
     def by_step(array):                                                     # (batch, K, M, L) -> (batch, K, L, M)
@@ -82,8 +76,7 @@ def selective_scan(u, delta, A, B, C, D):
     y = np.zeros((batch, K, length, lanes), np.float32)
     scratch = np.zeros((max(N, 1), LANES), np.float32)
     run_alone("scan_states", STATES, dict(
-        u=padded(u), delta=padded(delta), A=np.stack([pack_channels(a) for a in A]) if K else A,
-        B=by_step(B), C=by_step(C), D=np.stack([pack_channels(d[:, None]) for d in D]) if K else D,
-        out=y, states=N, directions=K, sequences=batch * K, length=length, channel_vectors=lanes // LANES,
-        scratch=scratch, scratch_size=scratch.nbytes))
+        u=padded(u), delta=padded(delta), A=pack_channels(A), B=by_step(B), C=by_step(C),
+        D=pack_channels(D[..., None]), out=y, states=N, directions=K, sequences=batch * K, length=length,
+        channel_vectors=lanes // LANES, scratch=scratch, scratch_size=scratch.nbytes))
     return y[..., :dim].swapaxes(2, 3)

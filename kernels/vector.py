@@ -23,7 +23,6 @@ from mmref.kernels.target import LANES, TARGET
 FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 BYTE_POINTER = ir.IntType(8).as_pointer()
 VECTOR, INDEX_VECTOR = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
-MASK = ir.VectorType(ir.IntType(1), LANES)
 
 
 class VectorType(types.Type):
@@ -66,8 +65,8 @@ def emit_store(builder, value, address):
 
 
 def emit_prefetch(builder, address):
-    """Ask for the cache line at an address. That never fails, but one that is not mapped costs Intel's processors a walk
-    through the page tables every time: kernels ask for memory of their own only."""
+    """Ask for the cache line at an address. That never fails, but one that is not mapped costs Intel's processors a
+    walk through the page tables every time: kernels ask for memory of their own only."""
     hints = [ir.Constant(INT32, value) for value in (0, 3, 1)]  # for reading, into the first level, data
     call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.inttoptr(address, BYTE_POINTER), *hints])
 

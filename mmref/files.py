@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmref.arguments import check_path
+
 
 @contextmanager
 def replacing(path, mode: int | None = None) -> Iterator[Path]:
@@ -24,8 +26,9 @@ def replacing(path, mode: int | None = None) -> Iterator[Path]:
     A symbolic link stays, and the file it points to is replaced. A device or a pipe (/dev/stdout, /dev/null) is
     written into, never replaced. `mode` is the new file's permissions; None keeps those of the file that is replaced,
     or takes what the umask leaves. Raises OSError that names `path`, before the block runs where its folder is missing
-    or cannot be written.
+    or cannot be written, ValueProblem where `path` is no path.
     """
+    path = check_path("path", path)
     named, target = str(path), Path(os.path.realpath(path))
     name = f".mmref-{os.getpid()}-{os.urandom(6).hex()}.tmp"  # short, so that a long name of the user's stays possible
     temporary = target.with_name(name)

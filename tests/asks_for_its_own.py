@@ -1,5 +1,5 @@
-"""What test_engine_threads.py runs in a process of its own: every prefetch is a read here, and beside every block of the
-engine's memory lies a page that must not be read. Kernels that ask for memory that is not theirs crash the process."""
+"""What test_engine_threads.py runs in a process of its own: every prefetch is a read here, and beside every block of
+the engine's memory lies a page that must not be read. Kernels that ask for memory that is not theirs crash it."""
 
 from __future__ import annotations
 

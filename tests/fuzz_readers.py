@@ -1,24 +1,30 @@
-"""Fuzz the readers: python tests/fuzz_readers.py --inputs 200000 --seed 0 --kind checkpoint|safetensors|picture
+"""Fuzz the readers: python tests/fuzz_readers.py --inputs 200000 --seed 0 --kind KIND
 
-Every input is a good file, damaged: bytes flipped, cut, doubled, moved, and for checkpoints also the pickle or a record
-damaged inside an intact zip file, and for PNG pictures every checksum put right again, so that checksums do not shield
-what lies behind them. Each must end in a typed error or in a right result:
+KIND is checkpoint, safetensors, index (a file in parts), config (timm's config.json) or picture. Every input is a good
+file, damaged: bytes flipped, cut, doubled, moved, and for checkpoints also the pickle or a record damaged inside an
+intact zip file, and for PNG pictures every checksum put right again, so that checksums do not shield what lies behind
+them. Each must end in a typed error or in a right result:
 
     checkpoint   damage to the file as a whole: the very tensors of the good file; damage inside: well-formed tensors
     safetensors  the arrays that the safetensors library reads
+    index        the whole file's tensors if the index was damaged, well-formed ones if a part was
+    config       a transform and class names, or neither
     picture      a (3, size, size) float32 array without NaN
 
-An audit hook watches that reading neither runs, imports nor opens anything; limits watch that it takes at most SECONDS
-of processor time and MEMORY beside what the process has when it begins. Inputs that fail are kept in the folder --save.
-The same seed makes the same inputs.
+An audit hook watches that reading neither executes, imports nor opens anything; limits watch that it takes at most
+SECONDS of processor time and MEMORY beside what the process has when it begins. Inputs that fail are kept in the folder
+--save. The same seed makes the same inputs.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import io
+import json
 import os
+import pickletools
 import signal
 import struct
 import sys
@@ -31,11 +37,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mmref.errors import CheckpointError, PictureError
-from mmref.weights.checkpoint import read_checkpoint
+from mmref.errors import CheckpointError, MmrefError, PictureError
+from mmref.weights.checkpoint import Checkpoint, read_checkpoint
 from mmref.weights.pth_writer import write_pth
+from mmref.weights.state_dicts import choose
 
-SECONDS, MEMORY = 2.0, 1 << 30
+SECONDS, MEMORY = 2.0, 1 << 30  # of processor time an input, of address space beside what the process has at its start
 # What the interpreter tells an audit hook when code is run, loaded or let out; `open` is added for all but the input.
 FORBIDDEN = ("exec", "compile", "import", "marshal.loads", "pickle.find_class", "os.system", "os.exec", "os.fork",
              "os.posix_spawn", "subprocess.Popen", "socket.connect", "shutil.rmtree", "os.remove", "os.rename",
@@ -52,7 +59,7 @@ def _audit(event, arguments):
     allowed = _watching["allowed"]
     if allowed is None:
         return
-    if event in FORBIDDEN or (event == "open" and str(arguments[0]) != allowed):
+    if event in FORBIDDEN or (event == "open" and str(arguments[0]) not in allowed):
         _watching["seen"].append(f"{event} {arguments[0]!r:.80}")
 
 
@@ -89,6 +96,8 @@ def damage(data: bytes, rng: np.random.Generator) -> bytes:
 def damage_inside(data: bytes, rng: np.random.Generator) -> bytes:
     """A zip file with one record damaged, left out, doubled or swapped, and every checksum right again."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for info in archive.infolist():
+            info.CRC = info.CRC or None  # a file without checksums
         records = [(info.filename, archive.read(info)) for info in archive.infolist()]
     kind, victim = int(rng.integers(10)), int(rng.integers(len(records)))
     names = [name.rpartition("/")[2] for name, _ in records]
@@ -132,10 +141,79 @@ def same(a, b) -> bool:
                                         and a[n].tobytes() == b[n].tobytes() for n in a)
 
 
-class Checkpoints:
-    """Zip-form files: flat, trainer and folded into one, odd shapes, all dtypes."""
+class Target:
+    """A kind of file: `files` are good ones, `input` the path that is read, `error` what reading may raise."""
 
-    error = CheckpointError
+    error: type[Exception] = CheckpointError
+
+    def place(self, origin, data: bytes) -> None:
+        """Put an input where it is read."""
+        self.input.write_bytes(data)
+
+    @property
+    def allowed(self) -> set[str]:
+        """The files that reading may open."""
+        return {str(self.input)}
+
+
+def later_protocol(pickle: bytes, protocol: int) -> bytes:
+    """A protocol-2 pickle as a later protocol writes it: names from the stack, short text, memo by count, a frame."""
+    out = bytearray()
+    for code, argument, position in pickletools.genops(pickle):
+        if code.name == "GLOBAL":
+            for part in argument.split(" "):
+                out += b"\x8c" + bytes([len(part)]) + part.encode() + b"\x94"
+            out += b"\x93\x94"
+        elif code.name == "BINUNICODE" and len(argument) < 60:
+            text = argument.encode("utf-8", "surrogatepass")
+            out += b"\x8c" + bytes([len(text)]) + text + b"\x94"
+        elif code.name != "PROTO":
+            out += pickle[position:position + 1] + pickle[position + 1:_end(pickle, position)]
+    return b"\x80" + bytes([protocol]) + b"\x95" + len(out).to_bytes(8, "little") + bytes(out)
+
+
+def _end(pickle, position):
+    return next((p for _, _, p in pickletools.genops(pickle) if p > position), len(pickle))
+
+
+def with_pickle(data: bytes, change) -> bytes:
+    """A zip file with change(its data.pkl), every checksum right."""
+    return rewritten(data, lambda name, content: change(content) if name.endswith("data.pkl") else content)
+
+
+def rewritten(data: bytes, change) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(buffer, "w") as out:
+        for info in archive.infolist():
+            out.writestr(info.filename, change(info.filename, archive.read(info)))
+    return buffer.getvalue()
+
+
+def without_checksums(data: bytes) -> bytes:
+    """A zip file as PyTorch writes it when it is told to compute none: zero in every header."""
+    out = bytearray(data)
+    for mark, at in ((b"PK\x03\x04", 14), (b"PK\x01\x02", 16)):
+        position = data.find(mark)
+        while position >= 0:
+            out[position + at:position + at + 4] = bytes(4)
+            position = data.find(mark, position + 4)
+    return bytes(out)
+
+
+_TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
+
+
+def odd_tensors(pickle: bytes) -> bytes:
+    """The same tensors as parameters with attributes: a call around the first call."""
+    start = pickle.index(_TENSOR)
+    end = pickle.index(b")RtR", start) + 4
+    state = b"}X\x10\x00\x00\x00_no_weight_decay\x88s"
+    return (pickle[:start] + b"ctorch._utils\n_rebuild_parameter_with_state\n(" + pickle[start:end]
+            + b"\x88ccollections\nOrderedDict\n)R" + state + b"tR" + pickle[end:])
+
+
+class Checkpoints(Target):
+    """Zip-form files: flat, trainer and folded into one, odd shapes, all dtypes."""
 
     def __init__(self, folder: Path, extra):
         rng = np.random.default_rng(0)
@@ -145,6 +223,12 @@ class Checkpoints:
         write_pth(folder / "flat.pth", state)
         write_pth(folder / "module.pth", {f"module.{name}": array for name, array in state.items()})
         self.files = [path.read_bytes() for path in (folder / "flat.pth", folder / "module.pth", *extra)]
+        self.unchecked = len(self.files)
+        self.files += [without_checksums(self.files[0])]
+        self.files += [with_pickle(self.files[0], lambda data, p=p: later_protocol(data, p)) for p in (4, 5)]
+        self.files += [with_pickle(self.files[0], lambda data: b"\x80\x03" + data[2:]),
+                       with_pickle(self.files[0], odd_tensors),
+                       with_pickle(self.files[0], lambda data: data.replace(b")RtR", b")R}X\x03\0\0\0neg\x88stR", 1))]
         self.input = folder / "input.pth"
         self.good = []
         for data in self.files:
@@ -162,14 +246,12 @@ class Checkpoints:
     def check(self, origin, data, tensors):
         which, inside = origin
         check_well_formed(tensors, len(data))
-        if not inside and not same(tensors, self.good[which]):
+        if not inside and which != self.unchecked and not same(tensors, self.good[which]):
             raise Fault("other tensors than the good file's, though every record has a checksum")
 
 
-class Safetensors:
+class Safetensors(Target):
     """Safetensors files, with and without metadata."""
-
-    error = CheckpointError
 
     def __init__(self, folder: Path, extra):
         from safetensors.numpy import load, save
@@ -195,15 +277,89 @@ class Safetensors:
         check_well_formed(tensors, len(data))
         library = {}
         for name, array in self.load(data).items():
-            name = name.removeprefix("module.")
             library[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
             if array.dtype == bool:  # the library lets bytes other than 0 and 1 through
                 library[name] = array.view(np.uint8) != 0
-        if not same(tensors, library):
+        if not same(tensors, choose(library).tensors):
             raise Fault("other tensors than the safetensors library reads")
 
 
-class Pictures:
+class Indices(Target):
+    """Files in two parts and their index; the index is damaged, or one of the parts."""
+
+    def __init__(self, folder: Path, extra):
+        from safetensors.numpy import save
+        rng = np.random.default_rng(0)
+        self.state = {f"blocks.{i}.weight": rng.standard_normal((3, i + 1)).astype(np.float32) for i in range(4)}
+        self.folder, self.input = folder, folder / "model.safetensors.index.json"
+        names = [f"model-{part:05}-of-00002.safetensors" for part in (1, 2)]
+        chosen = [list(self.state)[:2], list(self.state)[2:]]
+        index = {"metadata": {"total_size": 120}, "weight_map": {n: part for part, c in zip(names, chosen, strict=True)
+                                                                 for n in c}}
+        self.names = [self.input.name, *names]
+        self.files = [json.dumps(index, indent=1).encode(), *(save({n: self.state[n] for n in c}) for c in chosen)]
+        self.broken = None
+        for name, data in zip(self.names, self.files, strict=True):
+            (folder / name).write_bytes(data)
+
+    def make(self, rng):
+        which = int(rng.choice([0, 0, 0, 1, 2]))
+        return which, damage(self.files[which], rng)
+
+    def place(self, origin, data):
+        if self.broken is not None:
+            (self.folder / self.names[self.broken]).write_bytes(self.files[self.broken])
+        self.broken = origin or 0
+        (self.folder / self.names[self.broken]).write_bytes(data)
+
+    @property
+    def allowed(self):
+        return {str(self.folder / name) for name in self.names}
+
+    def read(self, path):
+        return read_checkpoint(path).tensors
+
+    def check(self, origin, data, tensors):
+        check_well_formed(tensors, 4096)
+        if not origin and any(name not in self.state or not same({name: array}, {name: self.state[name]})
+                              for name, array in tensors.items()):
+            raise Fault("other tensors than the parts hold")
+
+
+class Configs(Target):
+    """timm-style config.json files beside weights of ten classes."""
+
+    def __init__(self, folder: Path, extra):
+        from mmref.models.description import describe_weights
+        from mmref.models.variants import VARIANTS
+        self.describe, self.network = describe_weights, VARIANTS["mobilemamba_nano"]
+        self.error = MmrefError
+        inner = {"input_size": [3, 96, 96], "interpolation": "bilinear", "crop_pct": 0.95, "crop_mode": "center",
+                 "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.5, 1.0], "num_classes": 1000, "first_conv": "stem"}
+        outer = {"architecture": "mobilemamba_nano", "num_classes": 10, "label_names": [f"kind {i}" for i in range(10)]}
+        ids = [f"n{i:08}" for i in range(10)]
+        values = [{**outer, "pretrained_cfg": inner}, {**outer, **inner, "num_classes": 10},
+                  {**outer, "label_names": ids, "label_descriptions": {n: f"thing {n}" for n in ids}}]
+        self.files = [json.dumps(value, indent=indent).encode() for value in values for indent in (None, 1)]
+        self.files += [path.read_bytes() for path in extra]
+        self.input, self.weights = folder / "config.json", folder / "weights.pth"
+
+    def make(self, rng):
+        return None, damage(self.files[int(rng.integers(len(self.files)))], rng)
+
+    def read(self, path):
+        return self.describe(Checkpoint(self.weights, "zip", {}), self.network)
+
+    def check(self, origin, data, found):
+        names, transform = found.class_names, found.transform
+        if names is not None and (len(names) != 10 or not all(n and n.isprintable() for n in names)):
+            raise Fault(f"class names {names!r}")
+        if transform is not None and not (1 <= transform.size <= 4096 and min(transform.std) > 0
+                                          and np.isfinite([*transform.mean, *transform.std]).all()):
+            raise Fault(f"{transform}")
+
+
+class Pictures(Target):
     """JPEG, PNG, WEBP and BMP in the forms that their decoders tell apart."""
 
     error = PictureError
@@ -270,16 +426,19 @@ def _png_put_right(data):
     return bytes(out)
 
 
-KINDS = {"checkpoint": Checkpoints, "safetensors": Safetensors, "picture": Pictures}
+KINDS = {"checkpoint": Checkpoints, "safetensors": Safetensors, "index": Indices, "config": Configs,
+         "picture": Pictures}
 
 
 # --------------------------------------------------------------------------------------------------- run
 
 def attempt(target, origin, data: bytes) -> str:
     """Read one input: "refused" or "read". Raises whatever should not have happened."""
-    target.input.write_bytes(data)
+    target.place(origin, data)
     modules = set(sys.modules)
-    _watching.update(allowed=str(target.input), seen=[])
+    started = time.process_time()
+    _watching.update(allowed=target.allowed, seen=[])
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         try:
             result = target.read(target.input)
@@ -293,6 +452,8 @@ def attempt(target, origin, data: bytes) -> str:
     else:
         target.check(origin, data, result)
         outcome = "read"
+    if time.process_time() - started > SECONDS:  # an alarm waits for the end of what is not Python
+        _too_slow()
     if _watching["seen"] or set(sys.modules) != modules:
         raise Fault(f"reading did {_watching['seen']} and imported {set(sys.modules) - modules}")
     return outcome
@@ -307,8 +468,8 @@ def fuzz(kind: str, inputs: int, seed: int, save: Path, extra=(), every: float =
     outcomes, shown = collections.Counter(), time.monotonic()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         target = KINDS[kind](Path(folder), [Path(path) for path in extra])
-        for data in target.files:  # once through everything, so that lazy imports are not taken for an attack
-            target.input.write_bytes(data)
+        for which, data in enumerate(target.files):  # once through all, so that lazy imports do not look like attacks
+            target.place(which, data)
             target.read(target.input)
             _warm_errors(target, data)
         sys.addaudithook(_audit)
@@ -343,11 +504,9 @@ def _limit_memory():
 
 def _warm_errors(target, data):
     for damaged in (data[:-1], data[:len(data) // 2], data[:20], b"", b"x", b"<html>"):
-        target.input.write_bytes(damaged)
-        try:
+        target.place(None, damaged)
+        with contextlib.suppress(target.error):
             target.read(target.input)
-        except target.error:
-            pass
 
 
 def main(argv=None) -> int:

@@ -16,7 +16,7 @@ from colour_model import COLOURS, ColourModel, paint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmref.data.labels import class_names, imagenet_ids
+from mmref.data.labels import class_names, imagenet_ids, imagenet_names
 from mmref.errors import MmrefError, ValueProblem
 from mmref.evaluate import Tally, evaluate, read_folder, write_results
 from mmref.evaluate.batch import run_batch
@@ -78,7 +78,7 @@ def test_imagenet_class_folders(tmp_path):
     """Catches: a subset of ImageNet numbered from 0 instead of by its identifiers."""
     for i in (0, 217, 999):
         paint(tmp_path / imagenet_ids()[i] / "a.png", "red")
-    assert read_folder(tmp_path, class_names(1000)).targets.tolist() == [0, 217, 999]
+    assert read_folder(tmp_path, imagenet_names()).targets.tolist() == [0, 217, 999]
 
 
 @pytest.mark.parametrize("name, text, note", [
@@ -96,9 +96,9 @@ def test_imagenet_validation_layout(tmp_path, name, text, note):
     for i in (65, 970, 2):
         text = text.replace(f"{{{i}}}", imagenet_ids()[i])
     (tmp_path / name).write_text(text)
-    pictures = read_folder(tmp_path, class_names(1000))
+    pictures = read_folder(tmp_path, imagenet_names())
     assert pictures.targets.tolist() == [65, 970, 2] and note in pictures.notes[0]
-    assert read_folder(tmp_path, class_names(1000), labels=tmp_path / name).paths == pictures.paths
+    assert read_folder(tmp_path, imagenet_names(), labels=tmp_path / name).paths == pictures.paths
 
 
 def test_devkit_ground_truth_is_refused(tmp_path):
@@ -106,7 +106,7 @@ def test_devkit_ground_truth_is_refused(tmp_path):
     path = tmp_path / "ILSVRC2012_validation_ground_truth.txt"
     path.write_text("490\n361\n")
     with pytest.raises(FolderError, match="order of its own"):
-        read_folder(tmp_path, class_names(1000), labels=path)
+        read_folder(tmp_path, imagenet_names(), labels=path)
 
 
 def test_class_maps(folder, tmp_path):
@@ -134,7 +134,7 @@ def test_folders_that_cannot_be_told(folder, tmp_path):
     for call, match in [
             (lambda: read_folder(tmp_path / "none", NAMES), "none: not a folder"),
             (lambda: read_folder(empty, NAMES), "neither class folders"),
-            (lambda: read_folder(folder, class_names(1000)), "6 .*1000 classes; name a class map"),
+            (lambda: read_folder(folder, imagenet_names()), "6 .*1000 classes; name a class map"),
             (lambda: read_folder(folder, ("red", "blue", "tree", "sky", "sea", "sun")), "4 of 6 are none.*'black'"),
             (lambda: read_folder(folder, NAMES, labels=labels), "labels.txt: No such file")]:
         with pytest.raises(FolderError, match=match):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -28,7 +30,8 @@ def data(tmp_path_factory):
             paint(root / "data" / "test" / name / f"{i}.png", tuple(rng.integers(0, 256, 3).tolist()))
     (root / "data" / "test" / "frog" / "2.png").write_bytes(b"GIF89a")
     parameters = mmref.create_model("mobilemamba_nano", seed=1).state_dict()
-    save_file({name: np.ascontiguousarray(array) for name, array in parameters.items()}, root / "nano.safetensors")
+    save_file({name: np.ascontiguousarray(array) for name, array in parameters.items()}, root / "nano.safetensors",
+              {"class_names": json.dumps(CIFAR10)})
     return root
 
 
@@ -161,12 +164,15 @@ def test_no_picture_is_readable(data, tmp_path, capsys):
     assert "no picture could be read of 10, first:" in capsys.readouterr().err
 
 
+def heed_ctrl_c():
+    """In the child, before it runs: a shell starts background jobs with SIGINT ignored, and so are their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("way", [["--workers", "1"], ["--processes", "2"], ["--scheduler", "local:2"]])
 def test_ctrl_c(data, tmp_path, way):
     """Catches: a traceback after Ctrl-C, from this process or from its workers, or processes that live on."""
-    import signal
-    import time
     journal = tmp_path / "journal"
     arguments = command(data, "--resume", journal, "--progress", *way)
     if "--scheduler" in way:
@@ -174,7 +180,7 @@ def test_ctrl_c(data, tmp_path, way):
     arguments[arguments.index("--batch-size") + 1] = "1"
     arguments[arguments.index("--img-size") + 1] = "512"
     child = subprocess.Popen([sys.executable, "-m", "mmref", *arguments], stderr=subprocess.PIPE, text=True,
-                             start_new_session=True)
+                             start_new_session=True, preexec_fn=heed_ctrl_c)
     while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.01)

@@ -30,7 +30,7 @@ def test_a_short_run(tmp_path, kind):
 
 def test_real_files_as_seeds(tmp_path):
     """Catches --extra being ignored: trainer files of torch.save go through the mill as well."""
-    import torch
+    torch = pytest.importorskip("torch")
     net = torch.nn.BatchNorm1d(3).state_dict()
     torch.save({"net": net, "net_E": None, "odd": {1, 2}, "optimizer": {"lr": 0.1}}, tmp_path / "t.pth")
     extra, save = tmp_path / "t.pth", tmp_path / "failures"

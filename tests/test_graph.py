@@ -21,7 +21,7 @@ from mmref.errors import NotTraceable, ShapeError
 from mmref.graph import passes
 from mmref.graph.fused import FUSED
 from mmref.graph.graph import Constant
-from mmref.graph.trace import Constants, Extent, trace
+from mmref.graph.trace import Constants, Extent, plain, resized, trace
 from mmref.models.mobilemamba import Block
 from mmref.models.network import Network
 from mmref.models.parameters import expected_shapes, random_parameters
@@ -80,7 +80,56 @@ def test_sizes_remember_where_they_come_from():
         if node.name in ("cross_merge", "synthesis"):
             height, width = node.attributes["height"], node.attributes["width"]
             assert isinstance(height, Extent) and isinstance(width, Extent)
-            assert (height.axis, width.axis) == (2, 3) and (height.node.shape[2:]) == (height, width)
+            assert (height.axis, width.axis) == (2, 3) and height.node.shape[2:] == (height.value, width.value)
+
+
+def described(graph):
+    """What a graph is, in plain values that can be compared."""
+    number = {node: i for i, node in enumerate(graph)}
+    return [(node.name, node.layer, node.shape, plain(node.attributes),
+             {name: value.key if isinstance(value, Constant) else number[value] for name, value in
+              node.operands.items()}) for node in graph], [number[node] for node in graph.outputs]
+
+
+@given(variants(), *[st.tuples(st.integers(1, 400), st.integers(1, 99))] * 2)
+@settings(max_examples=15)
+def test_resized_is_traced_anew(config, first, second):
+    """Catches a size that stays that of the first trace: plans of other shapes are made from it."""
+    model = random_parameters(config)
+    constants = Constants(model)
+    graph, other = (trace(model.forward, model, (1, config.in_chans, *size), constants=constants)
+                    for size in (first, second))
+    assert graph.fixed_by is None
+    for prepare in (lambda graph: graph, passes.fused):
+        assert described(resized(prepare(graph), (1, config.in_chans, *second))) == described(prepare(other))
+
+
+@pytest.mark.parametrize("text", [
+    lambda x: x * float(x.shape[2]), lambda x: x + np.zeros((1, 1, *x.shape[2:]), np.float32),
+    lambda x: x if x.shape[2] > 20 else x * 2.0, lambda x: x * float(sum(1 for _ in range(x.shape[3]))),
+    lambda x: x * {15: 1.0}.get(x.shape[2], 3.0), lambda x: x + np.linspace(0, 1, x.shape[3], dtype=np.float32),
+    lambda x: x[:, :, :x.shape[2] // 2]])
+def test_text_that_computes_with_the_size(text):
+    """Catches a graph of one size that is used for another, because the text looked at the size unnoticed."""
+    model = lively()
+    setattr(model.patch_embed, "1", Odd(text))
+    compiled = CompiledModel(model)
+    for size in ((30, 44), (61, 40), (30, 90)):
+        x = normal(1, 2, 3, *size)
+        truth, tolerance = rounding(of_layer(model, x))
+        assert_close(compiled(x), truth, tolerance, dtype=np.float32)
+    frozen = model.frozen()
+    assert trace(frozen.forward, frozen, (1, 3, 64, 64)).fixed_by == "patch_embed.1"
+
+
+@pytest.mark.parametrize("text", [lambda x: x * float(len(x)), lambda x: x * float(x.shape[0]), lambda x: x[:1],
+                                  lambda x: F.concatenate(x, x, axis=0)])
+def test_text_that_mixes_the_batch(text):
+    """Catches samples that an engine, which runs them one by one, would compute otherwise than the text."""
+    model = lively()
+    setattr(model.patch_embed, "1", Odd(text))
+    with pytest.raises(NotTraceable, match="patch_embed.1.*batch"):
+        CompiledModel(model)(normal(1, 2, 3, 30, 30))
 
 
 class Odd(Layer):
@@ -155,10 +204,10 @@ def test_every_shape_rule_is_the_shape_of_the_result(seed, batch, channels, heig
     for call, arrays, options in calls:
         model = lively_once()
         arrays = [array.astype(np.float32) if isinstance(array, np.ndarray) else array for array in arrays]
-        operands = [array for array in arrays if isinstance(array, np.ndarray)]
-        graph = trace(lambda *symbols, call=call, arrays=arrays, options=options: call(
-            *(symbols[sum(isinstance(b, np.ndarray) for b in arrays[:i])] if isinstance(array, np.ndarray) else array
-              for i, array in enumerate(arrays)), **options), model, *(array.shape for array in operands))
+        alike = [i for i, array in enumerate(arrays) if np.shape(array)[:1] == (batch,)]  # activations, not parameters
+        graph = trace(lambda *symbols, call=call, arrays=arrays, options=options, alike=alike: call(
+            *(symbols[alike.index(i)] if i in alike else array for i, array in enumerate(arrays)), **options),
+            model, *(arrays[i].shape for i in alike))
         result = call(*arrays, **options)
         assert graph.outputs[0].shape == result.shape and result.dtype == np.float32
         seen |= {node.name for node in graph}

@@ -61,8 +61,8 @@ def test_gradient_is_the_gradient(model):
 
     With the signs that were drawn, the estimate is the norm of the Jacobian times the signs."""
     torch = pytest.importorskip("torch")
-    import torch_reference
-    net = torch_reference.create("nano", 10).double().eval()
+    from mmref.bench import torch_network
+    net = torch_network.create("nano", 10).double().eval()
     net.load_state_dict({name: torch.tensor(array) for name, array in model.state_dict().items()}, strict=False)
     x = np.random.default_rng(0).standard_normal((1, 3, 40, 56))
     found, _ = show.gradient_norms(model, x, "blocks1", 4)

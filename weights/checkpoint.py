@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmref.arguments import check_path
 from mmref.errors import CheckpointError
 from mmref.weights import pickle_tensors, safetensors_file, sharded
 from mmref.weights.state_dicts import Choice, check_name, choose
@@ -47,6 +48,11 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
     @property
+    def named(self) -> str:
+        """What messages call it: the file, or what it is."""
+        return "weights (a dict)" if self.path is None else str(self.path)
+
+    @property
     def account(self) -> str:
         """What was taken and what was left, on one line; empty for a plain state dict without anything to say."""
         taken = f"took {self.source}" * (self.source != "flat" or bool(self.others))
@@ -63,9 +69,9 @@ def read_checkpoint(path, *, prefer: str = "auto", strict: bool = False, allow_n
     allow_nonfinite  accept NaN and infinity, and negative variances
 
     What the file is is determined by its first bytes. Raises CheckpointError, which names the file and the record, for
-    everything that is not a whole, plain, finite checkpoint.
+    everything that is not a whole, plain, finite checkpoint, and ValueProblem where `path` is no path.
     """
-    path = Path(path)
+    path = check_path("path", path)
     try:
         path = sharded.locate(path)
         kind = _kind(path)

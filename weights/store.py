@@ -11,18 +11,20 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from mmref.errors import CheckpointError, ValueProblem
+from mmref.errors import CheckpointError, MmrefError, ValueProblem
 from mmref.files import replacing, sync_folder
 from mmref.home import cache_folder
 from mmref.weights.checkpoint import read_checkpoint
+from mmref.weights.config_file import config_beside
 from mmref.weights.conversion import convert
 from mmref.weights.download import discard, download
+from mmref.weights.sharded import files_of
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,31 @@ def sha256(path) -> str:
     """Hexadecimal sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path, described: bool = True) -> str:
+    """The sha256 of a weights file; of one in parts, or with a config.json beside it that is read (`described`), the
+    sha256 of the list of theirs. Raises CheckpointError."""
+    path = Path(path)
+    try:
+        files = files_of(path) + [file for file in [config_beside(path)] if described and file]
+        if len(files) == 1:
+            return sha256(files[0])
+        lines = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
+        return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+
+
+def known_sha256() -> set[str]:
+    """The digests of published files that are on record: the manifest's, and those of what was fetched here."""
+    known = {entry.sha256 for entry in manifest().values()}
+    for name in manifest():
+        with suppress(MmrefError, OSError, RuntimeError):  # no cache here: then nothing was fetched
+            known.update(map(recorded_sha256, cached(name)))
+    return known - {None}
 
 
 def _record_file(path):

@@ -2,7 +2,7 @@
 
 Parallel   (picture, slab of 32 channels, 8 strips of output pixels) a block; (channel, strip) a thread.
 Loops      rows of taps; in a row all is in registers: the strip's window of inputs, the taps, the sums.
-Moves      x once and the result once (and the residual), from DRAM; the rows of taps that overlap come from caches.
+Moves      x once and the result once, from DRAM; the rows of taps that overlap come from caches.
 Why        Neighbouring threads are neighbouring channels: every access is one run of 128 bytes. A strip is up to 8
            pixels of a row, cut so that no strip is shorter than it need be: a 3x3 filter reads 30 inputs for 8 outputs
            where a thread for each would read 72. A warp is one strip, so the edges of the map part no warp.
@@ -13,17 +13,18 @@ from __future__ import annotations
 from numba import float32
 
 from mmref.kernels.cuda.device import ZERO, device_function, load, relu, silu, store
-from mmref.kernels.cuda.driver import build, cuda, no_map
+from mmref.kernels.cuda.driver import cuda
+from mmref.kernels.cuda.launch import build, no_map
 
 LANES = 32
 STRIP = 8             # output pixels of a thread at most
 STRIPS = 8            # strips of a block at most
 NONE, RELU, SILU, LOCAL = "none", "relu", "silu", "local"
-SIGNATURE = ("void(float32[:, :], float32[:, ::1], float32[::1], float32[:, ::1], float32[:, :], float32[:, :], "
+SIGNATURE = ("void(float32[:, :], float32[:, ::1], float32[::1], float32[:, ::1], float32[:, :], "
              "int32, int32, int32, int32)")
 
 
-def depthwise_kernel(k_h: int, k_w: int, stride: int, padding: int, strip: int, activation: str, residual: bool):
+def depthwise_kernel(k_h: int, k_w: int, stride: int, padding: int, strip: int, activation: str):
     """The kernel for one filter shape; `strip` output pixels a thread."""
     window = (strip - 1) * stride + k_w
 
@@ -37,14 +38,15 @@ def depthwise_kernel(k_h: int, k_w: int, stride: int, padding: int, strip: int, 
             return relu(relu(value) * load(after, 0, channel) + load(after, 1, channel))
         return value
 
-    def kernel(x, weight, bias, after, other, out, height, width, out_height, out_width):
+    def kernel(x, weight, bias, after, out, height, width, out_height, out_width):
         values = cuda.local.array(window, float32)
         total = cuda.local.array(strip, float32)
         slabs = (x.shape[1] + LANES - 1) // LANES
         channel = cuda.blockIdx.x % slabs * LANES + cuda.threadIdx.x
-        picture = cuda.blockIdx.x // slabs
         across = (out_width + strip - 1) // strip
-        item = cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y
+        pieces = (out_height * across + cuda.blockDim.y - 1) // cuda.blockDim.y
+        block = cuda.blockIdx.x // slabs
+        picture, item = block // pieces, block % pieces * cuda.blockDim.y + cuda.threadIdx.y
         row, column = item // across, item % across * strip
         if channel >= x.shape[1] or row >= out_height:
             return
@@ -71,10 +73,7 @@ def depthwise_kernel(k_h: int, k_w: int, stride: int, padding: int, strip: int, 
         at = (picture * out_height + row) * out_width + column
         for j in range(strip):
             if column + j < out_width:
-                value = total[j]
-                if residual:
-                    value += load(other, at + j, channel)
-                store(out, at + j, channel, finish(value, after, channel))
+                store(out, at + j, channel, finish(total[j], after, channel))
 
     return kernel
 
@@ -89,30 +88,21 @@ def geometry(out_height: int, out_width: int) -> tuple[int, int, int]:
 
 
 def convolve(x, weight, bias, out, *, images, height, width, k_h, k_w, stride, padding, activation=NONE, after=None,
-             residual=None, stream=0):
+             stream=0):
     """Launch for any filter: `depthwise` with k_h, k_w and padding of their own."""
     out_height, out_width = (height + 2 * padding - k_h) // stride + 1, (width + 2 * padding - k_w) // stride + 1
     strip, together, blocks = geometry(out_height, out_width)
-    kernel = build(depthwise_kernel, k_h, k_w, stride, padding, strip, activation, residual is not None,
-                   threads=LANES * together)
+    kernel = build(depthwise_kernel, k_h, k_w, stride, padding, strip, activation, threads=LANES * together)
     slabs = -(-x.shape[1] // LANES)
-    kernel[(slabs * images, blocks), (LANES, together), stream](
-        x, weight, bias, no_map() if after is None else after, out if residual is None else residual, out,
-        height, width, out_height, out_width)
+    kernel[slabs * images * blocks, (LANES, together), stream](
+        x, weight, bias, no_map() if after is None else after, out, height, width, out_height, out_width)
 
 
-def depthwise(x, weight, bias, out, *, images, height, width, kernel, stride=1, activation=NONE, after=None,
-              residual=None, stream=0):
-    """Launch: out = activation(conv(x) + bias + residual), padding kernel // 2.
+def depthwise(x, weight, bias, out, *, images, height, width, kernel, stride=1, activation=NONE, after=None, stream=0):
+    """Launch: out = activation(conv(x) + bias), padding kernel // 2.
 
-    x (images * height * width, C), weight (kernel * kernel, C) and `after` (2, C) contiguous, bias (C,), out and
-    residual (images * oh * ow, C); float32. Activation "none", "relu", "silu" or "local", which is
+    x (images * height * width, C), weight (kernel * kernel, C) and `after` (2, C) contiguous, bias (C,),
+    out (images * oh * ow, C); float32. Activation "none", "relu", "silu" or "local", which is
     relu(relu(v) * after[0] + after[1])."""
     convolve(x, weight, bias, out, images=images, height=height, width=width, k_h=kernel, k_w=kernel, stride=stride,
-             padding=kernel // 2, activation=activation, after=after, residual=residual, stream=stream)
-
-
-def bytes_moved(*, images, height, width, kernel, channels, stride=1, residual=False) -> int:
-    """Least bytes a launch moves: x, the result and the residual once, the weights once."""
-    out = -(-height // stride) * -(-width // stride)
-    return 4 * channels * (images * (height * width + out * (2 if residual else 1)) + kernel * kernel + 1)
+             padding=kernel // 2, activation=activation, after=after, stream=stream)

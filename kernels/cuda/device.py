@@ -47,6 +47,23 @@ if SIMULATOR:
         pitch = array.strides[-2] // array.itemsize
         return array.reshape(-1, array.shape[-1])[offset // pitch, offset % pitch]
 
+    def load4(array, i, j):
+        """array[i, j:j + 4], 16 bytes that begin at a multiple of 16: one access."""
+        return array[i, j], array[i, j + 1], array[i, j + 2], array[i, j + 3]
+
+    def load4_of(vector, j):
+        """vector[j:j + 4], as load4."""
+        return vector[j], vector[j + 1], vector[j + 2], vector[j + 3]
+
+    def store4(array, i, j, values):
+        """array[i, j:j + 4] = values, as load4."""
+        for k in range(4):
+            array[i, j + k] = values[k]
+
+    def bits(x):
+        """The bits of a float32, as an integer."""
+        return np.float32(x).view(np.int32)
+
     def exp2(x):
         """2**x."""
         return np.exp2(np.float32(x))
@@ -125,6 +142,43 @@ else:
             return builder.load(builder.gep(array.data, [args[1]], inbounds=True))
         return array.dtype(array, types.int64), emit
 
+    _four = ir.VectorType(ir.FloatType(), 4)
+
+    def _load4(context, builder, signature, args):
+        start = _pointer(context, builder, signature.args[0], args[0], args[1:])
+        four = builder.load(builder.bitcast(start, _four.as_pointer(start.type.addrspace)), align=16)
+        values = [builder.extract_element(four, ir.Constant(ir.IntType(32), k)) for k in range(4)]
+        return context.make_tuple(builder, signature.return_type, values)
+
+    @intrinsic
+    def load4(_, array, i, j):
+        """array[i, j:j + 4], 16 bytes that begin at a multiple of 16: one access."""
+        return types.UniTuple(array.dtype, 4)(array, types.int64, types.int64), _load4
+
+    @intrinsic
+    def load4_of(_, vector, j):
+        """vector[j:j + 4], as load4."""
+        return types.UniTuple(vector.dtype, 4)(vector, types.int64), _load4
+
+    @intrinsic
+    def store4(_, array, i, j, values):
+        """array[i, j:j + 4] = values, as load4."""
+        def emit(context, builder, signature, args):
+            start = _pointer(context, builder, signature.args[0], args[0], args[1:3])
+            four = ir.Constant(_four, ir.Undefined)
+            for k, value in enumerate(cgutils.unpack_tuple(builder, args[3], 4)):
+                four = builder.insert_element(four, value, ir.Constant(ir.IntType(32), k))
+            builder.store(four, builder.bitcast(start, _four.as_pointer(start.type.addrspace)), align=16)
+            return context.get_dummy_value()
+        return types.void(array, types.int64, types.int64, types.UniTuple(array.dtype, 4)), emit
+
+    @intrinsic
+    def bits(_, x):
+        """The bits of a float32, as an integer."""
+        def emit(context, builder, signature, args):
+            return builder.bitcast(args[0], ir.IntType(32))
+        return types.int32(types.float32), emit
+
     exp2 = _instruction("ex2.approx.ftz.f32")  # 2 units in the last place; 0 below 2**-126
 
     @device_function
@@ -137,6 +191,18 @@ else:
 def relu(x):
     """max(x, 0); NaN stays NaN, as in the reference."""
     return ZERO if x < ZERO else x
+
+
+@device_function
+def add4(x, y):
+    """x + y, four values each."""
+    return x[0] + y[0], x[1] + y[1], x[2] + y[2], x[3] + y[3]
+
+
+@device_function
+def relu4(x):
+    """relu of four values."""
+    return relu(x[0]), relu(x[1]), relu(x[2]), relu(x[3])
 
 
 @device_function

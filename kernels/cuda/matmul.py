@@ -1,9 +1,9 @@
-"""Our own matrix product, tiled, with bias, shortcuts and ReLU inside: to read, and to run without CuPy.
+"""Our own matrix product, tiled, with bias, shortcuts and ReLU inside: to read, and to run without cuBLAS.
 
 Parallel   tiles of rows x columns of the result, a block each; in it (8 or 4) x (8, 6 or 4) results a thread.
 Loops      the depth, 8 at a time.
-Moves      a once for every column of tiles, the weights once for every row of tiles, mostly from caches; the result and
-           the shortcuts once.
+Moves      a once for every column of tiles, the weights once for every row of tiles, mostly from caches (tiles of the
+           same rows run side by side, so a comes from memory once); the result and the shortcuts once.
 Why        A multiply-add that fetches both its factors from shared memory costs eight times itself. A thread that
            keeps 8 x 8 sums in registers fetches 16 values for 64 multiply-adds; the tile of a, stored transposed, is
            read four rows at a time. Two buffers: the next 8 of the depth are on their way from memory, in registers,
@@ -20,9 +20,9 @@ from functools import cache
 from numba import float32
 
 from mmref.kernels.cuda.device import ZERO, device_function, load, store
-from mmref.kernels.cuda.device import relu as relu_of
-from mmref.kernels.cuda.driver import ALIGNMENT, build, cuda, no_map, no_vector
-from mmref.kernels.cuda.epilogue import shortcuts_of
+from mmref.kernels.cuda.driver import ALIGNMENT, cuda
+from mmref.kernels.cuda.epilogue import finish, shortcuts_of
+from mmref.kernels.cuda.launch import MOST_BLOCKS, build, no_map, no_vector
 
 STEP = 8                     # of the depth
 ACROSS, DOWN = 8, 16         # threads of a block
@@ -37,6 +37,13 @@ def tile_shape(rows: int, columns: int) -> tuple[int, int]:
     """(rows, columns) of a thread: columns that leave the least of the last tile empty, few rows for few."""
     across = min(COLUMNS, key=lambda choice: -(-columns // (ACROSS * choice[0])) * ACROSS * choice[0] * choice[1])[0]
     return (4 if rows <= 4 * DOWN * 64 else 8), across
+
+
+def tile_grid(rows: int, columns: int, down: int, across: int) -> tuple[int, int, int]:
+    """Blocks along x, y and z: tiles of the same rows side by side; more rows of tiles than y has room for, in z."""
+    tiles = -(-rows // (DOWN * down))
+    layers = -(-tiles // MOST_BLOCKS[1])
+    return -(-columns // (ACROSS * across)), -(-tiles // layers), layers
 
 
 @cache
@@ -101,6 +108,7 @@ def matmul_kernel(down: int, across: int, bias: bool, shortcuts: int, relu: bool
     """The kernel for (down, across) results a thread."""
     rows, columns, fetched_b, row_of, clear, fetch_b, put_b, put_a, multiply = tile_functions(down, across)
     line, buffers = rows + 4, 2 * STEP
+    finished = finish(bias, shortcuts, relu)
 
     @device_function
     def fetch_a(a, first_row, k, values):
@@ -118,7 +126,8 @@ def matmul_kernel(down: int, across: int, bias: bool, shortcuts: int, relu: bool
         total = cuda.local.array((down, across), float32)
         next_a = cuda.local.array(down, float32)
         next_b = cuda.local.array(fetched_b, float32)
-        first_row, first_column, depth = cuda.blockIdx.x * rows, cuda.blockIdx.y * columns, a.shape[1]
+        first_row, first_column = (cuda.blockIdx.z * cuda.gridDim.y + cuda.blockIdx.y) * rows, cuda.blockIdx.x * columns
+        depth = a.shape[1]
         clear(total)
         fetch_a(a, first_row, 0, next_a)
         fetch_b(weight, depth, first_column, 0, next_b)
@@ -136,14 +145,7 @@ def matmul_kernel(down: int, across: int, bias: bool, shortcuts: int, relu: bool
             for j in range(across):
                 column = first_column + cuda.threadIdx.x + j * ACROSS
                 if row < out.shape[0] and column < out.shape[1]:
-                    value = total[i, j]
-                    if bias:
-                        value += shift[column]
-                    if shortcuts > 0:
-                        value += load(first, row, column)
-                    if shortcuts > 1:
-                        value += load(second, row, column)
-                    store(out, row, column, relu_of(value) if relu else value)
+                    store(out, row, column, finished(total[i, j], row, column, shift, first, second))
 
     return kernel
 
@@ -158,10 +160,5 @@ def matmul(a, weight, bias, out, *, residual=None, residual2=None, relu=False, s
     shortcuts = shortcuts_of(residual, residual2)
     kernel = build(matmul_kernel, down, across, bias is not None, len(shortcuts), bool(relu), threads=THREADS)
     first, second = [*shortcuts, no_map(), no_map()][:2]
-    grid = -(-rows // (DOWN * down)), -(-columns // (ACROSS * across))
-    kernel[grid, (ACROSS, DOWN), stream](a, weight, no_vector() if bias is None else bias, first, second, out)
-
-
-def bytes_moved(*, rows, depth, columns, shortcuts=0) -> int:
-    """Least bytes a launch moves: the factors, the shortcuts and the result once."""
-    return 4 * (rows * depth + depth * columns + columns + rows * columns * (1 + shortcuts))
+    kernel[tile_grid(rows, columns, down, across), (ACROSS, DOWN), stream](
+        a, weight, no_vector() if bias is None else bias, first, second, out)

@@ -22,7 +22,8 @@ from functools import cache
 from numba import float32
 
 from mmref.kernels.cuda.device import LOG2_E, ONE, ZERO, device_function, exp2, load, load3, softplus, store
-from mmref.kernels.cuda.driver import ALIGNMENT, build, cuda
+from mmref.kernels.cuda.driver import ALIGNMENT, cuda
+from mmref.kernels.cuda.launch import build
 
 STEPS = 8            # pixels of a segment: what a thread keeps in registers
 PAIR = 2             # channels of a thread, `lanes` apart
@@ -144,10 +145,11 @@ def scan_kernel(rank: int, segments: int, lanes: int):
         y = cuda.local.array((PAIR, STEPS), float32)
         forward = cuda.local.array((PAIR, STEPS), float32)
         backward = cuda.local.array((PAIR, STEPS), float32)
-        slab = cuda.blockIdx.x * width
+        slabs = (u.shape[1] + width - 1) // width
+        slab = cuda.blockIdx.x % slabs * width
         channel = slab + cuda.threadIdx.x
         thread = cuda.threadIdx.y * lanes + cuda.threadIdx.x
-        picture = cuda.blockIdx.y * length
+        picture = cuda.blockIdx.x // slabs * length
         tiles = (length + tile - 1) // tile
 
         load_weights(dt_weight, slab, weights)
@@ -243,9 +245,4 @@ def scan(u, coefficients, dt_weight, dt_bias, A, D, out, *, images, length, rank
     segments, lanes = shape or block_shape(rank, length)
     kernel = build(scan_kernel, rank, segments, lanes, threads=segments * lanes, blocks=resident(segments * lanes))
     slabs = -(-u.shape[1] // (PAIR * lanes))
-    kernel[(slabs, images), (lanes, segments), stream](u, coefficients, dt_weight, dt_bias, A, D, out, length)
-
-
-def bytes_moved(*, images, length, rank, channels) -> int:
-    """Least bytes a launch moves: u and the result once, the coefficients once, the parameters once."""
-    return 4 * (images * length * (2 * channels + 2 * (rank + 2)) + 2 * channels * (rank + 3))
+    kernel[slabs * images, (lanes, segments), stream](u, coefficients, dt_weight, dt_bias, A, D, out, length)

@@ -3,7 +3,8 @@
     h[n] = exp(delta * A[n]) * h[n] + delta * B[n] * u,    y = sum over n of C[n] * h[n] + D * u
 
 Parallel   (sequence, slab of 32 channels) a block of one warp; a channel a thread.
-Loops      groups of up to 16 states, kept in registers; tiles of 32 steps; steps; states.
+Loops      groups of up to 16 states, kept in registers; tiles of 32 steps; steps; states. States that the last group
+           lacks take no part at all: times an infinite or undefined decay their zeros would count.
 Moves      u, delta once a group of states, y once (twice, there and back, for every further group); B and C once a
            slab of channels.
 Why        The steps of a sequence are contiguous here, not its channels: tiles of 32 x 32 go through shared memory, in
@@ -17,7 +18,8 @@ from __future__ import annotations
 from numba import float32
 
 from mmref.kernels.cuda.device import LOG2_E, ZERO, exp2, load, store
-from mmref.kernels.cuda.driver import build, cuda
+from mmref.kernels.cuda.driver import cuda
+from mmref.kernels.cuda.launch import build
 
 TILE, LINE = 32, 33
 GROUP = 16           # states that a thread keeps
@@ -25,8 +27,8 @@ SIGNATURE = ("void(float32[:, :], float32[:, :], float32[:, :], float32[:, :], f
              "float32[:, :], int32, int32, int32, int32)")
 
 
-def scan_states_kernel(group: int):
-    """The kernel for groups of `group` states; the last group may be smaller."""
+def scan_states_kernel(group: int, whole: bool):
+    """The kernel for groups of `group` states; `whole`: the last group is no smaller."""
 
     def kernel(u, delta, A, B, C, D, y, directions, channels, states, length):
         tile_u = cuda.shared.array((TILE, LINE), float32)
@@ -45,7 +47,7 @@ def scan_states_kernel(group: int):
         for base in range(0, max(states, 1), group):
             for n in range(group):
                 h[n] = ZERO
-                rate[n] = load(A, parameters, base + n) * LOG2_E if base + n < states else ZERO
+                rate[n] = load(A, parameters, base + n) if whole or base + n < states else ZERO
             for start in range(0, length, TILE):
                 cuda.syncthreads()
                 inside = start + lane < length
@@ -66,8 +68,9 @@ def scan_states_kernel(group: int):
                     total = load(tile_y, lane, step) if base > 0 else D[parameters] * value
                     gain = d * value
                     for n in range(group):
-                        h[n] = exp2(d * rate[n]) * h[n] + gain * load(tile_B, n, step)
-                        total += load(tile_C, n, step) * h[n]
+                        if whole or base + n < states:
+                            h[n] = exp2(d * rate[n] * LOG2_E) * h[n] + gain * load(tile_B, n, step)
+                            total += load(tile_C, n, step) * h[n]
                     store(tile_y, lane, step, total)
                 cuda.syncthreads()
                 for c in range(count):
@@ -82,7 +85,8 @@ def scan_states(u, delta, A, B, C, D, y, *, stream=0):
     D (K, D), contiguous, none empty but for N, which may be 0; float32."""
     batch, directions, channels, length = u.shape
     states = A.shape[2]
-    kernel = build(scan_states_kernel, max(min(states, GROUP), 1), threads=TILE)
+    group = max(min(states, GROUP), 1)
+    kernel = build(scan_states_kernel, group, states > 0 and states % group == 0, threads=TILE)
     sequences = batch * directions
     rows, few = (sequences * channels, length), (sequences * max(states, 1), length)
     if not states:  # nothing of A, B and C is read, but a kernel needs arrays
@@ -92,8 +96,3 @@ def scan_states(u, delta, A, B, C, D, y, *, stream=0):
     kernel[sequences * -(-channels // TILE), TILE, stream](
         u.reshape(*rows), delta.reshape(*rows), A, B, C, D.reshape(directions * channels), y.reshape(*rows),
         directions, channels, states, length)
-
-
-def bytes_moved(*, batch, directions, channels, states, length) -> int:
-    """Least bytes a launch moves: u, delta, B, C and y once, the parameters once."""
-    return 4 * (batch * directions * length * (3 * channels + 2 * states) + directions * channels * (states + 1))

@@ -30,12 +30,10 @@ def rows(x):
 
 
 def depthwise(x, weight, bias, out, *, images, height, width, kernel, stride=1, activation="none", after=None,
-              residual=None, stream=0):
+              stream=0):
     taps = host(weight).T.reshape(-1, 1, kernel, kernel)
     y = rows(F.depthwise_conv2d(pictures(x, images, height, width), taps, host(bias), stride=stride,
                                 padding=kernel // 2))
-    if residual is not None:
-        y = y + host(residual)
     if activation == "local":
         scale, shift = host(after)
         y = F.relu(F.relu(y) * scale + shift)
@@ -55,16 +53,12 @@ def scan(u, coefficients, dt_weight, dt_bias, A, D, out, *, images, length, rank
     host(out)[...] = (y[:, 0] + y[:, 1, :, ::-1]).swapaxes(1, 2).reshape(images * length, -1)
 
 
-def wavelet_branch(x, weight, out, *, images, height, width, kernel, add=None, bias=None, relu=False, stream=0):
+def wavelet_branch(x, weight, out, *, images, height, width, kernel, stream=0):
     pixels, weight = pictures(x, images, height, width), host(weight)
     bank = np.tile(HAAR[:, None], (pixels.shape[1], 1, 1, 1))
     taps = 4 * weight.transpose(2, 0, 1).reshape(-1, 1, kernel, kernel)              # channel 4 * c + band
     bands = F.depthwise_conv2d(analysis(pixels, bank), taps, padding=kernel // 2)
-    y = rows(synthesis(bands, bank, height, width))
-    for more in (add, bias):
-        if more is not None:
-            y = y + host(more)
-    host(out)[...] = F.relu(y) if relu else y
+    host(out)[...] = rows(synthesis(bands, bank, height, width))
 
 
 def norm_gate(y, z, weight, bias, out, *, stream=0):
@@ -106,6 +100,10 @@ def matmul(a, weight, bias, out, *, residual=None, residual2=None, relu=False, s
 
 def to_channels_first(x, out, *, images, pixels, stream=0):
     host(out)[...] = host(x).reshape(images, pixels, -1).swapaxes(1, 2)
+
+
+def to_contiguous(x, out, *, stream=0):
+    host(out)[...] = host(x)
 
 
 LAUNCHERS = {"depthwise": depthwise, "scan": scan, "wavelet_branch": wavelet_branch, "norm_gate": norm_gate,

@@ -19,18 +19,18 @@ from functools import cache
 
 from numba import float32
 
-from mmref.kernels.cuda.device import ZERO, device_function, load, load3, relu, store
-from mmref.kernels.cuda.driver import build, cuda, no_vector
+from mmref.kernels.cuda.device import ZERO, device_function, load, load3, store
+from mmref.kernels.cuda.driver import cuda
+from mmref.kernels.cuda.launch import build
 
 LANES = 16
 LARGEST = 8           # side of a tile without overlap
 SHARED_SIDE = 12      # and with it, overlap included: 40 kB
 THREADS = 128
-SIGNATURE = ("void(float32[:, :], float32[:, :, ::1], float32[:, :], float32[:, :], float32[::1], "
-             "int32, int32, int32)")
+SIGNATURE = "void(float32[:, :], float32[:, :, ::1], float32[:, :], int32, int32, int32)"
 
 
-def wavelet_branch_kernel(kernel: int, tile: int, overlap: int, pictures: int, add: bool, activate: bool):
+def wavelet_branch_kernel(kernel: int, tile: int, overlap: int, pictures: int):
     """The kernel for k = `kernel` and blocks of (16, tile, pictures) threads; overlap 0 or k // 2."""
     pad = kernel // 2
     side = tile + 2 * overlap
@@ -62,15 +62,16 @@ def wavelet_branch_kernel(kernel: int, tile: int, overlap: int, pictures: int, a
                         if 0 <= j + s - pad + overlap < side:
                             total[band, j] += w * values[j + s - pad + overlap]
 
-    def kernel_function(x, weight, other, out, bias, images, height, width):
+    def kernel_function(x, weight, out, images, height, width):
         bands = cuda.shared.array((shared_rows, line), float32)
         total = cuda.local.array((4, tile), float32)
         slabs = (x.shape[1] + LANES - 1) // LANES
         lane, i, z = cuda.threadIdx.x, cuda.threadIdx.y, cuda.threadIdx.z
         channel = cuda.blockIdx.x % slabs * LANES + lane
-        picture = cuda.blockIdx.x // slabs * pictures + z
-        tiles = ((width + 1) // 2 + tile - 1) // tile
-        top, left = cuda.blockIdx.y // tiles * tile, cuda.blockIdx.y % tiles * tile
+        across, down = ((width + 1) // 2 + tile - 1) // tile, ((height + 1) // 2 + tile - 1) // tile
+        block = cuda.blockIdx.x // slabs
+        picture, place = block // (across * down) * pictures + z, block % (across * down)
+        top, left = place // across * tile, place % across * tile
         inside = picture < images and channel < x.shape[1]
         first = picture * height * width
 
@@ -104,7 +105,6 @@ def wavelet_branch_kernel(kernel: int, tile: int, overlap: int, pictures: int, a
         convolve(2, bands, weight, channel, total)
         convolve(3, bands, weight, channel, total)
 
-        shift = bias[channel] if add else ZERO
         y = 2 * (top + i)
         for j in range(tile):
             column = 2 * (left + j)
@@ -115,10 +115,7 @@ def wavelet_branch_kernel(kernel: int, tile: int, overlap: int, pictures: int, a
                 else:
                     value = (low - along_h) + (along_w - both if part == 2 else both - along_w)
                 if y + part // 2 < height and column + part % 2 < width:
-                    at = first + (y + part // 2) * width + column + part % 2
-                    if add:
-                        value += load(other, at, channel) + shift
-                    store(out, at, channel, relu(value) if activate else value)
+                    store(out, first + (y + part // 2) * width + column + part % 2, channel, value)
 
     return kernel_function
 
@@ -137,19 +134,13 @@ def tiling(height: int, width: int, kernel: int) -> tuple[int, int, int, int]:
     return tile, overlap, max(THREADS // (LANES * tile), 1), -(-rows // tile) * -(-columns // tile)
 
 
-def wavelet_branch(x, weight, out, *, images, height, width, kernel, add=None, bias=None, relu=False, stream=0):
-    """Launch: out = wavelet(x), or wavelet(x) + add + bias, with a ReLU behind it where asked for.
+def wavelet_branch(x, weight, out, *, images, height, width, kernel, stream=0):
+    """Launch: out = wavelet(x).
 
-    x, add, out (images * height * width, C), bias (C,), weight (4, k * k, C): the taps of every sub-band times its
-    scale and 1/4, the product of the Haar filters' factors; float32. `add` may be `out` itself, x may not."""
+    x, out (images * height * width, C), weight (4, k * k, C): the taps of every sub-band times its scale and 1/4, the
+    product of the Haar filters' factors; float32. `out` must not be x."""
     tile, overlap, pictures, tiles = tiling(height, width, kernel)
-    build_for = (kernel, tile, overlap, pictures, add is not None, bool(relu))
-    launch = build(wavelet_branch_kernel, *build_for, threads=LANES * tile * pictures)
+    launch = build(wavelet_branch_kernel, kernel, tile, overlap, pictures, threads=LANES * tile * pictures)
     slabs = -(-x.shape[1] // LANES)
-    launch[(slabs * -(-images // pictures), tiles), (LANES, tile, pictures), stream](
-        x, weight, out if add is None else add, out, no_vector() if bias is None else bias, images, height, width)
-
-
-def bytes_moved(*, images, height, width, kernel, channels, add=False) -> int:
-    """Least bytes a launch moves: x and the result once (and what is added), the weights once."""
-    return 4 * channels * (images * height * width * (3 if add else 2) + 4 * kernel * kernel + (1 if add else 0))
+    launch[slabs * -(-images // pictures) * tiles, (LANES, tile, pictures), stream](
+        x, weight, out, images, height, width)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from mmref.cli.common import table
+from mmref.tables import table
 
 TIMM_COLUMNS = ("model", "infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size",
                 "infer_gmacs", "param_count")
@@ -67,9 +67,10 @@ def _case_table(report, rows):
     for row in rows:
         q1, q3 = np.quantile(row.rounds, (0.25, 0.75))
         low, ratio, high = np.quantile(row.ratios, (0.25, 0.5, 0.75))
+        rate = "alarm" if row.alarm else f"{np.median(row.rates):.0%}"
         lines.append((row.backend, f"{1e3 * row.median:.2f}", f"{1e3 * q1:.2f}-{1e3 * q3:.2f}",
                       f"{row.batch / row.median:.1f}", f"{ratio:.2f}", f"{low:.2f}-{high:.2f}",
-                      f"{np.median(row.rates):.0%}", f"{row.peak_bytes / 1e6:.0f}", optional(row.seconds_import, ".2f"),
+                      rate, f"{row.peak_bytes / 1e6:.0f}", optional(row.seconds_import, ".2f"),
                       optional(row.seconds_cold, ".2f"), optional(row.seconds_warm, ".2f"), f"{row.error:.0e}"))
     return table(lines, ("backend", "ms", "quartiles", "pictures/s", "ratio", "quartiles", "rate", "peak MB", "import",
                          "start cold", "start warm", "error"))

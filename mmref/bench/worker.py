@@ -3,7 +3,8 @@
     {"do": "open", "job": {...}}           import, then build       -> {"import": s, "build": s}
     {"do": "prepare", "shape": [...]}      and answer once          -> {"first": s, "logits": [...]}
     {"do": "run", "count": n}              n forwards after one     -> {"seconds": [...]}
-    {"do": "rate"}                         calibration only         -> {"rate": multiply-adds a second, "method": ...}
+    {"do": "rate"}                         calibration only         -> {"rate": multiply-adds a second, "method": ...,
+                                                                        "is_peak": whether nothing can be faster}
     {"do": "memory"}                       peak so far              -> {"bytes": ...}
 
 A failure is answered too: {"error": "..."}. The process ends when its input does.
@@ -60,7 +61,7 @@ class Worker:
         return {"seconds": seconds}
 
     def rate(self):
-        return {"rate": self.contestant.rate(), "method": self.contestant.method}
+        return {"rate": self.contestant.rate(), "method": self.contestant.method, "is_peak": self.contestant.is_peak}
 
     def memory(self):
         return {"bytes": peak_memory()}

@@ -5,14 +5,13 @@ Exit status 0 same, 1 differs, 2 bad input.
 
 from __future__ import annotations
 
-NAME, HELP = "check", "a Python callable against the network, on inputs that break things"
+from mmref.cli.common import add_model_arguments, model_from, size_from
 
 
 def add_arguments(parser):
     parser.add_argument("callable", metavar="MODULE:CALLABLE", help="takes (B, 3, H, W) float32, gives (B, classes); "
                         "the working folder is importable")
-    parser.add_argument("--model", default="mobilemamba_nano", help="default: %(default)s")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth (default: the model's own)")
+    add_model_arguments(parser)
     parser.add_argument("--examples", type=int, default=60,
                         help="inputs to try before shrinking (default: %(default)s)")
     parser.add_argument("--max-side", type=int, default=96, help="largest height and width (default: %(default)s)")
@@ -26,17 +25,11 @@ def run(args) -> int:
 
     from mmref.cli.output import print_json
     from mmref.errors import ValueProblem
-    from mmref.models.create import create_model
     from mmref.validate.check import check, load_callable
     if min(args.examples, args.max_side, args.max_batch) < 1:
         raise ValueProblem("--examples, --max-side and --max-batch must be at least 1")
-    try:
-        size = tuple(int(n) for n in args.size.split("x")) if args.size else None
-        if size and (len(size) != 2 or min(size) < 1):
-            raise ValueError
-    except ValueError as error:
-        raise ValueProblem(f"--size must read HxW, for instance 224x224, got {args.size!r}") from error
-    model = create_model(args.model, args.weights, pretrained=args.weights is None)
+    size = size_from("--size", args.size)
+    model = model_from(args)
     failure, tried = check(load_callable(args.callable), model, args.examples, args.max_side, args.max_batch, size)
     if args.json:
         print_json({"same": failure is None, "tried": tried, "failure": failure and asdict(failure)})
@@ -46,7 +39,7 @@ def run(args) -> int:
         print(f"DIFFERS; the smallest input found ({tried} tried): batch {failure.batch}, {failure.height} x "
               f"{failure.width} pixels, {failure.fill} of magnitude {failure.magnitude:g}, seed {failure.seed}")
         print(f"  {failure.reason}")
-        shape = (failure.batch, 3, failure.height, failure.width)
+        shape = (failure.batch, model.config.in_chans, failure.height, failure.width)
         print(f"  input again: mmref.validate.check.make_input({shape}, "
               f"{failure.fill!r}, {failure.magnitude:g}, {failure.seed})")
     return 0 if failure is None else 1

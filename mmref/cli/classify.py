@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from mmref.cli.common import add_model_arguments
+from mmref.cli.common import (
+    add_backend_arguments,
+    add_class_names_argument,
+    add_model_arguments,
+    add_transform_arguments,
+    predictor_from,
+)
 from mmref.cli.output import note, print_json, say
 from mmref.cli.pictures import gather
-from mmref.errors import ValueProblem
 from mmref.text import name_fields
 
 
@@ -17,8 +22,10 @@ def add_arguments(parser):
     parser.add_argument("--sample", action="append", default=[], metavar="NAME",
                         help="a picture that comes along: cat, aero, ascent or camera")
     add_model_arguments(parser)
+    add_backend_arguments(parser)
+    add_class_names_argument(parser)
+    add_transform_arguments(parser)
     parser.add_argument("--topk", type=int, default=3, help="classes to name (default: %(default)s)")
-    parser.add_argument("--img-size", type=int, help="side of the network's input (default: the weights' own)")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures at once (default: %(default)s)")
     parser.add_argument("--exif", action="store_true", help="turn pictures as their EXIF orientation asks")
     parser.add_argument("--json", action="store_true", help="for programs: a list with one object per picture")
@@ -27,15 +34,11 @@ def add_arguments(parser):
 def run(args) -> int:
     """0 if every picture got its answer, 2 if one (or a folder) could not be read or nothing was asked."""
     from mmref.progress import progress
-    from mmref.tasks.predictor import Predictor
     pictures, names, problems = gather(args.pictures, args.sample)
-    predict = Predictor(args.model, args.weights, args.backend, args.topk, args.batch_size, args.img_size,
-                        exif=args.exif, threads=args.threads)
-    loaded = predict.load()
+    predict, loaded = predictor_from(args)
     config = loaded.model.config
-    if args.num_classes is not None and args.num_classes != config.num_classes:
-        raise ValueProblem(f"--num-classes must be {config.num_classes}, which the weights answer, "
-                           f"got {args.num_classes}")
+    if not loaded.model.class_names:
+        note("nobody says what the classes are called; --class-names gives them (a file, imagenet or cifar10)")
     answers, of_ten = [], args.weights is None and config.name == "mobilemamba_nano"
     with progress(len(pictures), "picture", wanted=None if len(pictures) >= 8 else False) as bar:
         for name, answer in zip(names, predict.stream(pictures), strict=True):

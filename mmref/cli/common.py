@@ -1,42 +1,127 @@
-"""What several commands share: model arguments, tables, JSON."""
+"""What several commands share: arguments of models, weights and transforms."""
 
 from __future__ import annotations
 
-from mmref.text import printable
+import re
+
+from mmref.cli.output import note
 
 
 def add_model_arguments(parser, positional: bool = False) -> None:
-    """--model (or a positional MODEL), --weights, --num-classes, --backend, --threads."""
+    """--model (or a positional MODEL) and --weights with what belongs to it."""
     if positional:
         parser.add_argument("model", metavar="MODEL", help="a name that `mmref models` lists")
     else:
-        parser.add_argument("--model", default="mobilemamba_nano", help="a name that `mmref models` lists "
+        parser.add_argument("--model", "-m", default="mobilemamba_nano", help="a name that `mmref models` lists "
                             "(default: %(default)s, whose weights are in the box)")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth file (default: the model's own)")
-    parser.add_argument("--num-classes", type=int, help="checked against the weights")
-    add_backend_arguments(parser)
+    parser.add_argument("--weights", "--checkpoint", metavar="FILE", help=".safetensors or .pth file, an index of one "
+                        "in parts, or a folder with one of these (default: the model's own)")
+    add_prefer_argument(parser)
+    parser.add_argument("--num-classes", type=int, metavar="N", help="checked against the weights; 0 leaves the head "
+                        "out (default: what the weights have)")
+    parser.add_argument("--in-chans", type=int, metavar="N", help="input channels, checked against the weights "
+                        "(default: what the weights have)")
+
+
+def add_prefer_argument(parser) -> None:
+    """--prefer."""
+    parser.add_argument("--prefer", default="auto", metavar="NAME", help="which entry of a trainer's file: its name, "
+                        "ema (a moving average) or raw (default: the moving average where it is there)")
 
 
 def add_backend_arguments(parser) -> None:
+    """--backend and --threads."""
     parser.add_argument("--backend", default="numpy", choices=("numpy", "numba", "cuda"),
                         help="numpy is the reference, numba compiles for this CPU, cuda runs on an NVIDIA GPU "
                              "(default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="for --backend numba (default: all cores)")
+    parser.add_argument("--threads", type=int, metavar="N", help="for --backend numba, of each copy of the model "
+                        "(default: all cores)")
 
 
-def model_from(args, untrained: bool = False):
-    """The model that the arguments ask for; `untrained` allows random parameters where no weights are named."""
+def add_class_names_argument(parser) -> None:
+    """--class-names."""
+    parser.add_argument("--class-names", metavar="FILE", help="names of the outputs: one per line, or JSON; or one of "
+                        "imagenet, cifar10 (default: those that the weights or a config.json beside them bring)")
+
+
+def add_transform_arguments(parser) -> None:
+    """--img-size, --crop-pct, --mean, --std, --interpolation: what `transform_from` changes."""
+    parser.add_argument("--img-size", type=int, metavar="N", help="side of the network's input (default: the weights')")
+    parser.add_argument("--crop-pct", "--crop", type=float, metavar="X",
+                        help="crop side / resized side (default: the weights')")
+    for name in ("mean", "std"):
+        parser.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"),
+                            help=f"{name} of each channel, of pixels in 0..1 (default: the weights'); three equal ones "
+                                 f"for a network of one channel")
+    parser.add_argument("--interpolation", metavar="NAME", help="bicubic, bilinear, lanczos or nearest (default: the "
+                        "weights')")
+
+
+def transform_from(args, transform):
+    """`transform` with what the arguments change. Raises ValueProblem, also for a change that would have no effect."""
+    from dataclasses import replace
+
+    from mmref.errors import ValueProblem
+    if args.crop_pct is not None and transform.shrink_to is not None:
+        raise ValueProblem(f"--crop-pct must be left out: these weights' transform shrinks pictures to "
+                           f"{transform.shrink_to} pixels and crops nothing more")
+    changes = {"size": args.img_size, "crop_ratio": args.crop_pct, "interpolation": args.interpolation}
+    for name in ("mean", "std"):
+        values = getattr(args, name)
+        if values is not None and transform.channels == 1:
+            if len(set(values)) > 1:
+                raise ValueProblem(f"--{name} must be three equal numbers for a network of one channel, got {values}")
+            values = values[:1]
+        changes[name] = values and tuple(values)
+    return replace(transform, **{name: value for name, value in changes.items() if value is not None})
+
+
+def weights_options(args) -> dict:
+    """What the arguments of `add_model_arguments` and `add_class_names_argument` say, as `mmref.create_model` takes
+    it."""
+    return {name: getattr(args, name) for name in ("prefer", "num_classes", "in_chans", "class_names", "threads")
+            if hasattr(args, name)}
+
+
+def model_from(args, untrained: bool = False, **options):
+    """The model that the arguments ask for, and a line on stderr for what was decided in reading its weights.
+
+    `untrained` allows random parameters where no weights are named; `options` are further ones of create_model."""
     from mmref.models.create import create_model
-    pretrained = args.weights is None and not untrained
-    return create_model(args.model, args.weights, pretrained=pretrained, num_classes=args.num_classes,
-                        backend=args.backend, threads=args.threads)
+    if hasattr(args, "backend"):
+        options.setdefault("backend", args.backend)
+    model = create_model(args.model, args.weights, pretrained=args.weights is None and not untrained,
+                         **weights_options(args), **options)
+    say_notes(model)
+    return model
 
 
-def table(rows: list[tuple], header: tuple[str, ...], left: int = 1) -> str:
-    """Rows as aligned text: the first `left` columns to the left, the rest to the right."""
-    cells = [tuple(printable(cell) for cell in row) for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    def line(row):
-        return "  ".join(cell.ljust(w) if i < left else cell.rjust(w)
-                         for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-    return "\n".join([line(cells[0]), "  ".join("-" * w for w in widths), *map(line, cells[1:])])
+def say_notes(model) -> None:
+    """One line on stderr for what was decided in reading a model's weights; none where there was nothing to decide."""
+    if model.notes:
+        note(f"{model.source}: {'; '.join(model.notes)}")
+
+
+def predictor_from(args, **options):
+    """The `mmref.Predictor` that the arguments ask for, its weights read, and a line on stderr for what was decided."""
+    from mmref.tasks.predictor import Predictor
+    predictor = Predictor(args.model, args.weights, args.backend, args.topk, args.batch_size, exif=args.exif,
+                          **weights_options(args), **options)
+    model = predictor.load_model()
+    if model.transform is not None:
+        predictor.transform = transform_from(args, model.transform)
+    loaded = predictor.load()
+    say_notes(model)
+    return predictor, loaded
+
+
+def size_from(option: str, text: str | None) -> tuple[int, int] | None:
+    """The (height, width) that the text of an option says, "224x160". Raises ValueProblem."""
+    from mmref.errors import ValueProblem
+    if text is None:
+        return None
+    match = re.fullmatch("([0-9]{1,6})x([0-9]{1,6})", text)
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    if 0 in size:
+        raise ValueProblem(f"{option} must read HxW, for instance 224x224, got {text!r}")
+    return size

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-NAME, HELP = "compare", "two traces: the first layer that differs, and why"
-
 
 def add_arguments(parser):
     parser.add_argument("reference", metavar="REFERENCE", help="what `mmref trace` wrote")
@@ -51,6 +49,7 @@ def model_of_trace(manifest, weights=None):
     try:
         chosen = None if source == "pretrained" else source
         model = create_model(manifest["model"], chosen, pretrained=chosen is None, dtype=np.float64,
+                             prefer=manifest.get("prefer", "auto") if chosen else "auto",
                              num_classes=manifest.get("num_classes") if chosen else None)
         if manifest.get("folded") and not model.folded:
             model = model.fold_batchnorm()
@@ -67,7 +66,7 @@ def model_of_trace(manifest, weights=None):
 
 def text(result, every=False) -> str:
     """The table and the verdict, for people."""
-    from mmref.cli.common import table
+    from mmref.tables import table
     from mmref.text import printable
     rows = result.rows
     if not every and not result.same:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmref.cli.common import add_class_names_argument, add_prefer_argument
 from mmref.cli.output import print_json, say
 from mmref.text import name_fields
 
@@ -9,32 +10,54 @@ SHOWN = 20  # names; a file can hold a million
 
 
 def add_arguments(parser):
-    parser.add_argument("source", metavar="IN", help=".pth (zip form) or .safetensors")
+    parser.add_argument("source", metavar="IN", help=".pth (zip form) or .safetensors, an index of one in parts, or a "
+                        "folder with one of these")
     parser.add_argument("target", metavar="OUT", help="a .safetensors file; an old one is replaced when all is well")
-    parser.add_argument("--prefer", default="auto", help="which entry of a trainer's file: net_E (the moving average), "
-                        "net, ... (default: the moving average where it is there)")
+    add_prefer_argument(parser)
+    parser.add_argument("--model", metavar="MODEL", help="the network it must fit: anything else is an error, and "
+                        "nothing is written (default: only say which it fits)")
+    add_class_names_argument(parser)
     parser.add_argument("--strict", action="store_true", help="refuse files that name anything but tensors")
     parser.add_argument("--allow-nonfinite", action="store_true", help="accept NaN and infinity")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def run(args) -> int:
+    import json
+
+    from mmref.data.labels import check_class_names, load_class_names
+    from mmref.models.parameters import account_of_fit, described, fitting_variants, head_classes, load_parameters
+    from mmref.models.registry import resolve
     from mmref.weights import convert
-    done = convert(args.source, args.target, prefer=args.prefer, strict=args.strict,
-                   allow_nonfinite=args.allow_nonfinite)
-    values = sum(array.size for array in done.tensors.values())
+    wanted = resolve(args.model)[0] if args.model else None
+    names = load_class_names(args.class_names) if args.class_names else None
+
+    def check(found):
+        if wanted is not None:
+            load_parameters(wanted, found.tensors, source=found.named)
+        if names is not None and (classes := head_classes(found.tensors)) is not None:
+            check_class_names("--class-names", names, classes)
+
+    done = convert(args.source, args.target, prefer=args.prefer, strict=args.strict, check=check,
+                   allow_nonfinite=args.allow_nonfinite,
+                   metadata=names and {"class_names": json.dumps(names, ensure_ascii=False)})
+    values, fit = sum(array.size for array in done.tensors.values()), account_of_fit(done.tensors)
     if args.json:
         print_json({**name_fields("source", done.path), **name_fields("target", args.target),
-                    "format": done.format, "taken": done.source,
-                    "others": list(done.others), "tensors": len(done.tensors), "values": values,
-                    "foreign": list(done.foreign)})
+                    "format": done.format, "taken": done.source, "others": list(done.others), "prefix": done.prefix,
+                    "notes": list(done.notes), "tensors": len(done.tensors), "values": values,
+                    "foreign": list(done.foreign),
+                    "fits": [described(variant) for variant in fitting_variants(done.tensors)], "fit": fit})
         return 0
     taken = "the file's one state dict" if done.source == "flat" else f"its entry {done.source}"
     others = f" (also there: {', '.join(done.others)}; --prefer chooses)" if done.others else ""
     say(f"{args.target}: {len(done.tensors)} tensors, {values:,} values, read back bit for bit")
     say(f"taken from {done.path}: {taken}{others}")
+    for note in done.notes:
+        say(note)
+    say(fit)
     if done.foreign:
-        say(f"passed over, not run: {listed(done.foreign)}")
+        say(f"passed over, not executed: {listed(done.foreign)}")
     return 0
 
 

@@ -7,28 +7,27 @@ import logging
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 
-from mmref.cli.common import table
+from mmref.cli.common import (
+    add_backend_arguments,
+    add_class_names_argument,
+    add_model_arguments,
+    add_transform_arguments,
+    predictor_from,
+)
 from mmref.cli.output import note, print_json, say
 from mmref.errors import MmrefError
+from mmref.tables import table
 from mmref.text import name_fields
 
 
 def add_arguments(parser):
-    parser.add_argument("data", metavar="DIR", help="a folder with one folder per class, or pictures and a label "
-                        "file")
-    parser.add_argument("--model", "-m", default="mobilemamba_nano", help="a name that `mmref models` lists "
-                        "(default: %(default)s, whose weights are in the box)")
-    parser.add_argument("--weights", "--checkpoint", metavar="FILE",
-                        help=".safetensors or .pth file (default: the model's own)")
-    parser.add_argument("--backend", default="numpy", choices=("numpy", "numba", "cuda"),
-                        help="numpy is the reference, numba compiles for this CPU (default: %(default)s)")
-    parser.add_argument("--threads", type=int, metavar="N", help="for --backend numba, of each copy of the model "
-                        "(default: all cores)")
+    parser.add_argument("data", metavar="DIR", help="a folder with one folder per class, or pictures and a label file")
+    add_model_arguments(parser)
+    add_backend_arguments(parser)
+    add_class_names_argument(parser)
+    add_transform_arguments(parser)
     parser.add_argument("--batch-size", "-b", type=int, default=32, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--img-size", type=int, metavar="N", help="side of the input (default: the weights')")
-    parser.add_argument("--crop-pct", type=float, metavar="X", help="crop side / resized side (default: the weights')")
     parser.add_argument("--exif", action="store_true", help="turn pictures as their EXIF orientation asks")
     parser.add_argument("--topk", type=int, default=5, metavar="K",
                         help="right among the first K, beside top-1 (default: %(default)s)")
@@ -64,15 +63,10 @@ def run(args) -> int:
     from mmref.evaluate import evaluate, read_folder, write_results
     from mmref.evaluate.folder import FolderError
     from mmref.progress import progress
-    from mmref.tasks.predictor import Predictor
     if args.results_file and (os.path.isdir(args.results_file) or not os.access(
             os.path.dirname(os.path.abspath(args.results_file)), os.W_OK)):
         raise FolderError(f"{args.results_file}: cannot be written there")  # now, not after hours
-    predictor = Predictor(args.model, args.weights, args.backend, args.topk, args.batch_size, args.img_size,
-                          workers=args.workers, exif=args.exif, threads=args.threads)
-    if args.crop_pct is not None:
-        predictor.transform = replace(predictor.load().transform, crop_ratio=args.crop_pct)
-    loaded = predictor.load()
+    predictor, loaded = predictor_from(args, workers=args.workers)
     pictures = read_folder(Path(args.data, args.split or ""), loaded.labels, args.labels, args.class_map, args.order)
     if args.limit is not None:
         pictures = pictures.limit(args.limit)
@@ -125,16 +119,15 @@ def figures(name, loaded, pictures, tally) -> dict:
     transform = loaded.transform
     return {"model": name, **tally.summary(), "param_count": round(_learned(loaded.model) / 1e6, 2),
             "img_size": transform.size, "crop_pct": 1.0 if transform.shrink_to else transform.crop_ratio,
-            "interpolation": "bicubic", "pictures": len(pictures), "answered": answered, "correct_top1": first,
-            f"correct_top{tally.topk}": among, "shrink_to": transform.shrink_to, "list_sha256": pictures.digest(),
-            "classes": tally.per_class(),
+            "interpolation": transform.interpolation, "pictures": len(pictures), "answered": answered,
+            "correct_top1": first, f"correct_top{tally.topk}": among, "shrink_to": transform.shrink_to,
+            "list_sha256": pictures.digest(), "classes": tally.per_class(),
             "bad": [{**name_fields("picture", pictures.paths[i]), "error": tally.errors[i]}
                     for i in sorted(tally.errors)], "not_read": list(pictures.problems)}
 
 
 def _learned(model) -> int:
-    from mmref.models.mobilemamba import MobileMamba
-    return MobileMamba(model.config).parameter_count()  # compiled models keep no count of their own
+    return model.config.build().parameter_count()  # compiled models keep no count of their own
 
 
 def _print(results, tally, worst):

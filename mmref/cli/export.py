@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import table
+from mmref.cli.common import (
+    add_class_names_argument,
+    add_model_arguments,
+    add_transform_arguments,
+    model_from,
+    size_from,
+    transform_from,
+)
 from mmref.cli.output import print_json, say
+from mmref.tables import table
 from mmref.text import name_fields
 
 
 def add_arguments(parser):
     parser.add_argument("format", choices=("onnx",), metavar="FORMAT", help="onnx")
-    parser.add_argument("model", metavar="MODEL", help="a name that `mmref models` lists")
+    add_model_arguments(parser, positional=True)
+    add_class_names_argument(parser)
+    add_transform_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="default: MODEL.onnx in the current folder")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth file (default: the model's own)")
     parser.add_argument("--untrained", action="store_true", help="random parameters, to try a runtime without weights")
-    parser.add_argument("--num-classes", type=int, help="checked against the weights; 0 leaves the head out")
     parser.add_argument("--opset", type=int, default=17, help="ONNX operator set, 17 or later (default: %(default)s)")
+    parser.add_argument("--fixed", metavar="HxW", help="only pictures of this size, for runtimes that want to know it "
+                        "(default: any size)")
     parser.add_argument("--verify", action="store_true", help="run the file in the installed runtimes and compare")
     parser.add_argument("--json", action="store_true", help="for programs")
 
@@ -23,14 +33,15 @@ def run(args) -> int:
     from mmref.errors import ValueProblem
     from mmref.export.onnx import export_onnx
     from mmref.export.verify import TOLERANCE, verify
-    from mmref.models.create import create_model
     if args.weights and args.untrained:
-        raise ValueProblem("--weights and --untrained exclude each other")
-    model = create_model(args.model, args.weights, pretrained=not (args.weights or args.untrained),
-                         num_classes=args.num_classes)
+        raise ValueProblem("--weights and --untrained: pass one of them, not both")
+    model = model_from(args, untrained=args.untrained)
+    model.transform = transform_from(args, model.transform)
+    fixed = size_from("--fixed", args.fixed)
     target = args.output or f"{model.config.name}.onnx"
-    proto = export_onnx(model, target, args.opset)
-    compared = verify(model, target) if args.verify else []
+    proto = export_onnx(model, target, args.opset, fixed=fixed)
+    shapes = [(batch, model.config.in_chans, *fixed) for batch in (1, 3)] if fixed else None
+    compared = verify(model, target, shapes) if args.verify else []
     status = int(not all(row.passed for row in compared))
     inputs, outputs = ([{"name": v.name, "shape": [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]}
                         for v in values] for values in (proto.graph.input, proto.graph.output))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-NAME, HELP = "selftest", "the published figures on this machine"
+from mmref.cli.common import add_model_arguments, model_from
 
 
 def add_arguments(parser):
-    parser.add_argument("--model", default="mobilemamba_nano", help="default: %(default)s")
-    parser.add_argument("--weights", metavar="FILE", help="your weights (default: the model's own)")
+    add_model_arguments(parser)
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def run(args) -> int:
     from mmref.cli.output import print_json
-    from mmref.models.create import create_model
     from mmref.validate.selftest import report, selftest
-    result = selftest(create_model(args.model, args.weights, pretrained=args.weights is None))
+    result = selftest(model_from(args))
     if args.json:
         print_json(result)
     else:

@@ -5,20 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from mmref.cli.common import add_model_arguments, model_from
 from mmref.cli.output import say
 from mmref.cli.pictures import check_once, picture_from
-
-NAME, HELP = "trace", "every activation of a run, to a file"
 
 
 def add_arguments(parser):
     parser.add_argument("inputs", nargs="+", metavar="INPUT",
                         help="pictures (a batch of them; - is standard input), or one .npy (B, 3, H, W) that is "
                         "normalised already")
-    parser.add_argument("--model", default="mobilemamba_nano",
-                        help="default: %(default)s, whose weights are in the box")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth (default: the model's own)")
-    parser.add_argument("--num-classes", type=int, help="checked against the weights")
+    add_model_arguments(parser)
     parser.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
     parser.add_argument("--filter", default="*", metavar="PATTERN",
                         help="names to keep, for instance 'blocks1.*,output'")
@@ -29,12 +25,10 @@ def add_arguments(parser):
 def run(args) -> int:
     import numpy as np
 
-    from mmref.models.create import create_model
     from mmref.progress import progress
     from mmref.validate.trace import estimate, runs, trace_model
     from mmref.validate.trace_file import check_room, write_trace
-    model = create_model(args.model, args.weights, pretrained=args.weights is None, num_classes=args.num_classes,
-                         dtype=np.dtype(args.dtype))
+    model = model_from(args, dtype=np.dtype(args.dtype))
     x = read_input(args.inputs, model)
     count, size = estimate(model, x, args.filter)
     print(f"{count} records, {size / 1e6:,.1f} MB", file=sys.stderr)
@@ -44,6 +38,7 @@ def run(args) -> int:
     with progress(runs(model) * sum(1 for _ in model.walk()), "layer") as bar:
         trace = trace_model(model, x, args.filter, lambda name, value: bar.update())
     trace.manifest["weights"] = str(Path(args.weights).resolve()) if args.weights else "pretrained"
+    trace.manifest["prefer"] = args.prefer
     write_trace(args.output, trace)
     say(f"{args.output}: {len(trace.records)} records of {model.config.name} on {tuple(x.shape)}, {args.dtype}")
     return 0

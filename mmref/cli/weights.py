@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import table
+from mmref.cli.common import add_prefer_argument
 from mmref.cli.convert import listed
 from mmref.cli.output import print_json, say
+from mmref.tables import table
 from mmref.text import name_fields
 
 
@@ -17,6 +18,7 @@ def add_arguments(parser):
     verifying = actions.add_parser("verify", help="is a file a whole, harmless checkpoint, and of which network")
     verifying.add_argument("files", nargs="+", metavar="FILE", help=".pth (zip form) or .safetensors")
     verifying.add_argument("--sha256", metavar="HEX", help="what the file's sha256 must be")
+    add_prefer_argument(verifying)
     verifying.add_argument("--strict", action="store_true", help="refuse files that name anything but tensors")
     where = actions.add_parser("path", help="the cache folder, or where the weights of NAME lie in it")
     where.add_argument("name", nargs="?", metavar="NAME")
@@ -61,19 +63,22 @@ def _fetch(args):
 
 def _verify(args):
     from mmref.errors import CheckpointError
+    from mmref.models.parameters import account_of_fit, fitting_variants, is_folded
     from mmref.weights import read_checkpoint
-    from mmref.weights.store import recorded_sha256, sha256
+    from mmref.weights.store import fingerprint, recorded_sha256
     done = []
     for file in args.files:
-        found = read_checkpoint(file, strict=args.strict)
-        digest = sha256(file)
+        found = read_checkpoint(file, prefer=args.prefer, strict=args.strict)
+        digest = fingerprint(file, described=False)
         expected = args.sha256.lower() if args.sha256 else recorded_sha256(file)
         if expected not in (None, digest):
             raise CheckpointError(f"{file}: sha256 must be {expected}, got {digest}")
         done.append({**name_fields("file", file), "format": found.format, "sha256": digest,
                      "sha256_checked": expected is not None,
                      "tensors": len(found.tensors), "taken": found.source, "others": list(found.others),
-                     "foreign": list(found.foreign), "fits": _fits(found.tensors)})
+                     "prefix": found.prefix, "notes": list(found.notes), "foreign": list(found.foreign),
+                     "fits": [variant.name + " (folded)" * is_folded(found.tensors)
+                              for variant in fitting_variants(found.tensors)], "fit": account_of_fit(found.tensors)})
         if not args.json:
             _report(done[-1])
     if args.json:
@@ -82,24 +87,14 @@ def _verify(args):
 
 
 def _report(found):
-    checked = "as recorded" if found["sha256_checked"] else "compared with nothing"
+    checked = "as recorded" if found["sha256_checked"] else "no hash on record"
     say(f"{found['file']}: whole; {found['tensors']} tensors ({found['format']}, taken: {found['taken']})")
-    print(f"  fits    {', '.join(found['fits']) or 'no variant mmref knows'}")
+    print(f"  fits    {', '.join(found['fits']) or found['fit'].removeprefix('fits ')}")
     print(f"  sha256  {found['sha256']} ({checked})")
     if found["foreign"]:
-        say(f"  passed over, not run: {listed(found['foreign'])}")
-
-
-def _fits(tensors):
-    """Names of the variants with these parameters, whatever the number of classes."""
-    from dataclasses import replace
-
-    from mmref.models.parameters import expected_shapes, head_classes, is_folded
-    from mmref.models.variants import VARIANTS
-    got = {name: array.shape for name, array in tensors.items() if not name.endswith("num_batches_tracked")}
-    folded, classes = is_folded(tensors), head_classes(tensors) or 0
-    return [variant.name + " (folded)" * folded for variant in VARIANTS.values()
-            if expected_shapes(replace(variant, num_classes=classes), folded) == got]
+        say(f"  passed over, not executed: {listed(found['foreign'])}")
+    for note in found["notes"]:
+        say(f"  note    {note}")
 
 
 def _path(args):

@@ -1,20 +1,29 @@
 """Names of the classes, in the order of the networks' outputs.
 
-`imagenet_classes.txt` has ImageNet-1k's classes, one a line: WordNet identifier, then a short English name. They
+Which classes a network answers is known by its weights and by whoever trained it, never by how many there are: a
+network of ten classes of one's own must not answer with CIFAR-10's names. So names come from the weights' own metadata,
+from a description beside them, or from `read_class_names`; without any of these they are "class 0", "class 1", ...
+
+`imagenet_classes.txt` has ImageNet-1k's classes, one per line: WordNet identifier, then a short English name. They
 stand in the order of the identifiers, which is that of the class folders of every copy of the data set.
 """
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
-from mmref.arguments import check_integer, shown
+from mmref.arguments import check_integer, check_path, shown
 from mmref.errors import ValueProblem
 
-__all__ = ["CIFAR10", "class_names", "imagenet_ids"]
+__all__ = ["CIFAR10", "check_class_names", "class_names", "imagenet_ids", "imagenet_names", "load_class_names",
+           "read_class_names"]
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MAX_NAME, MAX_FILE = 500, 16 << 20  # characters of a name, bytes of a file of names
 
 
 @cache
@@ -29,13 +38,15 @@ def imagenet_ids() -> tuple[str, ...]:
     return _imagenet()[0]
 
 
+def imagenet_names() -> tuple[str, ...]:
+    """Short English names of ImageNet-1k's 1000 classes, in output order."""
+    return _imagenet()[1]
+
+
 def class_names(model) -> tuple[str, ...]:
-    """The names, one an output.
+    """The names, one per output: a model's own (`model.class_names`), else "class 0", "class 1", ...
 
-    model  number of classes, a `mmref.Variant`, or a model. 1000 means ImageNet-1k. 10 means CIFAR-10 for a bare
-           number and for mobilemamba_nano. A model whose weights brought `class_names` keeps those.
-
-    For any other number the names are "class 0", "class 1", ... Raises ValueProblem where it is none.
+    model  a model, a `mmref.Variant`, or a number of classes. Raises ValueProblem if it is none of these.
     """
     own = getattr(model, "class_names", None)
     if own:
@@ -47,8 +58,56 @@ def class_names(model) -> tuple[str, ...]:
     except ValueProblem as error:
         raise ValueProblem(f"model must be a model, a Variant or a number of classes >= 0, "
                            f"got {shown(model)}") from error
-    if count == 1000:
-        return _imagenet()[1]
-    if count == 10 and getattr(config, "name", "mobilemamba_nano") == "mobilemamba_nano":
-        return CIFAR10
     return tuple(f"class {i}" for i in range(count))
+
+
+def read_class_names(source, count: int) -> tuple[str, ...]:
+    """The names that `source` gives to `count` outputs; see `load_class_names`. Raises ValueProblem for another number
+    of names, too."""
+    of = f" of {source}" if isinstance(source, (str, os.PathLike)) else ""
+    return check_class_names(f"class_names{of}", load_class_names(source), count)
+
+
+def load_class_names(source) -> tuple[str, ...]:
+    """The names that `source` gives.
+
+    source  "imagenet" or "cifar10"; a sequence of names; or a file: one name per line, or JSON, a list of names or an
+            object {"0": name, ...}
+
+    Raises ValueProblem for names that cannot be printed or a file that is something else, OSError where it cannot be
+    read.
+    """
+    known = {"imagenet": imagenet_names, "cifar10": lambda: CIFAR10}
+    if isinstance(source, str) and source in known:
+        return known[source]()
+    if isinstance(source, (list, tuple)):
+        return check_class_names("class_names", source)
+    path = check_path("class_names", source, "imagenet, cifar10, a sequence of names or the path of a file of them")
+    with open(path, "rb") as file:
+        data = file.read(MAX_FILE + 1)
+    try:
+        if len(data) > MAX_FILE:
+            raise ValueError(f"more than {MAX_FILE} bytes")
+        text = data.decode("utf-8-sig")
+        names = (json.loads(text) if text.lstrip().startswith(("[", "{"))
+                 else [line.strip() for line in text.splitlines() if line.strip()])
+        if isinstance(names, dict):
+            names = [names[str(i)] for i in range(len(names))]
+    except KeyError as error:
+        raise ValueProblem(f"{path}: class names as an object must have the keys \"0\", \"1\", ..., "
+                           f"{error} is missing") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueProblem(f"{path}: class names must be UTF-8 text, one per line, or JSON ({error})") from error
+    return check_class_names(f"{path}: class names", names)
+
+
+def check_class_names(argument: str, names: Sequence, count: int | None = None) -> tuple[str, ...]:
+    """`names` as a tuple, if they are printable text, `count` of them. Raises ValueProblem that names `argument`."""
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueProblem(f"{argument} must be a list of text, got {shown(names)}")
+    if count is not None and len(names) != count:
+        raise ValueProblem(f"{argument} must be {count}, one per output, got {len(names)}")
+    for name in names:
+        if not name or not name.isprintable() or len(name) > MAX_NAME:  # they are printed; terminals obey control codes
+            raise ValueProblem(f"{argument} must be printable text of at most {MAX_NAME} characters, got {shown(name)}")
+    return tuple(names)

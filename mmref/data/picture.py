@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, WebPImagePlugin  # noqa: F401
 
-from mmref.arguments import check_flag, check_integer, check_kind, check_number, check_numbers, shown
+from mmref.arguments import check_choice, check_flag, check_integer, check_kind, check_number, check_numbers, shown
 from mmref.data.container import check_size, inspect
 from mmref.errors import PictureError, ShapeError, ValueProblem
 
@@ -29,6 +29,8 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "NANO_TRANSFORM", "Transform", "load
 
 MAX_FILE = 300_000_000           # bytes; the most pixels allowed take 268,435,455 as they are
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_GREY = ((0.449,), (0.226,))  # mean and std of networks with one input channel: the averages of the three
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 _SLENDER = 64                    # long side / short side from which only the needed box is resized
 _MOST_RESIZED = 1 << 25          # pixels from which on, too
 _PIECE = 1 << 20                 # bytes read at once
@@ -46,22 +48,26 @@ class Transform:
 
     size        side of the network's square input, pixels
     crop_ratio  the short side is first resized to int(size / crop_ratio); not used with `shrink_to`
-    mean, std   per channel (red, green, blue), of pixels in 0..1
+    mean, std   per channel (red, green, blue), of pixels in 0..1; one number each for a network of one input channel,
+                which sees the picture in grey (ITU-R 601 luma, as Pillow's mode L)
     shrink_to   for weights trained on tiny pictures: short side to `shrink_to`, centre crop of that size, and
                 the square enlarged to `size`. A picture of exactly that size is enlarged only.
+    interpolation  of every resizing: bicubic, bilinear, lanczos or nearest, as Pillow has them
 
     Raises ValueProblem for values that no picture could be transformed by.
     """
 
     size: int
     crop_ratio: float = 0.875
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     shrink_to: int | None = None
+    interpolation: str = "bicubic"
 
     def __post_init__(self):
+        grey = isinstance(self.mean, (list, tuple)) and len(self.mean) == 1
         for name in ("mean", "std"):
-            object.__setattr__(self, name, check_numbers(f"transform: {name}", getattr(self, name), 3))
+            object.__setattr__(self, name, check_numbers(f"transform: {name}", getattr(self, name), 1 if grey else 3))
         if min(self.std) <= 0:
             raise ValueProblem(f"transform: std must be positive, got {self.std}")
         for name in ("size", "shrink_to"):
@@ -70,6 +76,12 @@ class Transform:
                 continue
             object.__setattr__(self, name, check_integer(f"transform: {name}", value, 1, 4096))
         object.__setattr__(self, "crop_ratio", check_number("transform: crop_ratio", self.crop_ratio, 0.1, 1))
+        check_choice("transform: interpolation", self.interpolation, INTERPOLATIONS)
+
+    @property
+    def channels(self) -> int:
+        """Of the network's input: 3, or 1 for grey."""
+        return len(self.mean)
 
     @property
     def crop_size(self) -> int:
@@ -82,8 +94,10 @@ class Transform:
         return self.shrink_to or int(self.size / self.crop_ratio)
 
     def to_dict(self) -> dict:
-        """Plain values, as kept in a weights file's metadata; `from_dict` reads them back."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        """Plain values, as kept in a weights file's metadata; `from_dict` reads them back. Bicubic goes unsaid, as in
+        files from before there was another."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()
+                if (key, v) != ("interpolation", "bicubic")}
 
     @classmethod
     def from_dict(cls, values: dict) -> Transform:
@@ -232,7 +246,7 @@ def _scale_16_bit(image):
 
 
 def to_array(image: Image.Image, transform: Transform) -> np.ndarray:
-    """(3, size, size) float32: the RGB image resized, cropped and normalised.
+    """(3, size, size) float32: the RGB image resized, cropped and normalised; (1, size, size) for a grey transform.
 
     Raises ShapeError where the image is no 8-bit RGB (`open_picture` gives such) or has no pixels."""
     if not isinstance(image, Image.Image):
@@ -241,17 +255,20 @@ def to_array(image: Image.Image, transform: Transform) -> np.ndarray:
     if image.mode != "RGB" or min(image.size) < 1:
         raise ShapeError(f"image must be 8-bit RGB with at least one pixel (open_picture gives such), "
                          f"got mode {image.mode}, {image.width} x {image.height}")
-    image = _resize_and_crop(image, transform.resize_to, transform.crop_size)
+    if transform.channels == 1:
+        image = image.convert("L")
+    resampling = Image.Resampling[transform.interpolation.upper()]
+    image = _resize_and_crop(image, transform.resize_to, transform.crop_size, resampling)
     if image.size != (transform.size, transform.size):
-        image = image.resize((transform.size, transform.size), Image.Resampling.BICUBIC)
-    x = np.asarray(image, np.float32)                                                    # (size, size, 3)
+        image = image.resize((transform.size, transform.size), resampling)
+    x = np.asarray(image, np.float32).reshape(transform.size, transform.size, transform.channels)
     x = x / np.float32(255)
     x -= np.asarray(transform.mean, np.float32)
     x /= np.asarray(transform.std, np.float32)
     return np.ascontiguousarray(x.transpose(2, 0, 1))
 
 
-def _resize_and_crop(image, short, crop):
+def _resize_and_crop(image, short, crop, resampling=Image.Resampling.BICUBIC):
     """Short side to `short`, then the central square of side `crop`; rounding as torchvision has it.
 
     A slender picture would grow without bound (1 x 5000 to 219 x 1,095,000): from a ratio of 64 on, or where it would
@@ -264,21 +281,21 @@ def _resize_and_crop(image, short, crop):
     left, top = (int(round((side - crop) / 2.0)) for side in resized)
     if long <= _SLENDER * short and long * short <= _MOST_RESIZED:
         if resized != image.size:
-            image = image.resize(resized, Image.Resampling.BICUBIC)
+            image = image.resize(resized, resampling)
         return image.crop((left, top, left + crop, top + crop))
     ranges = [_source_range(size, new, start, crop)
               for size, new, start in zip(image.size, resized, (left, top), strict=True)]
     (x0, x1, x_first, x_last), (y0, y1, y_first, y_last) = ranges
     near = image.crop((x_first, y_first, x_last, y_last))
     box = (x0 - x_first, y0 - y_first, x1 - x_first, y1 - y_first)
-    return near.resize((crop, crop), Image.Resampling.BICUBIC, box=box)
+    return near.resize((crop, crop), resampling, box=box)
 
 
 def _source_range(size, new, start, crop):
     """Along one axis: what of 0..size the square covers, and the whole pixels within the filter's reach."""
     scale = size / new
     first, last = start * scale, min((start + crop) * scale, size)
-    reach = 2 * max(scale, 1) + 2
+    reach = 3 * max(scale, 1) + 2  # Lanczos' three pixels are the widest
     return first, last, max(0, int(first - reach)), min(size, int(last + reach) + 1)
 
 
@@ -294,11 +311,11 @@ def check_pictures(pictures):
 
 
 def load_batch(pictures, transform: Transform, exif: bool = False) -> np.ndarray:
-    """(N, 3, size, size) float32 from N pictures, N >= 0. Raises PictureError at the first that cannot be
+    """(N, channels, size, size) float32 from N pictures, N >= 0. Raises PictureError at the first that cannot be
     read (`mmref.Predictor` reports bad ones and goes on), ValueProblem for one picture in place of several."""
     pictures = list(check_pictures(pictures))
     check_kind("transform", transform, Transform, "a Transform, such as model.transform")
-    batch = np.empty((len(pictures), 3, transform.size, transform.size), np.float32)
+    batch = np.empty((len(pictures), transform.channels, transform.size, transform.size), np.float32)
     for x, picture in zip(batch, pictures, strict=True):
         x[:] = to_array(open_picture(picture, exif)[0], transform)
     return batch

@@ -10,6 +10,6 @@ docs/engine.md follows one block from the NumPy text to the rows of its plan.
 
 from mmref.engine.compiled import CompiledModel
 from mmref.engine.plan import Plan
-from mmref.engine.table import plan_table
+from mmref.engine.table import beyond_the_peak, plan_table, shares_of_peak
 
-__all__ = ["CompiledModel", "Plan", "plan_table"]
+__all__ = ["CompiledModel", "Plan", "beyond_the_peak", "plan_table", "shares_of_peak"]

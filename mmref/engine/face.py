@@ -13,8 +13,8 @@ from mmref.engine.schedule import Schedule, channel_axis
 from mmref.errors import MmrefError, ShapeError, ValueProblem
 from mmref.graph.graph import Graph
 from mmref.graph.passes import fused
-from mmref.graph.trace import Constants, trace
-from mmref.models.network import Network, check_shape
+from mmref.graph.trace import Constants, resized, trace
+from mmref.models.network import Network, check_shape, take_indices
 from mmref.nn.layer import is_recording
 
 GRAPHS_KEPT = 8
@@ -30,7 +30,7 @@ class EngineModel:
     """
 
     dtype = np.dtype(np.float32)
-    _TRAVEL = ("config", "transform", "class_names", "_model")  # what a pickle holds
+    _TRAVEL = ("config", "transform", "class_names", "source", "notes", "_model")  # what a pickle holds
 
     def _adopt(self, model: Network):
         """Take over a model as it is now: layers exchanged in it afterwards are not seen."""
@@ -40,6 +40,7 @@ class EngineModel:
                 got = "nothing" if array is None else array.dtype
                 raise ValueProblem(f"model must be float32 for backend {self.backend!r}, got {got} for {name}")
         self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
+        self.source, self.notes = model.source, model.notes
         self._model = model.frozen()
         self._start()
 
@@ -52,6 +53,7 @@ class EngineModel:
 
     def _take_graphs(self):
         self._constants = Constants(self._model)
+        self._traced: dict[tuple, Graph] = {}  # by call, of those that hold for every size
         self._graphs: OrderedDict[tuple, tuple[Graph, Schedule]] = OrderedDict()
 
     def _graph(self, call: Call, shapes) -> tuple[Graph, Schedule]:
@@ -60,11 +62,19 @@ class EngineModel:
         if key not in self._graphs:
             while len(self._graphs) >= GRAPHS_KEPT:
                 self._graphs.popitem(last=False)
-            traced = trace(call.function, self._model, *((1, *shape) for shape in shapes), constants=self._constants)
-            graph = fused(traced)
+            graph = self._for_shapes(call, [(1, *shape) for shape in shapes])
             self._graphs[key] = graph, self._schedule(graph)
         self._graphs.move_to_end(key)
         return self._graphs[key]
+
+    def _for_shapes(self, call, shapes):
+        known = self._traced.get(call.key)
+        if known is not None and [node.shape[:2] for node in known.inputs] == [shape[:2] for shape in shapes]:
+            return resized(known, *shapes)
+        graph = fused(trace(call.function, self._model, *shapes, constants=self._constants))
+        if graph.fixed_by is None:
+            self._traced[call.key] = graph
+        return graph
 
     def _check(self, x, *more):
         check_shape(x, self.config.in_chans, self.dtype)
@@ -94,7 +104,7 @@ class EngineModel:
 
     def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
         """As the NumPy model's."""
-        wanted = tuple(indices) if isinstance(indices, (list, np.ndarray)) else indices
+        wanted = tuple(take_indices(indices, len(self.strides)))
         only = check_flag("intermediates_only", intermediates_only)
         return self._run(self._call("forward_intermediates", indices=wanted, intermediates_only=only), x)
 

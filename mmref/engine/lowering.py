@@ -66,24 +66,19 @@ class Lowering:
 
     def lower(self, levels: Iterable[int]) -> None:
         """Emit everything that belongs to these levels."""
-        by_level: dict[int, list[Node]] = {}
-        for node in self.plan.order:
-            by_level.setdefault(self.plan.level[node], []).append(node)
-        buffers = list(dict.fromkeys(region.buffer for region in self.plan.region.values()))
         for level in levels:
-            for buffer in buffers:
-                if buffer.first == level and buffer not in self.maps:
+            stage = self.plan.stages[level]
+            for buffer in stage.first:
+                if buffer not in self.maps:
                     self.maps[buffer] = self.allocate(buffer)
-            for node in by_level.get(level, ()):
+            for node in stage.nodes:
                 self.node = node
                 self.lower_node(node)
-            for index, node in enumerate(self.graph.outputs):
-                if self.plan.level[node] == level:
-                    self.node = node
-                    self.result(node, index)
-            for buffer in buffers:
-                if buffer.last == level and buffer in self.maps:
-                    self.release(buffer)
+            for index in stage.results:
+                self.node = self.graph.outputs[index]
+                self.result(self.node, index)
+            for buffer in stage.last:
+                self.release(buffer)
             self.arena.free(*self.scratch)
             self.scratch.clear()
 

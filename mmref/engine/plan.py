@@ -9,6 +9,7 @@ and those that are left over, are worked on by all threads together, each operat
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -22,11 +23,11 @@ from mmref.kernels.target import FLOAT_BYTES, LANES, TARGET, VECTOR_BYTES, round
 from mmref.nn.paths import paths
 
 RECORDS = {"picture": records.PICTURE, "stem": records.STEM, "matmul": records.MATMUL, "depthwise": records.DEPTHWISE,
-           "wavelet_branch": records.WAVELET, "scan": records.SCAN, "path_scan": records.PATH_SCAN,
-           "norm_gate": records.NORM_GATE, "copy_relu": records.COPY_RELU, "mean": records.MEAN, "gate": records.GATE,
-           "result": records.RESULT, "move": records.MOVE, "combine": records.COMBINE, "norm": records.NORM,
-           "gather": records.GATHER, "scatter": records.SCATTER, "analysis": records.ANALYSIS,
-           "synthesis": records.SYNTHESIS, "scan_states": records.STATES}
+           "depthwise_any": records.DEPTHWISE_ANY, "wavelet_branch": records.WAVELET, "scan": records.SCAN,
+           "path_scan": records.PATH_SCAN, "norm_gate": records.NORM_GATE, "copy_relu": records.COPY_RELU,
+           "mean": records.MEAN, "gate": records.GATE, "result": records.RESULT, "move": records.MOVE,
+           "combine": records.COMBINE, "norm": records.NORM, "gather": records.GATHER, "scatter": records.SCATTER,
+           "analysis": records.ANALYSIS, "synthesis": records.SYNTHESIS, "scan_states": records.STATES}
 ACTIVATIONS = {"none": records.ACTIVATION_NONE, "relu": records.ACTIVATION_RELU, "silu": records.ACTIVATION_SILU}
 CHUNK_BYTES = 1 << 19  # rows of a matrix product that pass all panels before others do: half a second-level cache
 
@@ -65,8 +66,19 @@ def is_window(node: Node) -> bool:
     return node.name in ("convolution", "conv2d") and not is_pointwise(node)
 
 
-EXACT = {"depthwise", "relu", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
+EXACT = {"relu", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
          "analysis", "synthesis", "low_low", "add_to_low_low", "norm_gate", "concatenate", "slice_axis"}
+
+
+def is_regular(node: Node) -> bool:
+    """Whether a depthwise convolution is one for the fast kernel: an odd square filter in the middle of its padding."""
+    k_h, k_w = node.operands["weight"].shape[2:]
+    return k_h == k_w and k_h % 2 == 1 and node.attributes["padding"] == k_h // 2
+
+
+def is_exact(node: Node) -> bool:
+    """Whether a kernel writes no more than the node's channels, so that others may lie beside them."""
+    return node.name in EXACT or node.name == "depthwise" and is_regular(node)
 
 
 def in_place(node: Node) -> list[Node]:
@@ -83,10 +95,10 @@ def cpu_schedule(graph: Graph) -> Schedule:
     def bordered(node):
         if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)):
             return None
-        paddings = {reader.attributes["padding"] if is_window(reader) and reader.nodes() == [node] else None
+        paddings = {reader.attributes["padding"] if is_window(reader) and reader.sources == (node,) else None
                     for reader in users[node]}
         return paddings.pop() if len(paddings) == 1 else None
-    return schedule(graph, lambda node: node.name in EXACT, in_place, bordered)
+    return schedule(graph, is_exact, in_place, bordered)
 
 
 def split_level(graph: Graph, plan: Schedule) -> int:
@@ -94,20 +106,16 @@ def split_level(graph: Graph, plan: Schedule) -> int:
 
     Levels after which a single buffer lives on are where a network can be cut. It is cut behind the last part whose
     activations are larger than its weights: up to there an image's maps are kept in the cache, later the weights."""
-    activations, weights = [0] * (plan.last_level + 1), [0] * (plan.last_level + 1)
-    for node in plan.order:
-        level = plan.level[node]
-        activations[level] += int(np.prod(node.shape[1:])) + sum(int(np.prod(x.shape[1:])) for x in node.nodes())
-        weights[level] += sum(int(np.prod(constant.shape)) for constant in node.constants())
-    buffers = list(dict.fromkeys(region.buffer for region in plan.region.values()))
-    cut, start = -1, 0
-    for level in range(plan.last_level):
-        alive = [buffer for buffer in buffers if buffer.first <= level < buffer.last]
-        if len(alive) != 1 or alive[0].border is not None:
-            continue
-        if sum(activations[start:level + 1]) <= sum(weights[start:level + 1]):
-            break
-        cut, start = level, level + 1
+    cut, activations, weights, alive = -1, 0, 0, set()
+    for level, stage in enumerate(plan.stages[:-1]):
+        for node in stage.nodes:
+            activations += prod(node.shape[1:]) + sum(prod(x.shape[1:]) for x in node.sources)
+            weights += sum(prod(constant.shape) for constant in node.constants())
+        alive = (alive | set(stage.first)) - set(stage.last)
+        if len(alive) == 1 and next(iter(alive)).border is None:
+            if activations <= weights:
+                break
+            cut, activations, weights = level, 0, 0
     return cut
 
 
@@ -159,7 +167,7 @@ class CpuLowering(Lowering):
     # ------------------------------------------------------------------------------- in and out, copies
 
     def lower_input(self, node):
-        index, image = self.graph.inputs.index(node), int(np.prod(node.shape[1:]))
+        index, image = self.graph.inputs.index(node), prod(node.shape[1:])
         channels, height, width = (*node.shape[1:], 1, 1)[:3]
         region = self.plan.region[node]
         target, border = self.map(node), region.buffer.border or 0
@@ -218,7 +226,7 @@ class CpuLowering(Lowering):
 
         def of(values, axis, nothing):
             return nothing if axis is None else values[axis]
-        self.emit("move", 0, 8 * self.images * int(np.prod(shape[1:])), reads, writes, x=place, x_image=strides[0],
+        self.emit("move", 0, 8 * self.images * prod(shape[1:]), reads, writes, x=place, x_image=strides[0],
                   x_row=of(strides, first, 0), x_column=of(strides, second, 0), x_channel=strides[axis],
                   out=out, out_image=target[0], out_row=of(target, first, 0),
                   out_column=of(target, second, 0), out_channel=target[axis], images=self.images,
@@ -337,9 +345,9 @@ class CpuLowering(Lowering):
     # ------------------------------------------------------------------------ depthwise, wavelets, scans
 
     def lower_depthwise(self, node, x, weight, bias=None, scale=None, shift=None):
-        kernel, stride, padding = weight.shape[2:], node.attributes["stride"], node.attributes["padding"]
-        if kernel[0] != kernel[1] or kernel[0] % 2 == 0 or padding != kernel[0] // 2:
-            return self.depthwise_as_window(node, x, weight, bias, scale, shift)
+        if not is_regular(node):
+            return self.depthwise_any(node, x, weight, bias, scale, shift)
+        stride = node.attributes["stride"]
         taps = self.weights.taps(weight, bias, scale, shift)
         source, out = self.map(x), self.map(node)
         (_, channels, height, width), (out_height, out_width) = x.shape, node.shape[2:]
@@ -356,9 +364,16 @@ class CpuLowering(Lowering):
                   lanes=LANES if own else (channels - 1) % LANES + 1,
                   bands=1 if whole else min(self.shares, out_height), zero=self.weights.zero_vector())
 
-    def depthwise_as_window(self, node, x, weight, bias, scale, shift):
-        """Filters that the kernel does not know, on the diagonal of one matrix."""
-        self.window(node, x, self.weights.window(weight, bias, weight.shape[0]), weight.shape[2:])
+    def depthwise_any(self, node, x, weight, bias, scale, shift):
+        """Any filter, stride and padding, over a copy of the map whose padding is a part of it."""
+        padding, (k_h, k_w), out = node.attributes["padding"], weight.shape[2:], self.map(node)
+        source, (_, channels, height, width) = self.with_border(x, padding), x.shape
+        taps, pixels = self.weights.taps(weight, bias), self.rows(node)
+        self.emit("depthwise_any", pixels * channels * k_h * k_w, FLOAT_BYTES * channels * (self.rows(x) + pixels),
+                  (source,), (node,), x=source.place, pitch=source.pitch, height=height + 2 * padding,
+                  width=width + 2 * padding, kernel_h=k_h, kernel_w=k_w, stride=node.attributes["stride"],
+                  out_height=node.shape[2], out_width=node.shape[3], weights=taps.weights, bias=taps.bias,
+                  out=out.place, out_pitch=out.pitch, vectors=round_up(channels) // LANES, images=self.images)
         if node.attributes["activation"] != "none":
             self.combine(node.attributes["activation"], node, None, node)
         if scale is not None:
@@ -394,7 +409,7 @@ class CpuLowering(Lowering):
     def wavelet(self, kernel, node, x, bank, full):
         _, channels, height, width = full.shape
         source, out, k = self.map(x), self.map(node), bank.shape[-1]
-        self.emit(kernel, self.rows(full) * channels * k * k, 8 * self.images * int(np.prod(x.shape[1:])),
+        self.emit(kernel, self.rows(full) * channels * k * k, 8 * self.images * prod(x.shape[1:]),
                   (x,), (node,), x=source.place, pitch=source.pitch, height=height, width=width, channels=channels,
                   kernel=k, bank=self.weights.array(bank), out=out.place, out_pitch=out.pitch, images=self.images)
 
@@ -599,9 +614,9 @@ def make_plan(graph: Graph, plan: Schedule, images: int, weights: Weights, threa
                                        joint.size // count)
                 one.lower(range(cut + 1))
                 operations += one.operations
-            whole.lower(range(cut + 1, plan.last_level + 1))
+            whole.lower(range(cut + 1, len(plan.stages)))
         else:
-            whole.lower(range(plan.last_level + 1))
+            whole.lower(range(len(plan.stages)))
         operations += whole.operations
         place_barriers(operations, owner)
         parts.append((arena, operations))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 
-from mmref.errors import NotTraceable
 from mmref.graph.graph import Graph, Node
 from mmref.kernels.target import round_up
 
 SEQUENCES = ("cross_scan", "project", "selective_scan")  # their results are (B, K, channels, L)
+INHERITING = frozenset(("slice_axis", "concatenate", "add", "multiply", "relu", "sigmoid", "silu", "softplus"))
 
 
 @dataclass(eq=False)
@@ -38,32 +39,37 @@ class Region:
 
 
 @dataclass
-class Schedule:
-    """Nodes that need an operation, in the order of their levels, and where every node's value lies."""
+class Stage:
+    """What belongs to one level: nodes that may run at once, outputs that are done, buffers used first and last."""
 
-    order: list[Node]
-    level: dict[Node, int]
+    nodes: list[Node] = field(default_factory=list)
+    results: list[int] = field(default_factory=list)
+    first: list[Buffer] = field(default_factory=list)
+    last: list[Buffer] = field(default_factory=list)
+
+
+@dataclass
+class Schedule:
+    """Levels in order, and where every node's value lies."""
+
+    stages: list[Stage]
     region: dict[Node, Region] = field(repr=False)
-    last_level: int = 0
+
+    @property
+    def order(self) -> list[Node]:
+        return [node for stage in self.stages for node in stage.nodes]
 
 
 def channel_axis(node: Node) -> int:
     """1 for maps and features, 2 for sequences."""
-    while node.name not in SEQUENCES:
-        inherited = next((operand for operand in node.nodes() if operand.ndim == node.ndim), None)
-        if inherited is None or node.name in ("cross_merge", "conv2d", "linear", "input"):
-            return 1
-        node = inherited
-    return 2
+    while node.name in INHERITING:
+        node = next(operand for operand in node.operands.values() if isinstance(operand, Node))
+    return 2 if node.name in SEQUENCES else 1
 
 
 def rows_of(node: Node) -> int:
     """Rows of one image."""
-    axis, rows = channel_axis(node), 1
-    for i, size in enumerate(node.shape):
-        if i not in (0, axis):
-            rows *= size
-    return rows
+    return prod(node.shape[1:]) // max(node.shape[channel_axis(node)], 1)
 
 
 def is_view(node: Node) -> bool:
@@ -85,25 +91,28 @@ def schedule(graph: Graph, exact: Callable[[Node], bool], in_place: Callable[[No
     in_place(node)  operands in whose place the kernel may write its result, best first
     bordered(node)  width of the border of zeros that all readers of the node want around it, None for plain rows
     """
-    for node in graph:
-        check_batch_stays(node)
     level = {}
     for node in graph:
-        below = max((level[operand] for operand in node.nodes()), default=-1)
+        below = max((level[operand] for operand in node.sources), default=-1)
         level[node] = below if node.operation is not None and (is_view(node) or is_join(node)) else below + 1
-    position = {node: i for i, node in enumerate(graph)}
-    order = sorted((node for node in graph if not is_view(node)), key=lambda node: (level[node], position[node]))
+    stages = [Stage() for _ in range(max(level.values(), default=-1) + 1)]
+    for node in graph:
+        if not is_view(node):
+            stages[level[node]].nodes.append(node)
     users = graph.users()
     region = _places(graph, level, users, exact, in_place, bordered)
-    final = max(level.values(), default=0)
     for node in graph:
         buffer = region[node].buffer
         buffer.first = min(buffer.first, level[node])
         for reader in users[node]:
             buffer.last = max(buffer.last, level[reader])
-    for node in graph.outputs:
+    for index, node in enumerate(graph.outputs):
         region[node].buffer.last = max(region[node].buffer.last, level[node])
-    return Schedule(order, level, region, final)
+        stages[level[node]].results.append(index)
+    for buffer in dict.fromkeys(place.buffer for place in region.values()):
+        stages[buffer.first].first.append(buffer)
+        stages[buffer.last].last.append(buffer)
+    return Schedule(stages, region)
 
 
 def root(node: Node) -> Node:
@@ -111,13 +120,6 @@ def root(node: Node) -> Node:
     while is_view(node):
         node = node.operands["x"]
     return node
-
-
-def check_batch_stays(node: Node) -> None:
-    """NotTraceable for an operation that cuts or joins the batch: engines run its samples one by one."""
-    if node.attributes.get("axis") == 0:
-        raise NotTraceable(f"layer {node.layer!r} uses {node.name} on the batch axis, which compiled backends do not "
-                           f"know: samples must stay apart (backend 'numpy' runs it)")
 
 
 def _places(graph, level, users, exact, in_place, bordered):
@@ -143,7 +145,7 @@ def _places(graph, level, users, exact, in_place, bordered):
 
     def dies(operand, node):
         """Whether `node` is the last to read an operand, and reads it once: then it may be overwritten."""
-        if sum(root(other) is operand for other in node.nodes()) != 1:
+        if sum(root(other) is operand for other in node.sources) != 1:
             return False
         pending = list(users[operand])
         while pending:

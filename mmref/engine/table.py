@@ -4,11 +4,42 @@ from __future__ import annotations
 
 from mmref.engine.lowering import TOGETHER
 from mmref.engine.plan import Plan
+from mmref.kernels.calibrate import NOISE
+from mmref.tables import table
+
+PRODUCTS = ("matmul", "stem")  # the kernels that do all multiply-adds that are counted: others leave out the border's
+CLOCK = 2e-7                   # seconds by which a row may seem too short: a clock's tick, a barrier that is left late
 
 
-def plan_table(plan: Plan, times: list[float] | None = None) -> str:
-    """One line an operation: kernel, layer, output shape, bytes moved, multiply-adds, threads, and time if measured."""
+def shares_of_peak(plan: Plan, times: list[float], peak: float) -> list[float | None]:
+    """Each operation's share of `peak`, float32 operations a second of all the plan's threads; None where it cannot be
+    determined.
+
+    Times are those of one thread: the first, or the owner. They are the operation's where all threads meet before and
+    after it, or where one works alone.
+    """
+    shares, met = [], True
+    for operation, seconds in zip(plan.operations, times, strict=True):
+        alone, share = operation.owner != TOGETHER, None
+        if operation.kernel in PRODUCTS and seconds > 0 and (alone or met and operation.barrier):
+            share = 2 * operation.macs / seconds / (peak / plan.threads if alone else peak)
+        shares.append(share)
+        met = alone or operation.barrier
+    return shares
+
+
+def beyond_the_peak(times: list[float], shares: list[float | None]) -> list[bool]:
+    """Which of `shares_of_peak` are above 100 % by more than the noise of peak and clock: measured wrongly."""
+    return [share is not None and share * seconds / (seconds + CLOCK) > 1 + NOISE
+            for seconds, share in zip(times, shares, strict=True)]
+
+
+def plan_table(plan: Plan, times: list[float] | None = None, shares: list[float | None] | None = None) -> str:
+    """One line per operation: kernel, layer, output shape, bytes moved, multiply-adds, threads; if measured, its time
+    and its share of the peak (`shares_of_peak`), or "alarm" in its place where it cannot be right."""
+    wrong = beyond_the_peak(times, shares) if shares else []
     titles = ["operation", "layer", "output", "KiB", "MMAC", "threads"] + (["us", "GFLOP/s"] if times else [])
+    titles += ["of peak"] if shares else []
     rows = []
     for index, op in enumerate(plan.operations):
         who = f"all {plan.threads}" if op.owner == TOGETHER and plan.threads > 1 else str(max(op.owner, 0))
@@ -17,13 +48,12 @@ def plan_table(plan: Plan, times: list[float] | None = None) -> str:
         if times:
             rate = f"{2e-9 * op.macs / times[index]:,.1f}" if op.macs and times[index] else ""
             row += [f"{times[index] * 1e6:,.1f}", rate]
+        if shares:
+            share = shares[index]
+            row.append("alarm" if wrong[index] else "" if share is None else f"{share:.0%}")
         rows.append(row)
-    widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
-    lines = ["  ".join(cell.ljust(width) if i < 3 else cell.rjust(width)
-                       for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-             for row in [titles, ["-" * width for width in widths], *rows]]
     macs = sum(op.macs for op in plan.operations)
-    lines.append("")
+    lines = [table(rows, titles, left=3), ""]
     lines.append(f"{len(rows)} operations, {macs / 1e6:,.1f} million multiply-adds, "
                  f"{plan.activation_bytes / 2**20:,.1f} MiB of activations"
                  + (f", {sum(times) * 1e3:,.2f} ms in sum" if times else ""))

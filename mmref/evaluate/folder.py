@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mmref.data.folders import EXTENSIONS, Found, is_picture_name, natural_key, pictures_below
-from mmref.data.labels import class_names as known_class_names
-from mmref.data.labels import imagenet_ids
+from mmref.data.labels import imagenet_ids, imagenet_names
 from mmref.errors import MmrefError, ValueProblem
 
 __all__ = ["ORDERS", "FolderError", "PictureSet", "read_folder"]
@@ -140,7 +139,7 @@ def _match(names, class_names, given, where, order=None, may_sort=True):
         rules.append(("class map", given.get))
     else:
         rules.append(("names", _by_name(class_names, where)))
-        if tuple(class_names) == known_class_names(1000):
+        if tuple(class_names) == imagenet_names():
             identifiers = {identifier: i for i, identifier in enumerate(imagenet_ids())}
             rules.append(("WordNet identifiers", identifiers.get))
         rules.append(("numbers", lambda name: int(name) if re.fullmatch(r"[0-9]{1,9}", name) and int(name) < count

@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 
+from mmref.cores import usable_cores
 from mmref.errors import MmrefError, ValueProblem
 from mmref.evaluate.batch import NEVER_BEGAN, batch_paths, record, run_batch
 from mmref.evaluate.folder import PictureSet
@@ -76,7 +77,8 @@ def _subject(predictor, loaded, pictures):
     transform = {f"transform {key}": list(value) if isinstance(value, tuple) else value
                  for key, value in asdict(loaded.transform).items()}
     return {"journal": "mmref eval 1", "mmref": __version__, "model": model, "backend": predictor.backend,
-            "weights sha256": predictor.expected_sha256, "batch size": predictor.batch_size, "topk": predictor.topk,
+            "weights sha256": predictor.expected_sha256, "prefer": predictor.prefer,
+            "batch size": predictor.batch_size, "topk": predictor.topk,
             "exif": predictor.exif, **transform, "pictures": len(pictures), "list sha256": pictures.digest()}
 
 
@@ -114,7 +116,7 @@ def _in_processes(predictor, pictures, starts, processes) -> Iterator[dict]:
 
 def _one_pool(predictor, pictures, starts, processes):
     root, size = os.path.abspath(pictures.root), predictor.batch_size
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, usable_cores() // processes)
     context = multiprocessing.get_context("spawn")
     with _environment(threads), ProcessPoolExecutor(processes, context, _start_worker) as pool:
         coming, running = iter(starts), set()

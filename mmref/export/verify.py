@@ -7,10 +7,12 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from mmref.arguments import check_integers, check_path
 from mmref.errors import MissingBackend
+from mmref.models.network import check_numpy_model
 
 TOLERANCE = 1e-5  # of the largest logit
-ROUNDING = 3      # times mmref's own float32 error that a runtime may have where that is more than TOLERANCE
+ROUNDING = 16     # times mmref's own float32 error that a runtime may have where that is more than TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ def verify(model, path, shapes=None) -> list[Comparison]:
     through one session, as a program that serves any picture would have it. A result of another shape or one that is
     not finite counts as error infinity. The model must be float32. Raises MissingBackend where no runtime is installed.
     """
+    check_numpy_model(model)
+    path = check_path("path", path)
+    if shapes is not None:
+        shapes = [check_integers("shapes", shape, 4, 1) for shape in shapes]
     runtimes = [name for name in OPENERS if find_spec(name.split()[0])]
     if not runtimes:
         raise MissingBackend('verifying needs ONNX Runtime or OpenVINO: pip install "mmref[onnx]" or "mmref[openvino]"')

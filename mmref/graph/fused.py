@@ -21,8 +21,8 @@ ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "silu": F.silu}
 HAAR = np.array([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]], np.float32) / 2
 
 
-def _map_of_first(first, *others, **options):
-    return first.shape
+def _like_the_first(*arrays, **named):
+    return next(iter((*arrays, *named.values()))).shape
 
 
 @operation(lambda x, weight, bias=None, shortcut=None, shortcut2=None, *, stride=1, padding=0, activation="none":
@@ -54,7 +54,7 @@ def depthwise(x, weight, bias=None, scale=None, shift=None, *, stride=1, padding
     return y if scale is None else F.relu(y * F.per_channel(scale) + F.per_channel(shift))
 
 
-@operation(_map_of_first, registry=FUSED)
+@operation(_like_the_first, registry=FUSED)
 def wavelet_branch(x, weight):
     """synthesis(depthwise k x k of analysis(x)) with Haar's filters; weight (4*C, 1, k, k)."""
     bank = np.tile(HAAR[:, None], (x.shape[1], 1, 1, 1)).astype(x.dtype)
@@ -62,7 +62,7 @@ def wavelet_branch(x, weight):
     return synthesis(bands, bank, *x.shape[2:])
 
 
-@operation(_map_of_first, registry=FUSED)
+@operation(_like_the_first, registry=FUSED)
 def path_scan(x, coefficients, dt_weight, dt_bias, A, D, *, order):
     """SS2D's scan of a map x (B, D, H, W): every direction of `order` read off, scanned, laid back and added up.
 
@@ -78,13 +78,13 @@ def path_scan(x, coefficients, dt_weight, dt_bias, A, D, *, order):
     return cross_merge(selective_scan(u, delta, A, B, C, D), order, *x.shape[2:])
 
 
-@operation(_map_of_first, registry=FUSED)
+@operation(_like_the_first, registry=FUSED)
 def norm_gate(y, weight, bias, z, *, eps=1e-5):
     """layer norm of y over its channels, times SiLU(z)."""
     return F.layer_norm_channels(y, weight, bias, eps) * F.silu(z)
 
 
-@operation(_map_of_first, registry=FUSED)
+@operation(_like_the_first, registry=FUSED)
 def gate(x, values):
     """x times sigmoid(values), values (B, C, 1, 1)."""
     return x * F.sigmoid(values)

@@ -59,6 +59,11 @@ class Node(Shaped):
     layer: str                             # path of the layer that made the call
     shape: tuple[int, ...]
     dtype: np.dtype
+    elsewhere: tuple[int, ...] = ()        # the shape for another batch and size of picture
+    sources: tuple[Node, ...] = field(init=False, repr=False)  # the operands that are nodes
+
+    def __post_init__(self):
+        self.sources = tuple([value for value in self.operands.values() if type(value) is Node])
 
     @property
     def name(self) -> str:
@@ -67,10 +72,6 @@ class Node(Shaped):
     @property
     def ndim(self) -> int:
         return len(self.shape)
-
-    def nodes(self) -> list[Node]:
-        """The operands that are nodes."""
-        return [value for value in self.operands.values() if isinstance(value, Node)]
 
     def constants(self) -> list[Constant]:
         """The operands that are constants."""
@@ -90,6 +91,7 @@ class Graph:
     outputs: list[Node]
     structure: object = 0
     layers: dict[str, Node] = field(default_factory=dict)  # what each layer that was called returned
+    fixed_by: str | None = None  # a layer that computes with the input's size: then the graph holds for that one only
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
@@ -98,7 +100,7 @@ class Graph:
         """{node: those that read it, once for each time}; an output is read by nobody in the graph."""
         readers = {node: [] for node in self.nodes}
         for node in self.nodes:
-            for operand in node.nodes():
+            for operand in node.sources:
                 readers[operand].append(node)
         return readers
 
@@ -109,7 +111,8 @@ class Graph:
             if node.operation is not None:
                 operands = {name: operand.value() if isinstance(operand, Constant) else values[operand]
                             for name, operand in node.operands.items()}
-                values[node] = apply(node.operation, operands, node.attributes)
+                attributes = {name: getattr(value, "value", value) for name, value in node.attributes.items()}
+                values[node] = apply(node.operation, operands, attributes)
         return self.arrange([values[node] for node in self.outputs])
 
     def arrange(self, results):
@@ -125,20 +128,26 @@ def rewrite(graph: Graph, rule: Callable[[Node, Callable[[Node], bool]], Node | 
     The rule sees nodes in order, their operands being rewritten already. `only(operand)` tells whether the node in hand
     is all that reads that operand, which may then vanish into it. What nothing reads afterwards is left out.
     """
-    users = graph.users()
-    outputs = set(graph.outputs)
+    readers = dict.fromkeys(graph.nodes, 0)
+    for node in graph.nodes:
+        for source in node.sources:
+            readers[source] += 1
+    for node in graph.outputs:
+        readers[node] += 2                       # whoever asked for it reads it too, and it must stay
     new: dict[Node, Node] = {}
     origin: dict[Node, Node] = {}                # rewritten node: the node of `graph` whose value it has
 
     def only(operand):
         old = origin.get(operand)                # None for a node that a rule has made beside the one it returned
-        return old is None or old not in outputs and len(users[old]) == 1
+        return old is None or readers[old] == 1
 
     for old in graph.nodes:
         node = old
-        if any(new[operand] is not operand for operand in old.nodes()):
-            operands = {name: new[value] if isinstance(value, Node) else value for name, value in old.operands.items()}
-            node = Node(old.operation, operands, old.attributes, old.layer, old.shape, old.dtype)
+        for source in old.sources:
+            if new[source] is not source:
+                operands = {name: new.get(value, value) for name, value in old.operands.items()}
+                node = Node(old.operation, operands, old.attributes, old.layer, old.shape, old.dtype, old.elsewhere)
+                break
         origin[node] = old
         made = rule(node, only) if old.operation is not None else None
         if made is not None:
@@ -149,32 +158,26 @@ def rewrite(graph: Graph, rule: Callable[[Node, Callable[[Node], bool]], Node | 
 
 
 def collect(graph: Graph, new: dict[Node, Node]) -> Graph:
-    """The graph made of the values that `new` gives for the old nodes, what nothing reads left out."""
+    """The graph made of the values that `new` gives for the old nodes: in the old order, whatever a node reads before
+    it; what nothing reads is left out."""
     outputs = [new[node] for node in graph.outputs]
-    seen, order = set(), []
-
-    def visit(root):
-        stack = [(root, iter(root.nodes()))]
-        seen.add(root)
-        while stack:
-            node, rest = stack[-1]
-            following = next((operand for operand in rest if operand not in seen), None)
-            if following is None:
-                order.append(stack.pop()[0])
-            else:
-                seen.add(following)
-                stack.append((following, iter(following.nodes())))
-    # in the order of the old graph, whatever a node needs before it
-    wanted = set()
-    pending = list(outputs)
+    wanted, pending = set(), list(outputs)
     while pending:
         node = pending.pop()
         if node not in wanted:
             wanted.add(node)
-            pending += node.nodes()
-    inputs = [new[node] for node in graph.inputs]
-    for node in [*inputs, *(new[old] for old in graph.nodes if new[old] in wanted), *outputs]:
-        if node not in seen:
-            visit(node)
-    layers = {name: new[node] for name, node in graph.layers.items() if new[node] in seen}
-    return Graph(order, inputs, outputs, graph.structure, layers)
+            pending += node.sources
+    order: dict[Node, None] = {}
+
+    def place(node):
+        for source in node.sources:
+            if source not in order:              # a rule has made it beside the one it returned
+                place(source)
+        order[node] = None
+    for old in graph.nodes:
+        node = new[old]
+        if (node in wanted or old.operation is None) and node not in order:
+            place(node)
+    layers = {name: new[node] for name, node in graph.layers.items() if new[node] in order}
+    return Graph(list(order), [new[node] for node in graph.inputs], outputs, graph.structure, layers,
+                 graph.fixed_by)

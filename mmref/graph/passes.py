@@ -16,16 +16,33 @@ CONVOLUTIONS = ("conv2d", "depthwise_conv2d", "linear")
 
 
 def fused(graph: Graph) -> Graph:
-    """All passes."""
-    for one in PASSES:
-        graph = one(graph)
+    """All passes; those that look at different operations in one walk over the graph."""
+    for group in GROUPS:
+        rules = {name: one.rule for one in group for name in one.operations}
+        graph = rewrite(graph, lambda node, only, of=rules: of[node.name](node, only) if node.name in of else None)
     return graph
+
+
+class Pass:
+    """A rule for nodes of some operations, as a function of graphs: `rule(node, only)` as `rewrite` takes it."""
+
+    def __init__(self, rule, operations):
+        self.rule, self.operations = rule, operations
+        self.__doc__, self.__name__ = rule.__doc__, rule.__name__
+
+    def __call__(self, graph: Graph) -> Graph:
+        return rewrite(graph, lambda node, only: self.rule(node, only) if node.name in self.operations else None)
+
+
+def rule_for(*operations: str):
+    """Decorator: a rule becomes a Pass over the nodes of these operations."""
+    return lambda rule: Pass(rule, operations)
 
 
 def replaced(node: Node, kept: Node, operation, operands, **attributes) -> Node:
     """A node with the result of one and the layer of another, `kept`; operands that are None are left out."""
     operands = {name: value for name, value in operands.items() if value is not None}
-    return Node(operation, operands, attributes, kept.layer, node.shape, node.dtype)
+    return Node(operation, operands, attributes, kept.layer, node.shape, node.dtype, node.elsewhere)
 
 
 def _is(node, *names) -> bool:
@@ -34,23 +51,15 @@ def _is(node, *names) -> bool:
 
 # ------------------------------------------------------------------------------------------ batch norm, scales
 
-def fold_batch_norm(graph: Graph) -> Graph:
-    """A batch norm behind a convolution or linear layer, or before a linear layer, goes into its weight and bias; so
-    does one factor a channel."""
-    def rule(node, only):
-        x = node.operands.get("x")
-        if node.name == "batch_norm" and _is(x, *CONVOLUTIONS) and only(x):
-            return _followed_by_norm(node, x)
-        if node.name == "linear" and _is(x, "batch_norm") and only(x):
-            return _preceded_by_norm(node, x)
-        if node.name == "multiply":
-            for one, other in (("x", "y"), ("y", "x")):
-                conv, factor = node.operands[one], node.operands[other]
-                if _is(conv, *CONVOLUTIONS) and only(conv) and isinstance(factor, Constant) \
-                        and factor.shape == (1, conv.shape[1]) + (1,) * (conv.ndim - 2):
-                    return _scaled(node, conv, factor)
-        return None
-    return rewrite(graph, rule)
+@rule_for("batch_norm", "linear")
+def fold_batch_norm(node, only):
+    """A batch norm behind a convolution or linear layer, or before a linear layer, goes into its weight and bias."""
+    x = node.operands.get("x")
+    if node.name == "batch_norm" and _is(x, *CONVOLUTIONS) and only(x):
+        return _followed_by_norm(node, x)
+    if node.name == "linear" and _is(x, "batch_norm") and only(x):
+        return _preceded_by_norm(node, x)
+    return None
 
 
 def _norm_parts(norm):
@@ -101,6 +110,17 @@ def _preceded_by_norm(node, norm):
                     **node.attributes)
 
 
+@rule_for("multiply")
+def fold_factors(node, only):
+    """One factor a channel behind a convolution or linear layer goes into its weight and bias."""
+    for one, other in (("x", "y"), ("y", "x")):
+        conv, factor = node.operands[one], node.operands[other]
+        if _is(conv, *CONVOLUTIONS) and only(conv) and isinstance(factor, Constant) \
+                and factor.shape == (1, conv.shape[1]) + (1,) * (conv.ndim - 2):
+            return _scaled(node, conv, factor)
+    return None
+
+
 def _scaled(node, conv, factor):
     operands = dict(conv.operands)
     weight, bias = operands["weight"], operands.get("bias")
@@ -112,19 +132,18 @@ def _scaled(node, conv, factor):
 
 # --------------------------------------------------------------------------------------------------- shortcuts
 
-def shortcut_into_centre_tap(graph: Graph) -> Graph:
+@rule_for("add")
+def shortcut_into_centre_tap(node, only):
     """x + depthwise(x) is the depthwise convolution with one more in the middle of every filter."""
-    def rule(node, only):
-        if node.name != "add":
-            return None
-        for one, other in (("x", "y"), ("y", "x")):
-            conv, x = node.operands[one], node.operands[other]
-            if _is(conv, "depthwise_conv2d") and conv.operands["x"] is x and only(conv) and _keeps_size(conv):
-                weight = conv.operands["weight"]
-                raised = derived("one more in the centre", weight.shape, _raise_centre, weight)
-                return replaced(node, conv, conv.operation, {**conv.operands, "weight": raised}, **conv.attributes)
+    if node.name != "add":
         return None
-    return rewrite(graph, rule)
+    for one, other in (("x", "y"), ("y", "x")):
+        conv, x = node.operands[one], node.operands[other]
+        if _is(conv, "depthwise_conv2d") and conv.operands["x"] is x and only(conv) and _keeps_size(conv):
+            weight = conv.operands["weight"]
+            raised = derived("one more in the centre", weight.shape, _raise_centre, weight)
+            return replaced(node, conv, conv.operation, {**conv.operands, "weight": raised}, **conv.attributes)
+    return None
 
 
 def _keeps_size(conv):
@@ -139,82 +158,78 @@ def _raise_centre(weight):
     return raised
 
 
-def relu_before_concatenation(graph: Graph) -> Graph:
+@rule_for("relu")
+def relu_before_concatenation(node, only):
     """relu(concatenate(parts)) is concatenate(relu(part), ...): each part is clipped where it is made."""
-    def rule(node, only):
-        joined = node.operands.get("x")
-        if node.name != "relu" or not _is(joined, "concatenate") or not only(joined):
-            return None
-        parts = {name: Node(node.operation, {"x": part}, {}, part.layer or node.layer, part.shape, part.dtype)
-                 for name, part in joined.operands.items() if 0 not in part.shape}
-        return replaced(node, joined, joined.operation, parts, **joined.attributes)
-    return rewrite(graph, rule)
+    joined = node.operands.get("x")
+    if node.name != "relu" or not _is(joined, "concatenate") or not only(joined):
+        return None
+    parts = {name: Node(node.operation, {"x": part}, {}, part.layer, part.shape, part.dtype, part.elsewhere)
+             for name, part in joined.operands.items() if 0 not in part.shape}
+    return replaced(node, joined, joined.operation, parts, **joined.attributes)
 
 
 # --------------------------------------------------------------------------------------------------- epilogues
 
-def epilogues(graph: Graph) -> Graph:
+@rule_for("conv2d", "depthwise_conv2d", "linear", "relu", "silu", "add")
+def epilogues(node, only):
     """Convolutions and linear layers take over what follows: up to two shortcuts, ReLU, SiLU of a depthwise one."""
-    def rule(node, only):
-        if node.name in CONVOLUTIONS and node.attributes.get("groups", 1) == 1:
-            options = {name: value for name, value in node.attributes.items() if name != "groups"}
-            return replaced(node, node, TAKES_OVER[node.name], node.operands, **options, activation="none")
-        if node.name in ("relu", "silu"):
-            x = node.operands["x"]
-            able = ("convolution", "product", "depthwise") if node.name == "relu" else ("depthwise",)
-            if _is(x, *able) and only(x) and x.attributes["activation"] == "none" and "scale" not in x.operands:
-                return replaced(node, x, x.operation, x.operands, **{**x.attributes, "activation": node.name})
-        if node.name == "add":
-            for one, other in (("y", "x"), ("x", "y")):
-                conv, rest = node.operands[one], node.operands[other]
-                if _is(conv, "convolution", "product") and only(conv) and isinstance(rest, Node) \
-                        and rest.shape == conv.shape and conv.attributes["activation"] == "none" \
-                        and "shortcut2" not in conv.operands:
-                    name = "shortcut2" if "shortcut" in conv.operands else "shortcut"
-                    return replaced(node, conv, conv.operation, {**conv.operands, name: rest}, **conv.attributes)
-        return None
-    return rewrite(graph, rule)
+    if node.name in CONVOLUTIONS and node.attributes.get("groups", 1) == 1:
+        options = {name: value for name, value in node.attributes.items() if name != "groups"}
+        return replaced(node, node, TAKES_OVER[node.name], node.operands, **options, activation="none")
+    if node.name in ("relu", "silu"):
+        x = node.operands["x"]
+        able = ("convolution", "product", "depthwise") if node.name == "relu" else ("depthwise",)
+        if _is(x, *able) and only(x) and x.attributes["activation"] == "none" and "scale" not in x.operands:
+            return replaced(node, x, x.operation, x.operands, **{**x.attributes, "activation": node.name})
+    if node.name == "add":
+        for one, other in (("y", "x"), ("x", "y")):
+            conv, rest = node.operands[one], node.operands[other]
+            if _is(conv, "convolution", "product") and only(conv) and isinstance(rest, Node) \
+                    and rest.shape == conv.shape and conv.attributes["activation"] == "none" \
+                    and "shortcut2" not in conv.operands:
+                name = "shortcut2" if "shortcut" in conv.operands else "shortcut"
+                return replaced(node, conv, conv.operation, {**conv.operands, name: rest}, **conv.attributes)
+    return None
 
 
 TAKES_OVER = {"conv2d": fused_operations.convolution, "depthwise_conv2d": fused_operations.depthwise,
               "linear": fused_operations.product}
 
 
-def pointwise_depthwise(graph: Graph) -> Graph:
+@rule_for("depthwise")
+def pointwise_depthwise(node, only):
     """A 1x1 depthwise convolution with ReLU, behind another with ReLU, is a scale and a shift more in that one."""
-    def rule(node, only):
-        x = node.operands.get("x")
-        if node.name == "depthwise" and node.attributes == {"stride": 1, "padding": 0, "activation": "relu"} \
-                and node.operands["weight"].shape[2:] == (1, 1) and "scale" not in node.operands \
-                and _is(x, "depthwise") and only(x) and x.attributes["activation"] == "relu" \
-                and "scale" not in x.operands:
-            weight, bias = node.operands["weight"], node.operands.get("bias")
-            channels = weight.shape[:1]
-            scale = derived("as a vector", channels, lambda weight: weight.reshape(-1), weight)
-            shift = bias or derived("zeros", channels, lambda weight: np.zeros(len(weight)), weight)
-            return replaced(node, x, x.operation, {**x.operands, "scale": scale, "shift": shift}, **x.attributes)
-        return None
-    return rewrite(graph, rule)
+    x = node.operands.get("x")
+    if node.name == "depthwise" and node.attributes == {"stride": 1, "padding": 0, "activation": "relu"} \
+            and node.operands["weight"].shape[2:] == (1, 1) and "scale" not in node.operands \
+            and _is(x, "depthwise") and only(x) and x.attributes["activation"] == "relu" \
+            and "scale" not in x.operands:
+        weight, bias = node.operands["weight"], node.operands.get("bias")
+        channels = weight.shape[:1]
+        scale = derived("as a vector", channels, lambda weight: weight.reshape(-1), weight)
+        shift = bias or derived("zeros", channels, lambda weight: np.zeros(len(weight)), weight)
+        return replaced(node, x, x.operation, {**x.operands, "scale": scale, "shift": shift}, **x.attributes)
+    return None
 
 
 # ------------------------------------------------------------------------------- wavelet branch, scan, gates
 
-def wavelet_branches(graph: Graph) -> Graph:
+@rule_for("synthesis")
+def wavelet_branches(node, only):
     """Haar analysis, a depthwise convolution of the sub-bands, Haar synthesis: one operation."""
-    def rule(node, only):
-        if node.name != "synthesis" or not _is_haar(node.operands["bank"]):
-            return None
-        conv = node.operands["bands"]
-        if not _is(conv, "depthwise_conv2d") or not only(conv) or not _keeps_size(conv) or "bias" in conv.operands:
-            return None
-        bands = conv.operands["x"]
-        if not _is(bands, "analysis") or not only(bands) or not _is_haar(bands.operands["bank"]):
-            return None
-        x = bands.operands["x"]
-        if x.shape != node.shape:
-            return None
-        return replaced(node, conv, fused_operations.wavelet_branch, {"x": x, "weight": conv.operands["weight"]})
-    return rewrite(graph, rule)
+    if node.name != "synthesis" or not _is_haar(node.operands["bank"]):
+        return None
+    conv = node.operands["bands"]
+    if not _is(conv, "depthwise_conv2d") or not only(conv) or not _keeps_size(conv) or "bias" in conv.operands:
+        return None
+    bands = conv.operands["x"]
+    if not _is(bands, "analysis") or not only(bands) or not _is_haar(bands.operands["bank"]):
+        return None
+    x = bands.operands["x"]
+    if x.shape != node.shape:
+        return None
+    return replaced(node, conv, fused_operations.wavelet_branch, {"x": x, "weight": conv.operands["weight"]})
 
 
 def _is_haar(bank):
@@ -224,67 +239,68 @@ def _is_haar(bank):
     return np.array_equal(filters, np.broadcast_to(HAAR, filters.shape))
 
 
-def scans(graph: Graph) -> Graph:
+@rule_for("cross_merge")
+def scans(node, only):
     """SS2D's scan: the coefficients of all directions are one 1x1 convolution of the map, since every sequence holds
     the map's own pixels; reading off, step sizes, recurrence and laying back are one operation."""
-    def rule(node, only):
-        if node.name != "cross_merge" or not _is(node.operands["y"], "selective_scan"):
-            return None
-        scan = node.operands["y"]
-        u, delta, low = scan.operands["u"], scan.operands["delta"], None
-        if not _is(u, "cross_scan") or u.attributes["order"] != node.attributes["order"] or not _is(delta, "softplus"):
-            return None
-        x, total = u.operands["x"], delta.operands["x"]
-        if x.shape != node.shape or not _is(total, "add") or not only(scan):
-            return None
-        lifted, bias = total.operands["x"], total.operands["y"]
-        if not _is(lifted, "project") or not isinstance(bias, Constant) or bias.shape != (1, *lifted.shape[1:3], 1):
-            return None
-        low = lifted.operands["sequences"]
-        parts = low, scan.operands["B"], scan.operands["C"]
-        if not all(_is(part, "slice_axis") and part.attributes["axis"] == 2 for part in parts):
-            return None
-        source = low.operands["x"]
-        cuts = [(part.attributes["start"], part.attributes["stop"], part.attributes["step"]) for part in parts]
-        R, N = low.shape[2], scan.operands["A"].shape[2]
-        if not _is(source, "project") or source.operands["sequences"] is not u \
-                or any(part.operands["x"] is not source for part in parts) \
-                or cuts != [(0, R, 1), (R, R + N, 1), (R + N, R + 2 * N, 1)] or source.shape[2] != R + 2 * N \
-                or not all(isinstance(scan.operands[name], Constant) for name in "AD"):
-            return None
-        weight = source.operands["weight"]
-        K, M, channels = weight.shape
-        as_convolution = derived("as a 1x1 convolution", (K * M, channels, 1, 1),
-                                 lambda weight: weight.reshape(-1, weight.shape[2], 1, 1), weight)
-        dt_bias = derived("as (K, D)", bias.shape[1:3], lambda bias: bias[0, :, :, 0], bias)
-        coefficients = Node(OPERATIONS["conv2d"], {"x": x, "weight": as_convolution},
-                            {"stride": 1, "padding": 0, "groups": 1}, node.layer,
-                            (x.shape[0], K * M, *x.shape[2:]), x.dtype)
-        return replaced(node, node, fused_operations.path_scan,
-                        {"x": x, "coefficients": coefficients, "dt_weight": lifted.operands["weight"],
-                         "dt_bias": dt_bias, "A": scan.operands["A"], "D": scan.operands["D"]},
-                        order=node.attributes["order"])
-    return rewrite(graph, rule)
-
-
-def gates(graph: Graph) -> Graph:
-    """Layer norm times SiLU of a gate; a map times the sigmoid of one value a channel."""
-    def rule(node, only):
-        if node.name != "multiply":
-            return None
-        for one, other in (("x", "y"), ("y", "x")):
-            x, factor = node.operands[one], node.operands[other]
-            if _is(x, "layer_norm_channels") and only(x) and _is(factor, "silu") and only(factor) \
-                    and factor.shape == x.shape:
-                return replaced(node, x, fused_operations.norm_gate,
-                                {"y": x.operands["x"], "weight": x.operands["weight"], "bias": x.operands["bias"],
-                                 "z": factor.operands["x"]}, eps=x.attributes["eps"])
-            if _is(factor, "sigmoid") and only(factor) and isinstance(x, Node) and x.ndim == 4 \
-                    and factor.shape == (*x.shape[:2], 1, 1):
-                return replaced(node, factor, fused_operations.gate, {"x": x, "values": factor.operands["x"]})
+    if node.name != "cross_merge" or not _is(node.operands["y"], "selective_scan"):
         return None
-    return rewrite(graph, rule)
+    scan = node.operands["y"]
+    u, delta, low = scan.operands["u"], scan.operands["delta"], None
+    if not _is(u, "cross_scan") or u.attributes["order"] != node.attributes["order"] or not _is(delta, "softplus"):
+        return None
+    x, total = u.operands["x"], delta.operands["x"]
+    if x.shape != node.shape or not _is(total, "add") or not only(scan):
+        return None
+    lifted, bias = total.operands["x"], total.operands["y"]
+    if not _is(lifted, "project") or not isinstance(bias, Constant) or bias.shape != (1, *lifted.shape[1:3], 1):
+        return None
+    low = lifted.operands["sequences"]
+    parts = low, scan.operands["B"], scan.operands["C"]
+    if not all(_is(part, "slice_axis") and part.attributes["axis"] == 2 for part in parts):
+        return None
+    source = low.operands["x"]
+    cuts = [(part.attributes["start"], part.attributes["stop"], part.attributes["step"]) for part in parts]
+    R, N = low.shape[2], scan.operands["A"].shape[2]
+    if not _is(source, "project") or source.operands["sequences"] is not u \
+            or any(part.operands["x"] is not source for part in parts) \
+            or cuts != [(0, R, 1), (R, R + N, 1), (R + N, R + 2 * N, 1)] or source.shape[2] != R + 2 * N \
+            or not all(isinstance(scan.operands[name], Constant) for name in "AD"):
+        return None
+    weight = source.operands["weight"]
+    K, M, channels = weight.shape
+    as_convolution = derived("as a 1x1 convolution", (K * M, channels, 1, 1),
+                             lambda weight: weight.reshape(-1, weight.shape[2], 1, 1), weight)
+    dt_bias = derived("as (K, D)", bias.shape[1:3], lambda bias: bias[0, :, :, 0], bias)
+    coefficients = Node(OPERATIONS["conv2d"], {"x": x, "weight": as_convolution},
+                        {"stride": 1, "padding": 0, "groups": 1}, node.layer,
+                        (x.shape[0], K * M, *x.shape[2:]), x.dtype,
+                        (x.elsewhere[0], K * M, *x.elsewhere[2:]))
+    return replaced(node, node, fused_operations.path_scan,
+                    {"x": x, "coefficients": coefficients, "dt_weight": lifted.operands["weight"],
+                     "dt_bias": dt_bias, "A": scan.operands["A"], "D": scan.operands["D"]},
+                    order=node.attributes["order"])
 
 
-PASSES = (fold_batch_norm, shortcut_into_centre_tap, wavelet_branches, scans, gates, relu_before_concatenation,
-          epilogues, pointwise_depthwise)
+@rule_for("multiply")
+def gates(node, only):
+    """Layer norm times SiLU of a gate; a map times the sigmoid of one value a channel."""
+    if node.name != "multiply":
+        return None
+    for one, other in (("x", "y"), ("y", "x")):
+        x, factor = node.operands[one], node.operands[other]
+        if _is(x, "layer_norm_channels") and only(x) and _is(factor, "silu") and only(factor) \
+                and factor.shape == x.shape:
+            return replaced(node, x, fused_operations.norm_gate,
+                            {"y": x.operands["x"], "weight": x.operands["weight"], "bias": x.operands["bias"],
+                             "z": factor.operands["x"]}, eps=x.attributes["eps"])
+        if _is(factor, "sigmoid") and only(factor) and isinstance(x, Node) and x.ndim == 4 \
+                and factor.shape == (*x.shape[:2], 1, 1):
+            return replaced(node, factor, fused_operations.gate, {"x": x, "values": factor.operands["x"]})
+    return None
+
+
+GROUPS = ((fold_batch_norm, fold_factors),
+          (shortcut_into_centre_tap, wavelet_branches, scans, gates, relu_before_concatenation),
+          (epilogues,), (pointwise_depthwise,))
+PASSES = tuple(one for group in GROUPS for one in group)

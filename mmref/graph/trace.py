@@ -5,25 +5,32 @@
 Every operation that the text calls becomes a node (mmref.nn.operation); `+`, `*`, `-` and slices of symbols are
 operations too. What the text computes from parameters alone is done at once, and enters the graph as a constant. A text
 that does something else with a symbol (a NumPy function, a comparison of its values) is an error that names the layer.
+
+A text may hand sizes on to operations, `synthesis(bands, bank, *x.shape[2:])`: they arrive as `Extent`s, which know
+whose size they are, and the graph holds for other sizes too (`resized`). Where a text computes with a size, the graph
+holds for this one only, and says which layer did (`Graph.fixed_by`).
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from mmref.errors import NotTraceable
+from mmref.arguments import Shaped
+from mmref.errors import NotTraceable, ShapeError
 from mmref.graph.graph import Constant, Graph, Node
 from mmref.nn import functional as F
-from mmref.nn.operation import Symbol
+from mmref.nn.operation import Symbol, apply
 
 
 class Tracer:
     """Nodes recorded so far, the layer whose forward runs, and the model's constants."""
 
     def __init__(self, constants: Constants):
-        self.constants, self.nodes, self.layer, self.layers = constants, [], "", {}
+        self.constants, self.nodes, self.layer, self.layers, self.fixed_by = constants, [], "", {}, None
 
     def symbol(self, node: Node) -> TracedArray:
         self.nodes.append(node)
@@ -35,19 +42,28 @@ class Tracer:
             return operand.node
         return self.constants.of(operand, self.layer)
 
+    def look_at(self, extent: Extent) -> int:
+        """A size that the text wants as a number: the graph is then one for this size only."""
+        if extent.axis == 0:
+            raise NotTraceable(f"layer {self.layer!r} computes with the batch size, which backends other than 'numpy' "
+                               f"do not know: samples must stay apart")
+        self.fixed_by = self.fixed_by or self.layer or "the network itself"
+        return extent.value
+
 
 class Constants:
     """The constants of one model, each array once, whichever graph it enters."""
 
     def __init__(self, model):
-        self.names, self.arrays, self.computed = {}, {}, {}
+        self.names, self.places, self.arrays, self.computed = {}, {}, {}, {}
         for name, layer, attribute in model.named_parameters():
             array = getattr(layer, attribute)
-            self.names[id(array)] = name
-            self.arrays[name] = array  # kept, so that its id stays its own
+            self.names[id(array)] = self.places[_place(array)] = name
+            self.arrays[name] = array  # kept, so that its id and its place stay its own
 
     def of(self, array: np.ndarray, layer: str) -> Constant:
-        """A parameter, a view of one, or what a layer's text computed from parameters: then known by its value."""
+        """A parameter, or what a layer's text computed from parameters: then known by its value. A parameter in another
+        shape has its name."""
         name = self.names.get(id(array))
         if name is not None:
             return Constant(name, name, array.shape, array.dtype, lambda: array)
@@ -56,36 +72,76 @@ class Constants:
             if constant.shape == array.shape and np.array_equal(constant.make(), array):
                 return constant
         kept = array.copy()
-        constant = Constant(f"{layer} (computed {len(known)})", (layer, len(known)), array.shape, array.dtype,
-                            lambda: kept)
+        name = self.places.get(_place(array), f"{layer} (computed {len(known)})")
+        constant = Constant(name, (layer, len(known)), array.shape, array.dtype, lambda: kept)
         known.append(constant)
         return constant
 
 
-class Extent(int):
-    """The length of an axis of a traced array: an integer that remembers which, for backends whose sizes stay free."""
+def _place(array):
+    """The memory that an array fills: that of a parameter, for one that was only reshaped."""
+    return array.ctypes.data, array.nbytes
 
-    def __new__(cls, value, node, axis):
-        self = super().__new__(cls, value)
-        self.node, self.axis = node, axis
-        return self
+
+class Extent:
+    """The length of an axis that depends on the input's size: a number that remembers whose length it is.
+
+    It may be handed on to an operation. Whatever else looks at the number tells the tracer."""
+
+    __slots__ = ("axis", "node", "tracer", "value")
+
+    def __init__(self, value: int, node: Node, axis: int, tracer: Tracer | None):
+        self.value, self.node, self.axis, self.tracer = value, node, axis, tracer
+
+    def __index__(self):
+        return self.value if self.tracer is None else self.tracer.look_at(self)
+
+    __int__ = __hash__ = __index__
+
+    def __repr__(self):
+        return str(self.value)
+
+
+def _looks(function):
+    def method(self, *others):
+        return function(int(self), *(int(other) if isinstance(other, Extent) else other for other in others))
+    return method
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge", "truediv", "pow"):
+    setattr(Extent, f"__{_name}__", _looks(getattr(operator, _name)))
+for _name in ("add", "sub", "mul", "floordiv", "mod", "truediv"):
+    setattr(Extent, f"__r{_name}__", _looks(partial(lambda f, size, other: f(other, size), getattr(operator, _name))))
+
+
+def plain(attributes: dict) -> dict:
+    """Attributes with sizes as integers."""
+    return {name: value.value if isinstance(value, Extent) else value for name, value in attributes.items()}
 
 
 class TracedArray(Symbol):
     """The symbol that records."""
 
-    __slots__ = ("node", "tracer")
+    __slots__ = ("known_shape", "node", "tracer")
     __array_priority__ = 1000  # `array * symbol` asks the symbol, not NumPy
 
     def __init__(self, tracer: Tracer, node: Node):
-        self.tracer, self.node = tracer, node
+        self.tracer, self.node, self.known_shape = tracer, node, None
 
-    shape = property(lambda self: tuple(Extent(size, self.node, axis) for axis, size in enumerate(self.node.shape)))
+    @property
+    def shape(self) -> tuple[int | Extent, ...]:
+        if self.known_shape is None:
+            node, tracer = self.node, self.tracer
+            both = enumerate(zip(node.shape, node.elsewhere, strict=True))
+            self.known_shape = tuple([size if size == other else Extent(size, node, axis, tracer)
+                                      for axis, (size, other) in both])
+        return self.known_shape
+
     dtype = property(lambda self: self.node.dtype)
     ndim = property(lambda self: len(self.node.shape))
 
     def __len__(self):
-        return self.node.shape[0]
+        return int(self.shape[0])
 
     def __repr__(self):
         return f"symbol {self.node.shape} in layer {self.tracer.layer!r}"
@@ -93,11 +149,16 @@ class TracedArray(Symbol):
     def record(self, operation, operands, attributes):
         tracer = self.tracer
         values = {name: tracer.value(operand) for name, operand in operands.items()}
-        given = list(values.values()) if operation.spread else values
-        shape = operation.result_shape(*given, **attributes) if operation.spread else operation.result_shape(
-            **given, **attributes)
+        if attributes.get("axis") == 0:
+            raise NotTraceable(f"layer {tracer.layer!r} uses {operation.name} on the batch axis, which backends other "
+                               f"than 'numpy' do not know: samples must stay apart")
+        shape = infer(operation, values, attributes)
+        try:
+            elsewhere = infer(operation, values, attributes, elsewhere=True)
+        except ShapeError:  # a constant that goes with this size only
+            tracer.fixed_by, elsewhere = tracer.fixed_by or tracer.layer or "the network itself", shape
         first = next(iter(values.values()))
-        return tracer.symbol(Node(operation, values, attributes, tracer.layer, tuple(map(int, shape)), first.dtype))
+        return tracer.symbol(Node(operation, values, attributes, tracer.layer, shape, first.dtype, elsewhere))
 
     def inside(self, layer, *inputs):
         tracer = self.tracer
@@ -149,11 +210,17 @@ class TracedArray(Symbol):
         for axis, part in enumerate(key):
             if not isinstance(part, slice):
                 self.refuse(f"the index {part!r}")
-            start, stop, step = part.indices(self.shape[axis])
+            start, step, size = part.start or 0, part.step or 1, self.shape[axis]
             if step < 1:
                 self.refuse(f"the slice {part!r}")
-            if (start, stop, step) != (0, self.shape[axis], 1):
-                result = F.slice_axis(result, axis, start, max(start, stop), step)
+            if part.stop is None and start >= 0:
+                stop = size
+                if start == 0 and step == 1:
+                    continue
+            else:
+                start, stop, step = part.indices(int(size))
+                stop = max(start, stop)
+            result = F.slice_axis(result, axis, start, stop, step)
         return result
 
     def __array__(self, *args, **kwargs):
@@ -178,6 +245,26 @@ class TracedArray(Symbol):
         self.refuse("the truth value")
 
 
+def infer(operation, operands: dict, attributes: dict, elsewhere: bool = False) -> tuple[int, ...]:
+    """The shape of an operation's result from those of its operands; `elsewhere`: from their other shapes."""
+    def size(value):
+        if not isinstance(value, Extent):
+            return value
+        return value.node.elsewhere[value.axis] if elsewhere else value.value
+    given = {name: Other(value) if elsewhere and isinstance(value, Node) else value for name, value in operands.items()}
+    return tuple(apply(operation, given, {name: size(value) for name, value in attributes.items()},
+                       operation.result_shape))
+
+
+class Other(Shaped):
+    """A node with its other shape."""
+
+    __slots__ = ("dtype", "ndim", "shape")
+
+    def __init__(self, node: Node):
+        self.shape, self.ndim, self.dtype = node.elsewhere, node.ndim, node.dtype
+
+
 def trace(function: Callable, model, *shapes: tuple[int, ...], constants: Constants | None = None) -> Graph:
     """The graph of `function` (a method of `model`, or anything made of its layers) for inputs of these shapes.
 
@@ -186,7 +273,13 @@ def trace(function: Callable, model, *shapes: tuple[int, ...], constants: Consta
     no graph can hold, and ShapeError as the operations do.
     """
     tracer = Tracer(constants or Constants(model))
-    inputs = [tracer.symbol(Node(None, {}, {}, "", tuple(map(int, shape)), np.dtype(model.dtype))) for shape in shapes]
+    inputs = []
+    for shape in shapes:
+        batch, *rest = shape = tuple(map(int, shape))
+        # what is of another length for another batch and size of picture depends on them
+        elsewhere = 2 * batch + 1, *rest[:1], *(2 * side + 1030 + axis for axis, side in enumerate(rest[1:]))
+        node = Node(None, {}, {}, "", shape, np.dtype(model.dtype), elsewhere)
+        inputs.append(tracer.symbol(node))
     returned = function(*inputs)
     outputs = []
 
@@ -198,5 +291,31 @@ def trace(function: Callable, model, *shapes: tuple[int, ...], constants: Consta
             return type(part)(take(inner) for inner in part)
         raise NotTraceable(f"a traced function must return activations, or tuples or lists of them, got {part!r}")
     structure = take(returned)
-    graph = Graph(tracer.nodes, [x.node for x in inputs], outputs, structure, tracer.layers)
-    return graph
+    for node in tracer.nodes:  # the text has run: nobody else will look
+        for value in node.attributes.values():
+            if isinstance(value, Extent):
+                value.tracer = None
+    return Graph(tracer.nodes, [x.node for x in inputs], outputs, structure, tracer.layers, tracer.fixed_by)
+
+
+def resized(graph: Graph, *shapes: tuple[int, ...]) -> Graph:
+    """The graph for inputs of other shapes (their batch and size), without running the text again. Only for one that
+    holds for every size: `fixed_by` is None. Raises ShapeError as the operations do."""
+    new: dict[Node, Node] = {}
+
+    def size(value):
+        return Extent(place(value.node).shape[value.axis], place(value.node), value.axis, None) \
+            if isinstance(value, Extent) else value
+
+    def place(node):
+        if node not in new:
+            operands = {name: place(value) if type(value) is Node else value for name, value in node.operands.items()}
+            attributes = {name: size(value) for name, value in node.attributes.items()}
+            new[node] = Node(node.operation, operands, attributes, node.layer,
+                             infer(node.operation, operands, attributes), node.dtype, node.elsewhere)
+        return new[node]
+    for node, shape in zip(graph.inputs, shapes, strict=True):
+        new[node] = Node(None, {}, {}, "", tuple(map(int, shape)), node.dtype, node.elsewhere)
+    nodes = [place(node) for node in graph.nodes]
+    return Graph(nodes, [new[node] for node in graph.inputs], [new[node] for node in graph.outputs], graph.structure,
+                 {name: new[node] for name, node in graph.layers.items()})

@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from mmref.errors import ParameterMismatch
-from mmref.models.mobilemamba import MobileMamba
-from mmref.models.variants import VARIANTS, Variant
+from mmref.models.network import Network
+from mmref.models.registry import models
+from mmref.models.variants import Variant
 
 LISTED = 10  # differences an error spells out
 
@@ -29,7 +30,7 @@ def expected_shapes(config: Variant, folded: bool = False) -> dict[str, tuple[in
 
 
 def _skeleton(config, folded):
-    model = MobileMamba(config)
+    model = config.build()
     return model.fold_batchnorm() if folded else model
 
 
@@ -37,55 +38,131 @@ def _shapes(model):
     return {name: layer.shapes[attribute] for name, layer, attribute in model.named_parameters()}
 
 
-def load_parameters(config: Variant, state: Mapping[str, np.ndarray], dtype=np.float32,
-                    source: str = "weights") -> MobileMamba:
+def load_parameters(config: Variant, state: Mapping[str, np.ndarray], dtype=np.float32, source: str = "weights",
+                    num_classes: int | None = None, in_chans: int | None = None) -> Network:
     """A model with the parameters of `state`, folded where they are folded.
 
-    Arrays are converted to `dtype` (copied if that changes them). Raises ParameterMismatch, which lists the first
-    ten differences and names the variant that would fit, if one does.
+    num_classes, in_chans  what is wanted; None takes what the state has (no head, where it has none), 0 classes leave
+                           its head out
+
+    Arrays are converted to `dtype` (copied if that changes them). Raises ParameterMismatch: a head or channels that
+    the state does not have; parameters that do not fit, of which it lists the first ten and names the variant that
+    would fit, if one does.
     """
+    config = _sized(config, state, source, num_classes, in_chans)
+    if num_classes == 0:
+        state = {name: array for name, array in state.items() if not name.startswith("head.")}
     model = _skeleton(config, is_folded(state))
-    shapes = _shapes(model)
-    got = {name: np.shape(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
+    shapes, got = _shapes(model), _parameter_shapes(state)
     if shapes != got:
-        raise ParameterMismatch(_differences(config, shapes, got, state, source))
+        raise ParameterMismatch(f"{source}: {_differences(config, shapes, got)} {_advice(state)}")
     for name, layer, attribute in model.named_parameters():
-        setattr(layer, attribute, np.asarray(state[name], dtype))
+        array = np.asarray(state[name])
+        if array.dtype.kind != "f":
+            raise ParameterMismatch(f"{source}: {name} must be of floating point, got {array.dtype}")
+        setattr(layer, attribute, array.astype(dtype, copy=False))
     return model
 
 
-def random_parameters(config: Variant, seed: int = 0, dtype=np.float32) -> MobileMamba:
+def random_parameters(config: Variant, seed: int = 0, dtype=np.float32) -> Network:
     """An untrained model: the starting values of training, the same for the same seed."""
-    model = MobileMamba(config)
-    rng = np.random.default_rng(seed)
-    for _, layer, attribute in model.named_parameters():
-        setattr(layer, attribute, layer.initial(attribute, rng).astype(dtype))
-    return model
+    return config.build().initialise(seed, dtype)
 
 
 def head_classes(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of classes that a checkpoint's head answers, None where it has no head."""
-    for name in ("head.l.weight", "head.weight"):
-        if name in state:
-            return len(state[name])
+    return _first_size(state, ("head.l.weight", "head.weight"), 0, 2)
+
+
+def stem_channels(state: Mapping[str, np.ndarray]) -> int | None:
+    """The number of input channels of a checkpoint's first convolution, None where it has none."""
+    return _first_size(state, ("patch_embed.0.c.weight", "patch_embed.0.weight"), 1, 4)
+
+
+def _first_size(state, names, axis, rank):
+    for name in names:
+        shape = np.shape(state.get(name, ()))
+        if len(shape) == rank and shape[axis]:
+            return shape[axis]
     return None
 
 
-def _differences(config, shapes, got, state, source):
+def _sized(config, state, source, num_classes=None, in_chans=None):
+    """The variant with the classes and channels of `state`, or an error where others are wanted."""
+    classes, channels = head_classes(state), stem_channels(state)
+    if num_classes and classes is None and not any(name.startswith("head.") for name in state):
+        raise ParameterMismatch(f"{source}: num_classes={num_classes} wants a head, and the weights have none; without "
+                                f"num_classes the network gives pooled features")
+    if num_classes and classes not in (None, num_classes):
+        raise ParameterMismatch(f"{source}: num_classes must be {classes}, which its head answers, or 0 for no head, "
+                                f"got {num_classes}")
+    if in_chans and channels not in (None, in_chans):
+        raise ParameterMismatch(f"{source}: in_chans must be {channels}, which its first convolution takes, "
+                                f"got {in_chans}")
+    if num_classes is None:  # half a head is an error that names what is missing, not a network without head
+        half = classes is None and any(name.startswith("head.") for name in state)
+        num_classes = config.num_classes if half else classes or 0
+    return replace(config, num_classes=num_classes, in_chans=channels or in_chans or config.in_chans)
+
+
+def _parameter_shapes(state):
+    return {name: np.shape(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def _differences(config, shapes, got):
     problems = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in got]
     problems += [f"unexpected {name} {shape}" for name, shape in got.items() if name not in shapes]
     problems += [f"{name}: expected {shapes[name]}, got {shape}" for name, shape in got.items()
                  if name in shapes and shapes[name] != shape]
-    fits = fitting_variants(state)
     listed = "; ".join(problems[:LISTED])
     more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-    return (f"{source}: {len(problems)} of its parameters do not fit {config.name} with {config.num_classes} classes: "
-            f"{listed}{more}. They fit {' or '.join(fits) if fits else 'no variant mmref knows'}.")
+    return (f"{len(problems)} of its parameters do not fit {config.name} with {config.num_classes} classes: "
+            f"{listed}{more}.")
 
 
-def fitting_variants(state: Mapping[str, np.ndarray]) -> list[str]:
-    """The variants whose names and shapes are those of `state`, whatever the number of classes."""
-    got = {name: np.shape(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
-    classes = head_classes(state) or 0
-    return [f"{variant.name} with num_classes={classes}" for variant in VARIANTS.values()
-            if expected_shapes(replace(variant, num_classes=classes), is_folded(state)) == got]
+def _advice(state):
+    fits = fitting_variants(state)
+    if fits:
+        return f"They fit {' or '.join(described(variant) for variant in fits)}."
+    prefix, inside = "", state
+    for _ in range(4):  # names of somebody's own before the network's: visual.trunk.
+        first = next(iter(inside), "").partition(".")[0] + "."
+        prefix += first
+        inside = {name.removeprefix(first): array for name, array in inside.items() if name.startswith(first)}
+        fits = fitting_variants(inside)
+        if fits and len(inside) == len(state):
+            return f"They would fit {described(fits[0])} without {prefix!r} before every name."
+        if fits:
+            return (f"Those below {prefix!r} fit {described(fits[0])}; the other {len(state) - len(inside)} belong to "
+                    f"something built on it.")
+    return "They fit no variant mmref knows."
+
+
+def fitting_variants(state: Mapping[str, np.ndarray]) -> list[Variant]:
+    """The variants whose names and shapes are those of `state`, with its number of classes and of input channels."""
+    got = _parameter_shapes(state)
+    sized = (_sized(variant, state, "") for variant in models().values())
+    return [variant for variant in sized if expected_shapes(variant, is_folded(state)) == got]
+
+
+def described(variant: Variant) -> str:
+    """A variant by name, with its classes, and its input channels where they are not three."""
+    channels = f", in_chans={variant.in_chans}" if variant.in_chans != 3 else ""
+    return f"{variant.name} with num_classes={variant.num_classes}{channels}"
+
+
+def account_of_fit(state: Mapping[str, np.ndarray]) -> str:
+    """In words, which variants `state` fits; if none, which is nearest and what is missing or too much."""
+    fits = fitting_variants(state)
+    folded = " (folded)" if is_folded(state) else ""
+    if fits:
+        return f"fits {' or '.join(map(described, fits))}{folded}"
+    got, nearest, most = _parameter_shapes(state), None, 0
+    for variant in models().values():
+        shapes = expected_shapes(_sized(variant, state, ""), is_folded(state))
+        common = len(shapes.items() & got.items())
+        if common > most:
+            nearest, most = (_sized(variant, state, ""), shapes), common
+    if nearest is None:
+        return "fits no variant mmref knows: no tensor in it has a name and shape of theirs"
+    return f"fits no variant mmref knows, nearest {nearest[0].name}: {_differences(*nearest, got)} {_advice(state)}"

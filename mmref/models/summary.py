@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmref.models.mobilemamba import MobileMamba
+from mmref.arguments import check_integer
+from mmref.models.network import Network, check_numpy_model
 from mmref.nn.layer import recording
 
 
@@ -22,13 +23,15 @@ class Row:
     macs: int
 
 
-def summarize(model: MobileMamba, height: int | None = None, width: int | None = None) -> list[Row]:
+def summarize(model: Network, height: int | None = None, width: int | None = None) -> list[Row]:
     """Every layer in network order, the whole network first, for one picture (default: the training size).
 
     Multiply-adds are those of convolutions, linear layers and SS2D's projections, as papers count them without the
-    elementwise work of scan, norms and wavelet filters.
+    elementwise work of scan, norms and wavelet filters. Raises ValueProblem.
     """
-    height, width = height or model.config.img_size, width or height or model.config.img_size
+    check_numpy_model(model)
+    height = model.config.img_size if height is None else check_integer("height", height, 1)
+    width = height if width is None else check_integer("width", width, 1)
     shapes = {}
     with recording(lambda name, y, layer: shapes.setdefault(name, y.shape)):
         model(np.zeros((1, model.config.in_chans, height, width), model.dtype))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref.arguments import check_choice, check_rank
+from mmref.arguments import check_choice, check_integer, check_integers, check_rank
 from mmref.errors import MissingBackend, ShapeError
 from mmref.nn import shapes
 from mmref.nn.operation import operation
@@ -40,8 +40,7 @@ def channels_first(x: np.ndarray) -> np.ndarray:
 def pad_pixels(x: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
     """(B, H, W, C) -> (B, top + H + bottom, left + W + right, C) with zeros around."""
     check_rank("x", x, "batch height width channels")
-    if min(top, bottom, left, right) < 0:
-        raise ShapeError(f"padding must not be negative, got {top}, {bottom}, {left}, {right}")
+    top, bottom, left, right = check_integers("padding", (top, bottom, left, right), 4, 0)
     if not (top or bottom or left or right):
         return x
     batch, height, width, channels = x.shape
@@ -58,8 +57,11 @@ def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: i
     Raises ShapeError where ranks, dtypes, channels or groups disagree or the kernel is larger than the padded picture,
     ValueProblem for a stride, padding or number of groups that is no integer or too small.
     """
-    shapes.conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
-    if groups == x.shape[1] == weight.shape[0]:
+    check_rank("x", x, "batch channels height width")
+    check_rank("weight", weight, "out_channels in_channels/groups k_h k_w")
+    stride, padding = shapes.check_steps(stride, padding)
+    groups = check_integer("groups", groups, 1)
+    if groups == x.shape[1] == weight.shape[0] and weight.shape[1] == 1:
         return depthwise_conv2d(x, weight, bias, stride=stride, padding=padding)
     return _conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
 
@@ -153,7 +155,7 @@ def batch_norm(x, weight, bias, running_mean, running_var, eps: float = 1e-5):
     x (B, C, H, W) or (B, C); the four parameters (C,). Returns the shape and dtype of x. Raises ShapeError where shapes
     or dtypes disagree, ValueProblem for an eps that is no number >= 0.
     """
-    scale = weight / np.sqrt(running_var + float(eps))  # NumPy's float64 would turn a float32 network into float64
+    scale = weight / np.sqrt(running_var + float(eps))
     shift = bias - running_mean * scale
     if x.ndim == 4:
         scale, shift = per_channel(scale), per_channel(shift)
@@ -242,7 +244,9 @@ def slice_axis(x, axis: int, start: int, stop: int, step: int = 1):
 
 
 def split(x, sizes, axis: int = 1) -> list:
-    """Cut an axis into parts of these sizes, which must add up to its length; views. Raises ShapeError."""
+    """Cut an axis into parts of these sizes, which must add up to its length; views. Raises ShapeError and
+    ValueProblem."""
+    axis, sizes = check_integer("axis", axis, 0, x.ndim - 1), check_integers("sizes", sizes, low=0)
     if sum(sizes) != x.shape[axis]:
         raise ShapeError(f"sizes must add up to {x.shape[axis]}, the length of axis {axis} of {x.shape}, got {sizes}")
     stops = np.cumsum(sizes).tolist()

@@ -49,6 +49,8 @@ def operation(result_shape: Callable, name: str | None = None, registry: dict = 
 
         @functools.wraps(compute)
         def call(*args, **options):
+            args = [_plain(value) for value in args]
+            options = {n: _plain(value) for n, value in options.items()}
             symbol = _first_symbol(args, options)
             if symbol is None:
                 result_shape(*args, **options)
@@ -66,6 +68,11 @@ def operation(result_shape: Callable, name: str | None = None, registry: dict = 
         registry[call.name] = call
         return call
     return decorate
+
+
+def _plain(value):
+    """NumPy's numbers as Python's: a float64 among float32 arrays would make their result float64, an int8 overflow."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _first_symbol(args, options):

@@ -4,8 +4,13 @@ A state-space model h'(t) = A h(t) + B u(t), y = C h + D u becomes, for steps of
 
     h[l] = exp(delta[l] * A) * h[l-1] + delta[l] * B[l] * u[l],     y[l] = C[l] . h[l] + D * u[l].
 
-A is discretised exactly (zero-order hold); B by the simpler delta*B, as Mamba does (Gu and Dao 2023, section 3.2
-and algorithm 2; upstream `selective_scan_fn`). delta, B and C are computed from u: that is what "selective" means.
+from h[-1] = 0. A is discretised exactly (zero-order hold); B by the simpler delta*B, as Mamba does (Gu and Dao 2023,
+section 3.2 and algorithm 2; upstream `selective_scan_fn`). delta, B and C are computed from u: that is what "selective"
+means. Below, exp(delta * A) is called decay and delta * B * u drive.
+
+The first step is a step like any other: it multiplies the zero state by its decay. So a decay that is not finite (NaN,
+or an exponential that overflowed) makes the state NaN there too, 0 times infinity being NaN. A channel without states
+(N = 0) yields D * u. Every backend gives these values.
 """
 
 from __future__ import annotations
@@ -30,14 +35,12 @@ def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):
     if check_backend(backend) != "numpy":
         from mmref.kernels import load_op
         return load_op("selective_scan", backend)(u, delta, A, B, C, D)
-    y = u * D[:, :, None]
-    delta_u = delta * u
+    y = D[:, :, None] * u
     for n in range(A.shape[-1]):  # the states of a channel never meet, so each is a scan of its own
         decay = np.exp(delta * A[:, :, n, None])                            # (batch, K, D, L)
-        h = delta_u * B[:, :, n, None, :]                                   # delta * B * u; becomes h in place
-        for step in range(1, u.shape[-1]):
-            decay[..., step] *= h[..., step - 1]
-            h[..., step] += decay[..., step]
-        h *= C[:, :, n, None, :]
-        y += h
+        drive = delta * u * B[:, :, n, None, :]                             # (batch, K, D, L)
+        h = np.zeros(u.shape[:-1], u.dtype)                                 # (batch, K, D)
+        for step in range(u.shape[-1]):
+            h = decay[..., step] * h + drive[..., step]
+            y[..., step] += C[:, :, n, None, step] * h
     return y

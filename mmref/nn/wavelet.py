@@ -26,7 +26,7 @@ def filter_bank(wavelet: str = "db1") -> tuple[np.ndarray, np.ndarray]:
     import pywt  # costs as much to import as the rest of mmref, and only fresh models need it
     try:
         filters = pywt.Wavelet(wavelet)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # the latter for an empty name
         raise ValueProblem(f"wavelet must be a discrete wavelet PyWavelets knows, got {wavelet!r}") from error
 
     def outer_products(low, high):

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmref.arguments import check_choice, check_integer
 from mmref.data.picture import Transform, to_array
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.models.mobilemamba import Block
+from mmref.models.network import check_numpy_model
 from mmref.nn.wavelet import analysis
 from mmref.validate.trace import run_recorded
 
@@ -36,12 +38,10 @@ def draw(what: str, model, picture, layer: str | None = None, size: int | None =
     size    pixels a side of the square input       cells   of erf, a side       seen   called for every step of erf
 
     Raises MissingBackend without matplotlib, ValueProblem for a name that is not there."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingBackend('mmref show needs matplotlib, which is not installed: pip install "mmref[viz]"') from error
-    if what not in WHAT:
-        raise ValueProblem(f"--what must be one of {', '.join(WHAT)}, got {what!r}")
+    needs_matplotlib()
+    check_choice("--what", what, WHAT)
+    check_numpy_model(model)
+    size, cells = None if size is None else check_integer("--size", size, 1, 4096), check_integer("--cells", cells, 1)
     model = model.astype(np.float64)
     size = size or (64 * (-(-model.config.img_size // 64) // 2 * 2 + 1) if what == "erf" else SIZE)
     own = model.transform
@@ -55,6 +55,14 @@ def draw(what: str, model, picture, layer: str | None = None, size: int | None =
         return features(model, records, shown, layer)
     block = block_of(model, layer or {"wavelet": "blocks1.0", "scan": "blocks2.3", "delta": "blocks1.0"}[what])
     return {"wavelet": wavelet, "scan": scan, "delta": delta}[what](model, records, shown, block)
+
+
+def needs_matplotlib() -> None:
+    """MissingBackend where it is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingBackend('mmref show needs matplotlib, which is not installed: pip install "mmref[viz]"') from error
 
 
 def block_of(model, name) -> Block:

@@ -10,7 +10,6 @@ all copies of the predictor there.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import uuid
 from collections import OrderedDict, deque
@@ -24,10 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from mmref.arguments import check_flag, check_integer, check_kind, check_weights, shown
+from mmref.data.labels import load_class_names
 from mmref.data.picture import Transform, check_pictures, open_picture, picture_name, to_array
 from mmref.errors import CheckpointError, PictureError, ValueProblem
 from mmref.locks import Lock
-from mmref.models.variants import resolve
+from mmref.models.registry import resolve
 from mmref.nn.functional import check_backend
 
 __all__ = ["Prediction", "Predictor"]
@@ -71,27 +71,37 @@ class Predictor:
     exif        turn pictures as their EXIF orientation asks
     threads     for backend="numba"
     transform   instead of the weights' own
+    prefer      which of several state dicts in `weights`, as in `mmref.create_model`
+    class_names names of the outputs, as in `mmref.create_model`
+    num_classes, in_chans  checked against the weights
 
     A picture's answer does not depend on the other pictures of its batch. How many they are may change the last digits
     of a probability (about 1e-6 of the largest logit), because a matrix product of another height may sum in another
-    order; with batch_size=1 answers are equal to the last bit whatever else is asked.
+    order; with batch_size=1 answers are equal to the last bit whatever else is in the batch.
 
     Raises ValueProblem for invalid settings, at once; errors of the weights come with the first batch, or `load`.
     """
 
     def __init__(self, model="mobilemamba_nano", weights=None, backend: str = "numpy", topk: int = 5,
                  batch_size: int = 32, img_size: int | None = None, *, workers: int = 0, exif: bool = False,
-                 threads: int | None = None, transform: Transform | None = None):
+                 threads: int | None = None, transform: Transform | None = None, prefer: str = "auto",
+                 class_names=None, num_classes: int | None = None, in_chans: int | None = None):
         _check_model(model)
         weights = check_weights(weights)
-        if not isinstance(model, str) and (weights is not None or backend != "numpy" or threads is not None):
-            raise ValueProblem("weights, backend and threads must be left out with a ready model, which has its own")
+        own = (weights, threads, class_names, num_classes, in_chans)
+        if not isinstance(model, str) and (any(o is not None for o in own) or (backend, prefer) != ("numpy", "auto")):
+            raise ValueProblem("weights, backend, threads, prefer, class_names, num_classes and in_chans must be left "
+                               "out with a ready model, which has its own")
         self.model, self.backend = model, check_backend(backend)
         self.weights = os.fspath(weights) if isinstance(weights, Path) else weights
         self.topk, self.batch_size = check_integer("topk", topk, 1), check_integer("batch_size", batch_size, 1)
         self.img_size = None if img_size is None else check_integer("img_size", img_size, 1, 4096)
         self.workers, self.exif = check_integer("workers", workers, 0), check_flag("exif", exif)
         self.threads = None if threads is None else check_integer("threads", threads, 1)
+        self.prefer = check_kind("prefer", prefer, str, "the name of an entry, ema, raw or auto")
+        self.num_classes = None if num_classes is None else check_integer("num_classes", num_classes, 0)
+        self.in_chans = None if in_chans is None else check_integer("in_chans", in_chans, 1)
+        self.class_names = None if class_names is None else load_class_names(class_names)  # a file may not be elsewhere
         self.transform = transform
         if transform is not None:
             check_kind("transform", transform, Transform, "a Transform or None")
@@ -104,24 +114,41 @@ class Predictor:
         """Read the weights, unless this process has them already. Called by the first batch.
 
         From then on the predictor, and every copy pickled from it, insists on the same weights (`expected_sha256`)."""
-        by_name = isinstance(self.model, str) and (self.weights is None or isinstance(self.weights, str))
-        with _loading:  # a second thread waits instead of loading a second copy
-            if self.expected_sha256 is None:
-                self.expected_sha256 = self.sha256()
-            key = ((self.model, self.weights, self.backend, self.threads, self.expected_sha256) if by_name
-                   else self._token)
-            if key not in _loaded:
-                _loaded[key] = self._load()
-                while len(_loaded) > _KEPT:
-                    _loaded.popitem(last=False)
-            _loaded.move_to_end(key)
-            loaded = _loaded[key]
+        loaded = self._loaded()
         transform = self.transform or loaded.transform
         if transform is None:
             raise ValueProblem("model must have a transform, got None: give it one, or pass transform=")
         if self.img_size is not None:
             transform = replace(transform, size=self.img_size)
+        channels = getattr(loaded.model.config, "in_chans", transform.channels)
+        if channels != transform.channels:
+            raise ValueProblem(f"pictures must have the {channels} channels that the network takes, and the transform "
+                               f"gives {transform.channels}: " + ("one mean and one std make grey pictures" if channels
+                               == 1 else "call the model with arrays, mmref.create_model(...)(x)"))
         return replace(loaded, transform=transform)
+
+    def load_model(self):
+        """The model, read unless this process has it already."""
+        return self._loaded().model
+
+    def _loaded(self):
+        by_name = isinstance(self.model, str) and (self.weights is None or isinstance(self.weights, str))
+        with _loading:  # a second thread waits instead of loading a second copy
+            if self.expected_sha256 is None:
+                self.expected_sha256 = self.sha256()
+            key = ((self.model, self.weights, self.backend, *self._options().values(), self.expected_sha256)
+                   if by_name else self._token)
+            if key not in _loaded:
+                _loaded[key] = self._load()
+                while len(_loaded) > _KEPT:
+                    _loaded.popitem(last=False)
+            _loaded.move_to_end(key)
+            return _loaded[key]
+
+    def _options(self):
+        """What `mmref.create_model` is called with beside name, weights and backend."""
+        return {"prefer": self.prefer, "class_names": self.class_names, "num_classes": self.num_classes,
+                "in_chans": self.in_chans, "threads": self.threads}
 
     def _load(self):
         from mmref.data.labels import class_names
@@ -132,7 +159,7 @@ class Predictor:
                 raise CheckpointError(f"{self.weights_path()}: sha256 must be {self.expected_sha256}, got {found}: "
                                       f"other weights than this predictor began with")
             model = create_model(model, self.weights, pretrained=self.weights is None, backend=self.backend,
-                                 threads=self.threads)
+                                 **self._options())
         if model.config.num_classes < 1:
             raise ValueProblem(f"model must have a head with classes, got {model.config.name} with "
                                f"num_classes={model.config.num_classes}")
@@ -149,15 +176,11 @@ class Predictor:
         return Path(pretrained_weights(config.name + "s" * dagger))
 
     def sha256(self) -> str | None:
-        """Of the weights file; None for a state dict or a ready model."""
+        """Of the weights file, with its parts and the config.json beside it, if it has any; None for a state dict or a
+        ready model."""
+        from mmref.weights.store import fingerprint
         path = self.weights_path()
-        if path is None:
-            return None
-        try:
-            with open(path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        return None if path is None else fingerprint(path, described=self.weights is not None)
 
     # -- predicting -------------------------------------------------------------------------------------
 

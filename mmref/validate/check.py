@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mmref.arguments import check_callable, check_choice, check_integer, check_integers, check_kind, check_number
 from mmref.errors import MissingBackend, ValueProblem
+from mmref.models.network import check_numpy_model
 from mmref.validate.trace import largest
 
 LIMIT = 64.0  # units of rounding noise
@@ -37,7 +39,7 @@ class Failure:
 
 def load_callable(name: str):
     """The object `module:callable` names, the working folder importable. Raises ValueProblem."""
-    module, _, attribute = name.partition(":")
+    module, _, attribute = check_kind("CALLABLE", name, str, "text that reads module:callable").partition(":")
     if not module or not attribute:
         raise ValueProblem(f"CALLABLE must read module:callable, got {name!r}")
     sys.path.insert(0, str(Path.cwd()))
@@ -55,7 +57,11 @@ def load_callable(name: str):
 
 
 def make_input(shape, fill, magnitude, seed) -> np.ndarray:
-    """float32 (B, 3, H, W): "noise", "constant" (one value a sample), "spikes" (zeros with a few large values)."""
+    """float32 (B, 3, H, W): "noise", "constant" (one value a sample), "spikes" (zeros with a few large values).
+    Raises ValueProblem."""
+    shape = check_integers("shape", shape, 4, 0)
+    check_choice("fill", fill, ("noise", "constant", "spikes"))
+    magnitude, seed = check_number("magnitude", magnitude), check_integer("seed", seed, 0)
     rng = np.random.default_rng(seed)
     if fill == "noise":
         values = rng.standard_normal(shape)
@@ -68,11 +74,17 @@ def make_input(shape, fill, magnitude, seed) -> np.ndarray:
 
 def check(function, model, examples: int = 60, max_side: int = 96, max_batch: int = 4,
           fixed_shape: tuple[int, int] | None = None) -> tuple[Failure | None, int]:
-    """(smallest failure or None, examples tried) of `function(x float32 (B, 3, H, W)) -> (B, classes)`.
+    """(smallest failure or None, examples tried) of `function(x float32 (B, C, H, W)) -> (B, classes)`.
 
     The function passes where its result has the network's shape, is finite and lies within LIMIT units of
     float32's rounding, measured for every input. `fixed_shape` (H, W) is for graphs of one size. Raises MissingBackend
-    without hypothesis."""
+    without hypothesis, ValueProblem for arguments out of range."""
+    check_callable("function", function, "a function x (B, 3, H, W) -> (B, classes)")
+    check_numpy_model(model)
+    examples, max_side = check_integer("examples", examples, 1), check_integer("max_side", max_side, 1)
+    max_batch = check_integer("max_batch", max_batch, 1)
+    if fixed_shape is not None:
+        fixed_shape = check_integers("fixed_shape", fixed_shape, 2, 1)
     try:
         from hypothesis import HealthCheck, Phase, find, settings
         from hypothesis import strategies as st
@@ -94,7 +106,8 @@ def check(function, model, examples: int = 60, max_side: int = 96, max_batch: in
         nonlocal tried
         if case not in seen:
             tried += 1
-            seen[case] = reason(function, exact, single, make_input((case[0], 3, *case[1:3]), *case[3:]))
+            shape = (case[0], model.config.in_chans, *case[1:3])
+            seen[case] = reason(function, exact, single, make_input(shape, *case[3:]))
         return seen[case] is not None
     try:
         smallest = find(cases, fails, settings=settings(

@@ -16,11 +16,14 @@ A candidate is held to the sharpest precision that its values show:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from mmref.arguments import check_choice, check_flag, check_kind
 from mmref.errors import ValueProblem
+from mmref.models.network import check_numpy_model
 from mmref.validate.matching import arranged, match
 from mmref.validate.trace import Trace, largest, run_recorded
 
@@ -78,6 +81,14 @@ def compare(reference: Trace, candidate: Trace, mapping=None, model=None, precis
     precision  "float32", "float64", "float16" (weights, or all of it) or "auto": what explains the candidate best
 
     Raises ValueProblem where nothing matches, or the reference has no noise levels and no model to measure them."""
+    for name, trace in (("reference", reference), ("candidate", candidate)):
+        check_kind(name, trace, Trace, "a Trace, what mmref.validate.trace_file.read_trace gives")
+    if mapping is not None:
+        check_kind("mapping", mapping, Mapping, "a dict {candidate's name: reference's name} or None")
+    if model is not None:
+        check_numpy_model(model)
+    check_choice("precision", precision, ("auto", "float32", "float64", "float16"))
+    diagnose = check_flag("diagnose", diagnose)
     pairs, how = match(reference.records, candidate.records, mapping)
     noise, half = _noise(reference, model)
     values = {name: arranged(reference.records[name], candidate.records[theirs]) for name, theirs in pairs.items()}

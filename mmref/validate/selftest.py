@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from mmref.errors import MissingBackend
+from mmref.models.network import check_numpy_model
 from mmref.models.parameters import expected_shapes, load_parameters
 from mmref.models.variants import VARIANTS
 from mmref.nn.layer import recording
@@ -31,7 +32,8 @@ class Check:
 
 def selftest(model) -> dict:
     """Run all checks; `model` is the user's, NumPy, float32. Returns {"passed", "checks", "machine", "model"}."""
-    from mmref.bench.machine import describe_machine
+    from mmref.machine import describe_machine
+    check_numpy_model(model)
     checks = []
 
     def run(name, limit, function):
@@ -78,14 +80,15 @@ def golden_error(golden, dtype=np.float32, backend="numpy") -> float:
 
 def batch_error(model) -> float:
     """Largest difference between samples in a batch of three and by themselves."""
-    x = synthetic_input(3, (3, 3, 83, 65)).astype(model.dtype)
+    x = synthetic_input(3, (3, model.config.in_chans, 83, 65)).astype(model.dtype)
     return relative(model(x), np.concatenate([model(sample[None]) for sample in x]))
 
 
 def backend_error(model) -> float:
     """Largest difference between the compiled engine and NumPy's float64, over three shapes."""
     fast, exact = compiled(model), model.astype(np.float64)
-    shapes = ((1, 3, model.config.img_size, model.config.img_size), (2, 3, 65, 97), (3, 3, 1, 7))
+    side, channels = model.config.img_size, model.config.in_chans
+    shapes = ((1, channels, side, side), (2, channels, 65, 97), (3, channels, 1, 7))
     inputs = [synthetic_input(5, shape) for shape in shapes]
     return max(relative(fast(x), exact(x.astype(np.float64))) for x in inputs)
 

@@ -12,7 +12,9 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from mmref.errors import ValueProblem
+from mmref.arguments import check_kind, check_ndarray
+from mmref.errors import ShapeError, ValueProblem
+from mmref.models.network import check_numpy_model
 from mmref.nn.layer import recording
 
 # Names of a folded network's layers and what they compute in an unfolded one.
@@ -61,7 +63,13 @@ def trace_model(model, x, pattern: str = "*", seen=None) -> Trace:
     """Trace of a NumPy model (float32 or float64) on x (B, 3, H, W), converted to the model's dtype.
 
     pattern  comma-separated shell patterns of the names to keep. `seen` is called with every record of each of the
-    RUNS runs it takes. Raises ValueProblem if no record matches."""
+    RUNS runs it takes. Raises ValueProblem if no record matches or the model is not a NumPy model, ShapeError for an x
+    that it cannot run."""
+    check_numpy_model(model)
+    check_kind("pattern", pattern, str, "comma-separated patterns of names such as 'blocks1.*,output'")
+    check_ndarray("x", x, "batch channels height width")
+    if x.dtype.kind not in "fiu":
+        raise ShapeError(f"x must hold real numbers, got {x.dtype}")
     keep = keeping(pattern)
     truth = run_recorded(model.astype(np.float64), np.asarray(x, np.float64), keep, seen)
     if not truth:

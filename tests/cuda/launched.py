@@ -27,6 +27,8 @@ def launch_forwards(batches=(1, 32, 256)) -> None:
     that would follow one by cuBLAS. The launchers' `build` must be replaced before."""
     from mmref.kernels.cuda.epilogue import epilogue
     with (patch.object(device, "allocate", lambda shape: np.empty(shape, np.float32)),
+          patch.object(device, "wait_for_uploads", lambda: None),
+          patch.object(device, "prepare", lambda launches: None),
           patch.object(device_weights, "cuda", _Host)):
         uploaded = {}  # b1, b2 and b4 have the same
         for config in VARIANTS.values():

@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from assertions import assert_close
+from assertions import assert_close, of_layer, rounding
+from blas import StandIn, Stream, install
+from capture import graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import enliven, normal, seeds
+from strategies import lively, normal, seeds
 
 import mmref
 from mmref.engine import CompiledModel
@@ -28,8 +30,6 @@ from mmref.kernels.cuda import twins
 from mmref.kernels.cuda.driver import cuda
 from mmref.models.variants import VARIANTS
 
-LIMIT = 2e-5  # an untrained network's logits nearly cancel; NumPy's float32 errs by as much
-
 
 @pytest.fixture(autouse=True)
 def numpy_kernels(monkeypatch):
@@ -40,19 +40,19 @@ def numpy_kernels(monkeypatch):
 
 @pytest.fixture(scope="module")
 def nano():
-    """(NumPy model in float64, device model), every branch alive."""
-    model = enliven(mmref.create_model("mobilemamba_nano", seed=3))
-    return model.astype(np.float64), DeviceModel(model, matmul="own")
+    """(NumPy model, device model), every branch alive."""
+    model = lively()
+    return model, DeviceModel(model, matmul="own")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant(name):
     """Catches a map, weight or size that is right for one variant only; operations and costs other than the CPU's."""
-    model = mmref.create_model(name, num_classes=10, seed=3)
-    ours, reference = DeviceModel(model, matmul="own"), model.astype(np.float64)
+    model = lively(name, num_classes=10)
+    ours = DeviceModel(model, matmul="own")
     for shape in ((1, 3, 33, 47), (2, 3, 16, 130), (1, 3, 1, 1)):
         x = normal(1, *shape)
-        assert_close(ours(x), reference(x.astype(np.float64)), LIMIT, dtype=np.float32)
+        assert_close(ours(x), *rounding(of_layer(model, x)), dtype=np.float32)
     plans = ours.plan((1, 3, 64, 64)), CompiledModel(model, threads=1).plan((1, 3, 64, 64))
     assert sum(op.macs for op in plans[0].operations) == sum(op.macs for op in plans[1].operations)
     assert ([op.layer for op in plans[0].operations]
@@ -63,31 +63,31 @@ def test_every_variant(name):
 @settings(max_examples=15)
 def test_any_batch_and_size(nano, seed, batch, height, width):
     """Catches shapes nobody tried, the empty batch among them."""
-    reference, ours = nano
+    model, ours = nano
     x = normal(seed, batch, 3, height, width)
-    assert_close(ours(x), reference(x.astype(np.float64)), LIMIT, dtype=np.float32)
+    assert_close(ours(x), *rounding(of_layer(model, x)), dtype=np.float32)
 
 
 def test_features_and_intermediates(nano):
     """Catches a map taken at the wrong place, or overwritten by a later layer before it is handed over."""
-    reference, ours = nano
+    model, ours = nano
     x = normal(2, 3, 3, 70, 40)
-    expected_last, expected = reference.forward_intermediates(x.astype(np.float64))
     last, maps = ours.forward_intermediates(x)
-    for got, want in zip([last, *maps], [expected_last, *expected], strict=True):
-        assert_close(got, want, LIMIT, dtype=np.float32)
+    for i, got in enumerate([*maps, last]):
+        expected = of_layer(model, x, lambda model, x, i=i: [*model.forward_intermediates(x)[1],
+                                                             model.forward_features(x)][i])
+        assert_close(got, *rounding(expected), dtype=np.float32)
     assert (ours.forward_features(x) == last).all()
-    assert_close(ours.forward_head(last), ours(x), LIMIT)
+    assert_close(ours.forward_head(last), *rounding(of_layer(model, x)), dtype=np.float32)
     only = ours.forward_intermediates(x, indices=[-1, 0], intermediates_only=True)
     assert (only[0] == maps[3]).all() and (only[1] == maps[0]).all()
 
 
 def test_without_head():
     """Catches a head that is looked for where there is none."""
-    model = mmref.create_model("mobilemamba_nano", num_classes=0, seed=3)
+    model = lively(num_classes=0)
     x = normal(3, 2, 3, 40, 40)
-    got = DeviceModel(model, matmul="own")(x)
-    assert_close(got, model.astype(np.float64)(x.astype(np.float64)), LIMIT, dtype=np.float32)
+    assert_close(DeviceModel(model, matmul="own")(x), *rounding(of_layer(model, x)), dtype=np.float32)
 
 
 def test_memory_between_shapes(nano):
@@ -119,24 +119,24 @@ def test_device_arrays(nano):
             ours(bad)
 
 
-def test_graph(monkeypatch):
-    """Catches a graph captured before the kernels are compiled, captured again and again, or left reading an array that
-    a caller lent for one forward: a stand-in captures what it is given and replays just that."""
-    made = []
-
-    class Graph:
-        def __init__(self, stream, launch):
-            self.plan, self.captured, self.replays = launch.__self__, launch.__self__.input, 0
-            made.append(self)
-
-        def launch(self):
-            self.replays, self.plan.input = self.replays + 1, self.captured
-            self.plan.launch()
-    ours = DeviceModel(mmref.create_model("mobilemamba_nano", seed=3), matmul="own")
+@pytest.mark.parametrize("matmul", ["own", "cublas", "cublaslt"])
+def test_graph(monkeypatch, matmul):
+    """Catches what a stream capture refuses (memory, waiting, a handle or its settings in the middle of a forward), a
+    graph captured again and again, or left reading an array that a caller lent for one forward."""
+    stand_in = install(monkeypatch, StandIn(np.matmul))
+    monkeypatch.setattr(device, "new_stream", Stream)
+    # which calls keep their bits is test_products.py's affair
+    monkeypatch.setattr(products, "divide", lambda rows, keeps: [(0, rows)])
+    model = mmref.create_model("mobilemamba_nano", seed=3)
+    ours = DeviceModel(model, matmul=matmul)
     inputs = [normal(i, 2, 3, 32, 32) for i in range(3)]
     expected = [ours(x) for x in inputs]
+    for x, got in zip(inputs, expected, strict=True):
+        assert_close(got, model.astype(np.float64)(x.astype(np.float64)), LIMIT, dtype=np.float32)
+    assert matmul == "own" or len(stand_in.calls) == 3 * 57
     ours._plans.clear()
-    monkeypatch.setattr(device, "Graph", Graph)
+    graph, made = graphs(stand_in)
+    monkeypatch.setattr(device, "Graph", graph)
     monkeypatch.setattr(ours, "_use_graph", lambda batch: True)
     for x, want in zip(inputs + inputs, expected + expected, strict=True):
         assert (ours(x) == want).all()
@@ -145,31 +145,93 @@ def test_graph(monkeypatch):
         assert (ours(lent).copy_to_host() == want).all()
         lent.copy_to_device(np.zeros_like(x))
     assert len(made) == 1 and made[0].replays == 8  # all but the first forward
-    monkeypatch.undo()
+
+
+def test_which_batches_are_graphs(nano, monkeypatch):
+    """Catches a graph where none was asked for, and none where one was."""
+    _, ours = nano
     monkeypatch.setattr(device_model.driver, "SIMULATOR", False)
     for graph, batches in ((None, (1, 64)), (True, (1, 64, 65)), (False, ())):
-        ours.graph = graph
+        monkeypatch.setattr(ours, "graph", graph)
         assert tuple(batch for batch in (1, 64, 65) if ours._use_graph(batch)) == batches
 
 
-def test_foreign_interface(monkeypatch):
-    """Catches strides that are ignored, and packed ones that are taken for others."""
-    seen = []
-    monkeypatch.setattr(cuda, "as_cuda_array", lambda x, sync: SimpleNamespace(shape=x.shape), raising=False)
-    monkeypatch.setattr(device, "load_cupy", lambda: seen.append("copied") or (
-        SimpleNamespace(ascontiguousarray=lambda x: x, asarray=lambda x: x), None))
+@pytest.mark.parametrize("change", ["allocates", "waits", "sets its stream", "asks for an algorithm"])
+def test_capture_is_strict(monkeypatch, change):
+    """Catches a stand-in that lets a forward do what a capture refuses."""
+    stand_in = install(monkeypatch, StandIn(np.matmul))
+    monkeypatch.setattr(device, "new_stream", Stream)
+    monkeypatch.setattr(products, "divide", lambda rows, keeps: [(0, rows)])
+    name = "cublaslt" if "algorithm" in change else "cublas"
+    ours = DeviceModel(mmref.create_model("mobilemamba_nano", seed=3), matmul=name)
+    handle = ours._products.handle
+    fault = {"allocates": lambda: device.allocate((5,)), "waits": lambda: cuda.synchronize(),
+             "sets its stream": lambda: handle.library.functions["cublasSetStream_v2"](handle.handle, 5),
+             "asks for an algorithm": lambda: handle.choose(None, [None] * 4, 4)}[change]
+    ours(normal(1, 1, 3, 32, 32))
+    plan = ours.plan((1, 3, 32, 32))
+    plan.launches[40].calls.append(fault)
+    plan.input = plan.pictures
+    with pytest.raises(AssertionError):
+        graphs(stand_in)[0](plan.stream, plan.launch)
 
-    def foreign(array, **changes):
-        return SimpleNamespace(shape=array.shape, __cuda_array_interface__={
-            "shape": array.shape, "typestr": array.dtype.str, "strides": array.strides, **changes})
+
+def test_lent_arrays(nano, monkeypatch):
+    """Catches strides that are ignored, a copy on another stream than ours or before the lender is done, a lent array
+    let go of before we are, and one held for ever."""
+    _, ours = nano
+    did, done = [], []
+
+    class Event:
+        def __init__(self, timing=True):
+            did.append("new")
+
+        def record(self, stream):
+            did.append(("after", stream))
+
+        def wait(self, stream):
+            did.append(("before", stream))
+
+        def query(self):
+            return bool(done)
+
+    def to_contiguous(x, out, *, stream):
+        did.append(("copied", stream))
+        twins.to_contiguous(x, out)
+    x = normal(1, 2, 3, 33, 47)
+    expected = ours(x)
+    monkeypatch.setattr(device, "new_event", Event)
+    monkeypatch.setattr(device, "to_contiguous", to_contiguous)
+    monkeypatch.setattr(device, "caller_stream", lambda x: "theirs")
+    monkeypatch.setattr(device, "SIMULATOR", False)
+    ours._stream, mine = (stream := cuda.stream()), stream
+    last = cuda.to_device(np.ascontiguousarray(x.transpose(0, 2, 3, 1))).transpose((0, 3, 1, 2))
+    for lent, copies in ((cuda.to_device(x), 0), (last, 1)):
+        did.clear()
+        got = ours(lent)
+        assert (got.copy_to_host() == expected).all()
+        assert did.count(("copied", mine)) == copies == sum(step[0] == "copied" for step in did)
+        order = [step for step in did if step != "new"]
+        assert order[:2] == [("after", "theirs"), ("before", mine)]
+        assert order[-3:] == [("after", mine), ("before", "theirs"), ("after", mine)]
+    held = [arrays for _, arrays in ours._lent._held]
+    assert len(held) == 2 and any(array is last for array in held[1])
+    done.append(True)
+    ours(cuda.to_device(x))
+    assert not ours._lent._held
+
+
+def test_foreign_interface(monkeypatch):
+    """Catches another library's array whose dtype is not looked at, or that is not known for what it is."""
+    monkeypatch.setattr(cuda, "as_cuda_array", lambda x, sync: cuda.to_device(x.array), raising=False)
+
+    def foreign(array):
+        return SimpleNamespace(array=array, __cuda_array_interface__={"shape": array.shape})
     x = normal(1, 2, 3, 4, 5)
-    for array in (foreign(x), foreign(x, strides=None)):
-        assert device.is_device_array(array) and device.device_view(array).shape == x.shape and not seen
-    device.device_view(foreign(x.transpose(0, 1, 3, 2)))
-    assert seen == ["copied"]
+    assert device.is_device_array(foreign(x)) and not device.is_device_array(x)
+    assert device.device_view(foreign(x)).shape == x.shape
     with pytest.raises(ShapeError, match="float32"):
         device.device_view(foreign(x.astype(np.float16)))
-    assert not device.is_device_array(x)
 
 
 def test_input_is_left_alone_and_may_lie_anyhow(nano):
@@ -260,8 +322,7 @@ def test_refusals(nano, monkeypatch):
             DeviceModel(model, **{"matmul": "own", **settings_})
     with pytest.raises(ValueProblem, match="float32"):
         DeviceModel(model.astype(np.float64), matmul="own")
-    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
-    with pytest.raises(MissingBackend, match="pip install"):  # the default needs CuPy and says so
+    with pytest.raises(MissingBackend, match="matmul='own'"):  # the default needs cuBLAS and says so
         mmref.create_model("mobilemamba_nano", backend="cuda")
     layer = getattr(model.blocks1, "0").mixer.m.attn.global_op
     layer.wt_filter = layer.wt_filter + np.float32(0.01)

@@ -13,9 +13,9 @@ pytest.importorskip("numba_cuda")
 FOLDER = Path(__file__).parent
 # A kernel with one fault, written as if it stood in kernels/cuda/pool.py or scan.py, and what the check must say.
 MUTANTS = {
-    "accumulator": ("pool", "mean_kernel", (), 1, "        total = ZERO\n", "        total = 0.0\n", "float64"),
-    "division": ("pool", "mean_kernel", (), 1, "ONE / np.float32(np.int32(length))", "1 / length", "float64"),
-    "constant": ("squeeze_excite", "gate_kernel", (), 1, "* factor", "* (factor + 0.1)", "float64"),
+    "accumulator": ("pool", "mean_kernel", (4,), 1, "        total = ZERO\n", "        total = 0.0\n", "float64"),
+    "division": ("pool", "mean_kernel", (4,), 1, "ONE / np.float32(np.int32(length))", "1 / length", "float64"),
+    "constant": ("squeeze_excite", "gate_kernel", (1,), 1, "* factor", "* (factor + 0.1)", "float64"),
     "registers": ("scan", "scan_kernel", (16, 8, 16), 1, "STEPS = 8 ", "STEPS = 16 ", "registers, budget"),
     "spills": ("scan", "scan_kernel", (10, 32, 8), 8, "", "", "bytes of spilled registers"),
 }
@@ -35,8 +35,8 @@ spec = spec_from_file_location("mutant", path)
 mutant = module_from_spec(spec)
 sys.modules["mutant"] = mutant
 spec.loader.exec_module(mutant)
-found = compile_kernels.compile_kernel(getattr(mutant, {factory!r})(*{constants}), mutant.SIGNATURE, 256, {blocks},
-                                       (9, 0), compile_kernels.find_ptxas())
+kernel = compile_kernels.compiler.Kernel("mutant", {factory!r}, {constants}, mutant.SIGNATURE, 256, {blocks})
+found = compile_kernels.compile_kernel(kernel, (9, 0), compile_kernels.find_ptxas())
 budget = compile_kernels.json.loads(compile_kernels.BUDGET.read_text())["{factory}{constants}"]
 print(compile_kernels.faults("mutant", {{"9.0": found}}, budget))
 """

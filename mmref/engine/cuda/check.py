@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmref.engine.cuda import device
 from mmref.kernels.cuda import twins
 
 
@@ -24,23 +25,23 @@ def check_launches(plan, pictures) -> dict[str, Checked]:
     Slow: every argument is copied to the host. Returns {kernel: Checked}, NaN as an infinite error."""
     found: dict[str, Checked] = {}
     plan.input = pictures
-    with plan.current():
-        for operation, launch in zip(plan.operations, plan.launches, strict=True):
-            arguments = launch.arguments if "x" in launch.arguments or launch.kernel != "stem" else {
-                "x": pictures, **launch.arguments}
-            result = "out" if "out" in arguments else "x"  # in place
-            expected = {name: to_host(value, plan.stream) for name, value in arguments.items()}
-            with np.errstate(all="ignore"):
-                twins.LAUNCHERS[launch.kernel](**expected)
-            for call in launch.calls:
-                call()
-            got, expected = to_host(arguments[result], plan.stream), expected[result]
-            scale = max(float(np.abs(expected).max()), 1e-30)
-            error = float(np.abs(got.astype(np.float64) - expected).max()) / scale
-            checked = found.setdefault(launch.kernel, Checked())
-            checked.launches += 1
-            if not error <= checked.error:
-                checked.error, checked.layer = error if np.isfinite(error) else np.inf, operation.layer
+    device.wait_for_uploads()  # of the pictures, perhaps: the plan's stream does not wait for the default one
+    for operation, launch in zip(plan.operations, plan.launches, strict=True):
+        arguments = launch.arguments if "x" in launch.arguments or launch.kernel != "stem" else {
+            "x": pictures, **launch.arguments}
+        result = "out" if "out" in arguments else "x"  # in place
+        expected = {name: to_host(value, plan.stream) for name, value in arguments.items()}
+        with np.errstate(all="ignore"):
+            twins.LAUNCHERS[launch.kernel](**expected)
+        for call in launch.calls:
+            call()
+        got, expected = to_host(arguments[result], plan.stream), expected[result]
+        scale = max(float(np.abs(expected).max()), 1e-30)
+        error = float(np.abs(got.astype(np.float64) - expected).max()) / scale
+        checked = found.setdefault(launch.kernel, Checked())
+        checked.launches += 1
+        if not error <= checked.error:
+            checked.error, checked.layer = error if np.isfinite(error) else np.inf, operation.layer
     plan.input = None
     return found
 

@@ -1,32 +1,19 @@
-"""What the engine asks of the device beyond kernels: memory, graphs, CuPy, and other libraries' arrays."""
+"""What the engine asks of the device beyond kernels: memory, streams, graphs, and other libraries' arrays."""
 
 from __future__ import annotations
 
-import math
 import weakref
+from collections import deque
+from contextlib import suppress
 
 import numpy as np
 
 from mmref.errors import MissingBackend, ShapeError
-from mmref.kernels.cuda.driver import INSTALL, SIMULATOR, cuda, device
+from mmref.kernels.cuda.driver import INSTALL, SIMULATOR, binding, call, cuda, device
+from mmref.kernels.cuda.launch import load, needed
+from mmref.kernels.cuda.layout import to_contiguous
 
-RELAXED = 2  # CUstreamCaptureMode: what other threads ask of the driver meanwhile is their affair
-
-
-def load_cupy():
-    """CuPy with its cuBLAS, or MissingBackend."""
-    try:
-        import cupy
-        from cupy_backends.cuda.libs import cublas
-    except ImportError as error:
-        raise MissingBackend(f"backend 'cuda' multiplies matrices with cuBLAS through CuPy, which cannot be loaded "
-                             f"({_first_line(error)}): {INSTALL}, or ask for matmul='own', our own slower kernel"
-                             ) from error
-    return cupy, cublas
-
-
-def _first_line(error) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+NON_BLOCKING = 1  # CUstream_flags
 
 
 # --------------------------------------------------------------------------------------------- memory
@@ -47,26 +34,90 @@ def free_memory() -> tuple[int, int]:
     return info.free, info.total
 
 
+# --------------------------------------------------------------------------------------------- streams
+
+def new_stream():
+    """A stream of our own that does not wait for the default stream, nor that for it: work that someone else puts
+    there while we capture a graph would otherwise end the capture."""
+    if SIMULATOR:
+        return cuda.stream()
+    cuda.current_context()
+    handle = call("cuStreamCreate", NON_BLOCKING)
+    stream = cuda.external_stream(int(handle))
+    weakref.finalize(stream, _destroy, "cuStreamDestroy", handle).atexit = False
+    return stream
+
+
+def wait_for_uploads() -> None:
+    """Wait for what was uploaded on the default stream, which our own does not wait for."""
+    if not SIMULATOR:
+        cuda.default_stream().synchronize()
+
+
+def wait_for(first, then) -> None:
+    """What is put on stream `then` from now on begins after what is on `first` by now."""
+    event = new_event()
+    event.record(first)
+    event.wait(then)
+
+
+def new_event():
+    """An event without a time."""
+    return cuda.event() if SIMULATOR else cuda.event(timing=False)
+
+
+class Lent:
+    """Arrays of callers that our stream still reads or writes, kept alive until it is done with them."""
+
+    def __init__(self):
+        self._held = deque()
+
+    def hold(self, stream, *arrays) -> None:
+        """Keep these until what is on the stream by now is done; let go of earlier ones that are."""
+        if SIMULATOR:
+            return
+        event = new_event()
+        event.record(stream)
+        self._held.append((event, arrays))
+        while self._held[0][0].query():
+            self._held.popleft()
+            if not self._held:
+                break
+
+
+def _destroy(function, handle) -> None:
+    with suppress(RuntimeError):  # the context is gone, and everything in it
+        call(function, handle)
+
+
 # --------------------------------------------------------------------------------------------- graphs
 
 class Graph:
-    """Launches captured from a stream. While capturing nothing may be allocated, freed or compiled."""
+    """Launches captured from a stream. While capturing nothing may be allocated, freed, waited for or compiled."""
 
     def __init__(self, stream, launch):
-        binding = cuda.cudadrv.driver.binding
-        self.stream, self.api = int(stream), cuda.cudadrv.driver.driver
+        self.stream = int(stream)
+        relaxed = binding().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED  # other threads may call the driver
         with cuda.defer_cleanup():
-            self.api.cuStreamBeginCapture(self.stream, binding.CUstreamCaptureMode(RELAXED))
+            call("cuStreamBeginCapture", self.stream, relaxed)
             try:
                 launch()
-            finally:
-                graph = self.api.cuStreamEndCapture(self.stream)
-        self.executable = self.api.cuGraphInstantiate(graph, 0)
-        weakref.finalize(self, self.api.cuGraphExecDestroy, self.executable)
-        self.api.cuGraphDestroy(graph)
+            except BaseException:
+                with suppress(RuntimeError):  # the capture must end; that it came to nothing is known already
+                    call("cuGraphDestroy", call("cuStreamEndCapture", self.stream))
+                raise
+            graph = call("cuStreamEndCapture", self.stream)
+        self.executable = call("cuGraphInstantiate", graph, 0)
+        weakref.finalize(self, _destroy, "cuGraphExecDestroy", self.executable).atexit = False
+        call("cuGraphDestroy", graph)
 
     def launch(self) -> None:
-        self.api.cuGraphLaunch(self.executable, self.stream)
+        call("cuGraphLaunch", self.executable, self.stream)
+
+
+def prepare(launches) -> None:
+    """Compile, or load, every kernel that `launches()` launches, side by side; launches nothing."""
+    load(needed(launches))
 
 
 # --------------------------------------------------------------------------------------------- arrays
@@ -88,29 +139,25 @@ def library(x) -> str:
 
 
 def device_view(x):
-    """A Numba view of a device array, C-contiguous; ShapeError for other dtypes than float32.
-
-    An array that lies otherwise is copied by CuPy."""
-    if getattr(x, "__cuda_ndarray__", False):
-        array, strides, dtype = x, None if x.is_c_contiguous() else x.strides, x.dtype
-    else:
-        interface = x.__cuda_array_interface__
-        strides, dtype = interface.get("strides"), np.dtype(interface["typestr"])
-        packed = np.cumprod((dtype.itemsize, *interface["shape"][:0:-1]))[::-1].tolist()
-        strides = None if strides is None or list(strides) == packed else strides
-        array = cuda.as_cuda_array(x, sync=False)
-    if dtype != np.float32:
-        raise ShapeError(f"x must be float32, the model's dtype, got {dtype}")
-    if strides is not None and math.prod(array.shape):
-        cupy, _ = load_cupy()
-        array = cuda.as_cuda_array(cupy.ascontiguousarray(cupy.asarray(x)), sync=False)
+    """A Numba view of a device array, with its strides; ShapeError for other dtypes than float32."""
+    array = x if getattr(x, "__cuda_ndarray__", False) else cuda.as_cuda_array(x, sync=False)
+    if array.dtype != np.float32:
+        raise ShapeError(f"x must be float32, the model's dtype, got {array.dtype}")
     return array
+
+
+def put_in_order(view, out, stream) -> None:
+    """Copy a view (B, C, H, W), however it lies, into a contiguous array on the stream."""
+    if view.is_c_contiguous():
+        out.copy_to_device(view, stream=stream)
+    else:
+        to_contiguous(view, out, stream=stream)
 
 
 def caller_stream(x):
     """The stream on which the library of `x` works now, for Numba; its results are ready there in order."""
     if SIMULATOR:
-        return 0
+        return cuda.default_stream()
     name = library(x)
     if name == "cupy":
         import cupy
@@ -120,7 +167,7 @@ def caller_stream(x):
         pointer = torch.cuda.current_stream(x.device).cuda_stream
     else:
         pointer = getattr(x, "__cuda_array_interface__", {}).get("stream")
-    return cuda.external_stream(pointer) if pointer else 0
+    return cuda.external_stream(pointer) if pointer else cuda.default_stream()
 
 
 def empty_like_of(x, shape):
@@ -152,8 +199,9 @@ def found() -> str:
         return f"missing: no device that can be used ({reason.rstrip(' :')})"
     major, minor = info.compute_capability
     words = f"{info.name}, compute capability {major}.{minor}, {info.memory / 2**30:.0f} GiB"
+    from mmref.engine.cuda.cublas import library as cublas  # which needs this module
     try:
-        cupy, _ = load_cupy()
+        cublas()
     except MissingBackend:
-        return f"{words}; but CuPy or its cuBLAS is missing: {INSTALL}, or ask for matmul='own'"
-    return f"ready ({words}, CuPy {cupy.__version__})"
+        return f"{words}; but cuBLAS is missing: {INSTALL}, or ask for matmul='own'"
+    return f"ready ({words}, cuBLAS)"

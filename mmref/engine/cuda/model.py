@@ -29,7 +29,8 @@ class DeviceModel(EngineModel):
     model   a `MobileMamba`, folded or not, float32; it is kept, not copied, and must not be changed afterwards
     graph   run a plan's launches as a CUDA graph from the second forward of an input shape on: True, False, or None for
             batches up to 64
-    matmul  "cublas" (through CuPy), or "own": our kernel, slower, for where CuPy is missing
+    matmul  "cublas"; "cublaslt": bias, shortcut and ReLU inside its products, one algorithm for all batches; or "own":
+            our kernel, slower, for where cuBLAS is missing
     tf32    let cuBLAS round the factors of matrix products to 10 bits of mantissa, which tensor cores multiply faster
 
     x is a NumPy array, or lies on the device: CuPy's, PyTorch's, Numba's, or anything with `__cuda_array_interface__`.
@@ -43,7 +44,7 @@ class DeviceModel(EngineModel):
     and settings; the device is the one current (CUDA_VISIBLE_DEVICES chooses) where it is made or unpickled.
 
     Raises ValueProblem for networks it has no kernels for (as `CompiledModel`), MissingBackend without numba-cuda, a
-    device or CuPy, OutOfDeviceMemory for a batch that is too large.
+    device or cuBLAS, OutOfDeviceMemory for a batch that is too large.
     """
 
     backend = "cuda"
@@ -59,7 +60,7 @@ class DeviceModel(EngineModel):
         if self.graph and driver.SIMULATOR:
             raise ValueProblem("graph must be False or None in the simulator, which has no graphs, got True")
         self._lock = Lock()
-        self._stream = driver.cuda.stream()
+        self._stream, self._lent = device.new_stream(), device.Lent()
         self._products = make_products(self.matmul, self.tf32, self._stream)
         self._parameters = FoldedParameters(self._model)
         self._weights = DeviceWeights(self._parameters)
@@ -72,12 +73,16 @@ class DeviceModel(EngineModel):
         """As `MobileMamba.forward_head`; two small sums, in NumPy on the host wherever x lies."""
         if not device.is_device_array(x):
             return super().forward_head(x, pre_logits)
-        array = device.device_view(x)
-        if not driver.SIMULATOR:
-            driver.cuda.synchronize()
-        answer = super().forward_head(array.copy_to_host(), pre_logits)
+        view, theirs = device.device_view(x), device.caller_stream(x)
+        if not view.is_c_contiguous():
+            lying, view = view, device.allocate(view.shape)
+            device.put_in_order(lying, view, theirs)
+        maps = view.copy_to_host(stream=theirs)
+        theirs.synchronize()
+        answer = super().forward_head(maps, pre_logits)
         result = device.empty_like_of(x, answer.shape)
-        device.device_view(result).copy_to_device(np.ascontiguousarray(answer))
+        device.device_view(result).copy_to_device(np.ascontiguousarray(answer), stream=theirs)
+        theirs.synchronize()  # before the host's copy of it goes
         return result
 
     # ------------------------------------------------------------------ forward
@@ -108,13 +113,17 @@ class DeviceModel(EngineModel):
         with self._lock:
             plan = self._plan(tuple(view.shape), outputs)
             theirs, graph = device.caller_stream(x), self._use_graph(view.shape[0])
-            wait_for(theirs, self._stream)
-            if graph:  # a graph reads where it read when it was captured
-                plan.pictures.copy_to_device(view, stream=self._stream)
-            plan.run(plan.pictures if graph else view, graph)
+            device.wait_for(theirs, self._stream)
+            if graph or not view.is_c_contiguous():  # a graph reads where it read when it was captured
+                device.put_in_order(view, plan.pictures, self._stream)
+                pictures = plan.pictures
+            else:
+                pictures = view
+            plan.run(pictures, graph)
             for result, own in zip(results, plan.results, strict=True):
                 device.device_view(result).reshape(*own.shape).copy_to_device(own, stream=self._stream)
-            wait_for(self._stream, theirs)
+            device.wait_for(self._stream, theirs)
+            self._lent.hold(self._stream, x, view, results)
         return results
 
     def _use_graph(self, batch) -> bool:
@@ -159,10 +168,3 @@ def check_shape(shape, channels):
 
 def channels_first(shape) -> tuple[int, ...]:
     return shape if len(shape) == 2 else (shape[0], shape[3], *shape[1:3])
-
-
-def wait_for(first, then) -> None:
-    """What is put on stream `then` from now on begins after what is on `first` by now."""
-    event = driver.cuda.event(timing=False) if not driver.SIMULATOR else driver.cuda.event()
-    event.record(first)
-    event.wait(then)

@@ -1,9 +1,9 @@
 """The device's plan of a forward: the walk's operations as kernel launches on one stream and one block of memory.
 
 The whole batch goes through every operation together. Memory is asked for once, when the plan is made, and so are the
-views of it that kernels get; a forward only launches. After one forward that compiles, the launches can be captured as
-a CUDA graph, which the driver then runs as one: at small batches launching 115 kernels from Python takes longer than
-they do.
+views of it that kernels get, and the kernels are compiled; a forward only launches. After one forward the launches can
+be captured as a CUDA graph, which the driver then runs as one: at small batches launching a hundred kernels from Python
+takes longer than they do.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from importlib import import_module
 import numpy as np
 
 from mmref.engine.cuda import device
-from mmref.engine.cuda.products import Cublas, OwnProducts
+from mmref.engine.cuda.products import LibraryProducts, OwnProducts
 from mmref.engine.cuda.weights import DeviceMatrix, DeviceTaps, DeviceWeights
 from mmref.engine.memory import Arena, Map
 from mmref.engine.walk import Operation, Walk, output_shape
 from mmref.errors import OutOfDeviceMemory
-from mmref.kernels.target import FLOAT_BYTES
+from mmref.kernels.target import FLOAT_BYTES, round_up
 from mmref.models.variants import Variant
 
 # kernel of an operation: its module below mmref.kernels.cuda and the function there
@@ -39,14 +39,14 @@ class Rows:
 
 
 class DeviceArena(Arena):
-    """Maps have at least `least` rows: products of few rows may be padded to that."""
+    """Maps have a multiple of `least` rows, if it is not 0: the last rows of a product may be padded to that."""
 
     def __init__(self, least: int):
         super().__init__()
         self.least, self.widest = least, 0
 
     def map(self, pixels: int, channels: int) -> Map:
-        a_map = super().map(max(pixels, self.least), channels)
+        a_map = super().map(round_up(pixels, self.least or 1), channels)
         self.widest = max(self.widest, a_map.pitch)
         return a_map
 
@@ -69,7 +69,7 @@ class View:
 class DeviceWalk(Walk):
     """Operations whose fields are their kernels' arguments: counts, weights on the device, `Rows` of maps."""
 
-    def __init__(self, config: Variant, weights: DeviceWeights, outputs, products: Cublas | OwnProducts):
+    def __init__(self, config: Variant, weights: DeviceWeights, outputs, products: LibraryProducts | OwnProducts):
         super().__init__(config, weights, outputs)
         self.products, self.arena = products, DeviceArena(products.least_rows)
 
@@ -118,7 +118,7 @@ class DeviceWalk(Walk):
         out_pixels = -(-height // stride) * -(-width // stride)
         return dict(x=Rows(x, images * height * width), weight=taps.weights, bias=taps.bias,
                     out=Rows(out, images * out_pixels), images=images, height=height, width=width, kernel=taps.kernel,
-                    stride=stride, activation=activation, after=taps.after, residual=None)
+                    stride=stride, activation=activation, after=taps.after)
 
     def wavelet_branch_fields(self, x, size, channels, kernel, weights, out):
         images, height, width = size
@@ -167,7 +167,6 @@ class DevicePlan:
     outputs: tuple[str, ...]
     operations: list[Operation]
     stream: object
-    current: object = field(repr=False)                  # context for the products
     memory: object = field(repr=False)                   # the block of all maps
     pictures: object = field(repr=False)                 # device array (B, C, H, W), for whoever has none
     results: list[object] = field(repr=False)            # device arrays (B, channels, pixels), one an output
@@ -183,13 +182,12 @@ class DevicePlan:
 
     def launch(self) -> None:
         """Put all launches on the stream; does not wait."""
-        with self.current():
-            for launch in self.launches:
-                for call in launch.calls:
-                    call()
+        for launch in self.launches:
+            for call in launch.calls:
+                call()
 
     def run(self, pictures, graph: bool) -> None:
-        """A forward, eagerly or as a graph; the first is always eager, for it compiles the kernels. Does not wait.
+        """A forward, eagerly or as a graph; the first is always eager, for the driver loads code then. Does not wait.
 
         A graph reads the `pictures` that it was captured with."""
         self.input = pictures
@@ -210,10 +208,13 @@ def make_plan(config: Variant, weights: DeviceWeights, shape, outputs, products,
     sizes = [(arena_floats(walk),), shape, *((s[0], s[-1], int(np.prod(s[1:-1]))) for s in shapes)]
     memory, pictures, *results = allocate(sizes, shape, make_room,
                                           lambda: batch_that_fits(config, weights, shape, outputs, products))
-    plan = DevicePlan(tuple(shape), tuple(outputs), walk.operations, stream, products.current, memory, pictures,
-                      results)
+    plan = DevicePlan(tuple(shape), tuple(outputs), walk.operations, stream, memory, pictures, results)
+    device.wait_for_uploads()  # of weights: products are tried out on our own stream
     for operation in walk.operations:
         plan.launches.append(lower(operation, plan, products))
+    plan.input = pictures
+    device.prepare(plan.launch)
+    plan.input = None
     return plan
 
 
