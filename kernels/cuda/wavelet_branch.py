@@ -120,6 +120,11 @@ def wavelet_branch_kernel(kernel: int, tile: int, overlap: int, pictures: int):
     return kernel_function
 
 
+def is_able(height: int, width: int, kernel: int) -> bool:
+    """Whether a tile and what k x k taps see around it go into shared memory."""
+    return max(height, width) <= 2 * LARGEST or 2 * (kernel // 2) < SHARED_SIDE
+
+
 @cache
 def tiling(height: int, width: int, kernel: int) -> tuple[int, int, int, int]:
     """(tile, overlap, pictures of a block, tiles of a picture)."""
