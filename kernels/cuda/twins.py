@@ -105,7 +105,7 @@ def to_contiguous(x, out, *, stream=0):
 def move(x, out, box, *, sizes, add, stream=0):
     begin, *steps = host(box)
     row, column, to, along = np.moveaxis(begin + sum(
-        step * index[..., None] for step, index in zip(steps, np.indices(sizes), strict=True)), -1, 0).astype(int)
+        step * index[..., None] for step, index in zip(steps, np.indices(sizes), strict=True)), -1, 0)
     value = host(x)[row, column]
     host(out)[to, along] = host(out)[to, along] + value if add else value
 
@@ -172,7 +172,7 @@ def scan_rows(u, delta, A, B, C, D, out, *, length, states, stream=0):
     A = host(A)[:, :states].swapaxes(1, 2)
 
     def sequences(x):
-        return host(x).reshape(-1, len(A), length, x.shape[1]).swapaxes(2, 3)
+        return host(x).reshape(x.shape[0] // (len(A) * length), len(A), length, x.shape[1]).swapaxes(2, 3)
     y = selective_scan(sequences(u), sequences(delta), A, sequences(B), sequences(C), host(D))
     host(out)[...] = y.swapaxes(2, 3).reshape(out.shape)
 

@@ -136,7 +136,8 @@ def tiling(height: int, width: int, kernel: int) -> tuple[int, int, int, int]:
         overlap = kernel // 2
         pieces = -(-side // (SHARED_SIDE - 2 * overlap))
         tile = -(-side // pieces)
-    return tile, overlap, max(THREADS // (LANES * tile), 1), -(-rows // tile) * -(-columns // tile)
+    pictures = 1 if overlap else max(THREADS // (LANES * tile), 1)
+    return tile, overlap, pictures, -(-rows // tile) * -(-columns // tile)
 
 
 def wavelet_branch(x, weight, out, *, images, height, width, kernel, stream=0):
