@@ -65,7 +65,7 @@ class Transform:
     interpolation: str = "bicubic"
 
     def __post_init__(self):
-        grey = isinstance(self.mean, (list, tuple)) and len(self.mean) == 1
+        grey = all(isinstance(values, (list, tuple)) and len(values) == 1 for values in (self.mean, self.std))
         for name in ("mean", "std"):
             object.__setattr__(self, name, check_numbers(f"transform: {name}", getattr(self, name), 1 if grey else 3))
         if min(self.std) <= 0:
