@@ -202,7 +202,7 @@ CALLS = {  # each operation by itself, on a map (B, 8, H, W); `a` makes paramete
 
 def scanned(u, a, states):
     """Sequences of 8 channels scanned with coefficients of their own."""
-    K = u.shape[1]
+    K, u = u.shape[1], F.sigmoid(u)
     delta = F.softplus(project(a(K, 8, 8), u))
     return selective_scan(u, delta, -np.exp(a(K, 8, states)), *(project(a(K, states, 8), u) for _ in range(2)), a(K, 8))
 
@@ -299,7 +299,8 @@ def test_scans_in_any_order(seed, order, states, sizes):
 ORDER = ("rows", "columns backwards", "windows 2")
 MAPS = [lambda y, z, u, a: F.silu(y), lambda y, z, u, a: y + z * a(1, 8, 1, 1), lambda y, z, u, a: y,
         lambda y, z, u, a: F.concatenate(y[:, 3:], z[:, :3]), lambda y, z, u, a: F.layer_norm_channels(y, a(8), a(8)),
-        lambda y, z, u, a: y * F.global_average_pool(z, True), lambda y, z, u, a: cross_merge(u, ORDER, *y.shape[2:])]
+        lambda y, z, u, a: y * F.sigmoid(F.global_average_pool(z, True)),
+        lambda y, z, u, a: cross_merge(u, ORDER, *y.shape[2:])]
 SEQUENCES = [lambda u, v, a: F.sigmoid(u), lambda u, v, a: u + a(1, 3, 8, 1) * v, lambda u, v, a: scanned(u, a, 2),
              lambda u, v, a: F.concatenate(u[:, :, 5:], v[:, :, :5], axis=2), lambda u, v, a: project(a(3, 8, 8), u),
              lambda u, v, a: F.concatenate(u[:, 1:], v[:, :1])]
