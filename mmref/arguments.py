@@ -103,8 +103,8 @@ def check_numbers(name: str, values, count: int, low: float | None = None,
 def _several(name, values, count, what):
     sequence = isinstance(values, (list, tuple)) or (isinstance(values, np.ndarray) and values.ndim == 1)
     if not sequence or count not in (None, len(values)):
-        raise ValueProblem(f"{name} must be {f'a list of {what}' if count is None else f'{count} {what}'}, "
-                           f"got {shown(values)}")
+        wanted = f"a list of {what}" if count is None else f"{count} {what if count > 1 else what[:-1]}"
+        raise ValueProblem(f"{name} must be {wanted}, got {shown(values)}")
     return values
 
 

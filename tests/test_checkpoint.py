@@ -15,13 +15,16 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
 from assertions import assert_close
 from test_checkpoint_attacks import stream, tensor_stream, text, zip_file
 
 from mmref.errors import CheckpointError, ParameterMismatch
 from mmref.weights import pickle_tensors, read_checkpoint
 from mmref.weights.pth_writer import write_pth
+
+pytest.importorskip("torch")
+
+import torch
 
 GOOD = np.arange(6, dtype="<f4")
 

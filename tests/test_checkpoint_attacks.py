@@ -10,12 +10,15 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
 from assertions import assert_close
 
 from mmref.errors import CheckpointError
 from mmref.weights import pickle_tensors, read_checkpoint
 from mmref.weights.pth_writer import write_pth
+
+pytest.importorskip("torch")
+
+import torch
 
 
 class Runs:

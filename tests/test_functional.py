@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from assertions import assert_close, rounding
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -12,6 +11,10 @@ from strategies import batches, channels, dtypes, normal, seeds, sides
 
 from mmref.errors import ShapeError
 from mmref.nn import functional as F
+
+pytest.importorskip("torch")
+
+import torch
 
 
 def t(array):

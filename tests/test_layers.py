@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from assertions import assert_close, of_layer, rounding
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from strategies import batches, dtypes, normal, orders, seeds, sides
 
-from mmref.bench import torch_network
 from mmref.errors import ValueProblem
 from mmref.models.mobilemamba import FFN, Block, PatchMerging, SqueezeExcite, Stem
 from mmref.models.mrffi import MRFFI, WaveletMamba, nearest_multiple, split_channels
 from mmref.nn.ss2d import SS2D
+
+pytest.importorskip("torch")
+
+import torch
+
+from mmref.bench import torch_network
 
 
 def twin(layer, module, seed, dtype):

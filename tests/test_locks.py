@@ -139,8 +139,8 @@ def test_fork_waits_for_work_that_cannot_be_copied():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_fork_waits_for_locks_made_meanwhile():
-    """Catches: a fork that waits only for the locks there were when it began: loading a model imports the compiler, whose
-    lock is new, and the child found a module half imported (tried: it hung)."""
+    """Catches: a fork that waits only for the locks there were when it began: loading a model imports the compiler,
+    whose lock is new, and the child found a module half imported (tried: it hung)."""
     outer, started = Lock(blocks_fork=True), threading.Event()
     inner = []
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from assertions import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import batches, channels, dtypes, normal, orders, seeds, sides
 
-from mmref.bench import torch_network
 from mmref.errors import ShapeError, ValueProblem
 from mmref.nn.paths import BACKWARDS, directions, paths
 from mmref.nn.scan_order import cross_merge, cross_scan
+
+pytest.importorskip("torch")
+
+import torch
+
+from mmref.bench import torch_network
 
 
 @given(seeds, dtypes, batches, channels, sides, sides, orders)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from assertions import assert_close, rounding
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import batches, channels, dtypes, normal, seeds
 
-from mmref.bench import torch_network
 from mmref.errors import MissingBackend, ShapeError
 from mmref.nn.recurrence import selective_scan
+
+pytest.importorskip("torch")
+
+import torch
+
+from mmref.bench import torch_network
 
 
 def tensor(array):

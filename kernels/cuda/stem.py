@@ -20,7 +20,7 @@ from mmref.kernels.cuda.device import ZERO, device_function, load, load_at, stor
 from mmref.kernels.cuda.device import relu as relu_of
 from mmref.kernels.cuda.driver import ALIGNMENT, cuda
 from mmref.kernels.cuda.launch import build
-from mmref.kernels.cuda.matmul import ACROSS, DOWN, STEP, THREADS, tile_functions, tile_shape
+from mmref.kernels.cuda.matmul import ACROSS, DOWN, STEP, THREADS, tile_functions, tile_grid, tile_shape
 
 MAPS = "void({}, float32[:, :], float32[::1], float32[:, :], int32, int32, int32, int64, int32, int32)"
 SIGNATURE = MAPS.format("float32[:, :]")
@@ -70,8 +70,7 @@ def stem_kernel(down: int, across: int, c_in: int, relu: bool):
         total = cuda.local.array((down, across), float32)
         next_a = cuda.local.array(down, float32)
         next_b = cuda.local.array(fetched_b, float32)
-        across_tiles = (out.shape[1] + columns - 1) // columns
-        first_row, first_column = cuda.blockIdx.x // across_tiles * rows, cuda.blockIdx.x % across_tiles * columns
+        first_row, first_column = (cuda.blockIdx.z * cuda.gridDim.y + cuda.blockIdx.y) * rows, cuda.blockIdx.x * columns
         locate(first_row, images, height, width, pixel_step, picture_step, places)
         clear(total)
         cuda.syncthreads()
@@ -111,5 +110,5 @@ def stem(x, weight, bias, out, *, images, height, width, c_in, relu, nchw, strea
     else:
         pitch = x.strides[0] // 4
         steps = height * width * pitch, pitch, 1
-    grid = -(-rows // (DOWN * down)) * -(-columns // (ACROSS * across))
-    kernel[grid, (ACROSS, DOWN), stream](x, weight, bias, out, images, height, width, *steps)
+    kernel[tile_grid(rows, columns, down, across), (ACROSS, DOWN), stream](
+        x, weight, bias, out, images, height, width, *steps)

@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import sys
 
-from mmref.cli.common import print_json
+from mmref.cli.output import print_json
 
 
 class _Tool(argparse._SubParsersAction):

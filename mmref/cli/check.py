@@ -5,7 +5,7 @@ Exit status 0 same, 1 differs, 2 bad input.
 
 from __future__ import annotations
 
-from mmref.cli.common import add_model_arguments, model_from, print_json, size_from
+from mmref.cli.common import add_model_arguments, model_from, size_from
 
 
 def add_arguments(parser):
@@ -23,6 +23,7 @@ def add_arguments(parser):
 def run(args) -> int:
     from dataclasses import asdict
 
+    from mmref.cli.output import print_json
     from mmref.errors import ValueProblem
     from mmref.validate.check import check, load_callable
     if min(args.examples, args.max_side, args.max_batch) < 1:

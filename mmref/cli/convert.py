@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import add_class_names_argument, add_prefer_argument, print_json
+from mmref.cli.common import add_class_names_argument, add_prefer_argument
+from mmref.cli.output import print_json, say
+from mmref.text import name_fields
 
 SHOWN = 20  # names; a file can hold a million
 
@@ -41,20 +43,21 @@ def run(args) -> int:
                    metadata=names and {"class_names": json.dumps(names, ensure_ascii=False)})
     values, fit = sum(array.size for array in done.tensors.values()), account_of_fit(done.tensors)
     if args.json:
-        print_json({"source": str(done.path), "target": args.target, "format": done.format, "taken": done.source,
-                    "others": list(done.others), "prefix": done.prefix, "notes": list(done.notes),
-                    "tensors": len(done.tensors), "values": values, "foreign": list(done.foreign),
+        print_json({**name_fields("source", done.path), **name_fields("target", args.target),
+                    "format": done.format, "taken": done.source, "others": list(done.others), "prefix": done.prefix,
+                    "notes": list(done.notes), "tensors": len(done.tensors), "values": values,
+                    "foreign": list(done.foreign),
                     "fits": [described(variant) for variant in fitting_variants(done.tensors)], "fit": fit})
         return 0
     taken = "the file's one state dict" if done.source == "flat" else f"its entry {done.source}"
     others = f" (also there: {', '.join(done.others)}; --prefer chooses)" if done.others else ""
-    print(f"{args.target}: {len(done.tensors)} tensors, {values:,} values, read back bit for bit")
-    print(f"taken from {done.path}: {taken}{others}")
+    say(f"{args.target}: {len(done.tensors)} tensors, {values:,} values, read back bit for bit")
+    say(f"taken from {done.path}: {taken}{others}")
     for note in done.notes:
-        print(note)
-    print(fit)
+        say(note)
+    say(fit)
     if done.foreign:
-        print(f"passed over, not executed: {listed(done.foreign)}")
+        say(f"passed over, not executed: {listed(done.foreign)}")
     return 0
 
 

@@ -300,8 +300,8 @@ def _source_range(size, new, start, crop):
 
 
 def check_pictures(pictures):
-    """`pictures` itself, which must be several: one path would otherwise be taken for a picture a letter, and an open
-    file for a picture a line. Raises ValueProblem."""
+    """`pictures` itself, which must be several: one path would otherwise be taken for one picture per letter, and an
+    open file for one per line. Raises ValueProblem."""
     if isinstance(pictures, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)) or hasattr(pictures, "read"):
         raise ValueProblem(f"pictures must be a list of pictures, got one {type(pictures).__name__}: write [picture]")
     if not isinstance(pictures, Iterable) or (isinstance(pictures, np.ndarray) and pictures.dtype.kind not in "OU"):

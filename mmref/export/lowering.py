@@ -141,11 +141,11 @@ class Lowering(GraphBuilder):
     # --------------------------------------------------------------------------------------------------- sizes
 
     def axis(self, x: Node, axis: int) -> Axis | int:
-        """The length of an axis of x."""
+        """The length of an axis of x: a number where it is the same for all inputs."""
+        if x.shape[axis] == x.elsewhere[axis]:
+            return x.shape[axis]
         form, value = next(iter(self.values[x].items()))
         position = self.position(axis, form)
-        if position is None:
-            return len(value)
         return Axis(value[0] if form == STEPS else value, position)
 
     def sizes(self, *parts: Node | Axis | int) -> str:
@@ -185,7 +185,6 @@ class Lowering(GraphBuilder):
             return form, [part[i] for part in parts] if form == STEPS else parts[i]
         bounds = self.sizes(start), self.sizes(stop), self.integers(position), self.integers(step)
         return self.each(lambda value: self.node("Slice", [value, *bounds]), form, x)
-
 
     def cropped(self, x: str, height, width, axes=(2, 3)) -> str:
         """The first rows and columns of a value."""

@@ -120,10 +120,9 @@ def check_numpy_model(model) -> None:
 
 def check_features(x, channels, dtype):
     """Validate a last feature map (batch, channels, height, width) that `forward_head` is given."""
-    if isinstance(x, Symbol):  # as in `Network.check_input`
-        return
+    traced = isinstance(x, Symbol)  # whose sizes must not be looked at, or its graph would hold for them alone
     check_array("x", x, "batch channels height width", dtype)
-    if x.shape[1] != channels or 0 in x.shape[2:]:
+    if x.shape[1] != channels or not traced and 0 in x.shape[2:]:
         raise ShapeError(f"x must be a last feature map (batch, {channels}, height, width) with height and width >= 1, "
                          f"got shape {x.shape}")
 

@@ -7,6 +7,8 @@ filled with a guard value, as in the engine's arena.
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 from assertions import assert_close, rounding
@@ -253,6 +255,15 @@ def test_matmul_does_not_depend_on_the_tile():
         matmul(a, weight, None, out, shape=shape)
         results.append(out.copy_to_host())
     assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+
+
+def test_more_tiles_than_a_grid_is_high(monkeypatch):
+    """Catches rows left out or written beyond, where tiles go on in the third dimension of the grid."""
+    monkeypatch.setattr(import_module("mmref.kernels.cuda.matmul"), "MOST_BLOCKS", (9, 3, 9))
+    check(matmul, "out", settings=dict(shape=(4, 4)), a=normal(1, 250, 2), weight=normal(2, 2, 33), bias=None,
+          out=blank(250, 33))  # 4 x 2 tiles in layers of 2
+    check(stem, "out", settings=dict(shape=(4, 4)), x=normal(1, 1, 1, 31, 31), weight=normal(2, 9, 5),
+          bias=normal(3, 5), out=blank(256, 5), images=1, height=31, width=31, c_in=1, nchw=True, relu=False)
 
 
 @pytest.mark.parametrize("images, height, width, c_in, columns, nchw, relu", [
