@@ -14,7 +14,7 @@ import pytest
 from mmref.bench import gpu, gpu_worker
 from mmref.bench.gpu import GpuPlan, kernel_sources, report_state, report_text, right, targets
 
-pytest.importorskip("numba_cuda")
+pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "mmref[test-cuda]"')
 
 
 def test_committed_report_is_current():
