@@ -89,8 +89,8 @@ def _verify(args):
 def _report(found):
     checked = "as recorded" if found["sha256_checked"] else "no hash on record"
     say(f"{found['file']}: whole; {found['tensors']} tensors ({found['format']}, taken: {found['taken']})")
-    print(f"  fits    {', '.join(found['fits']) or found['fit'].removeprefix('fits ')}")
-    print(f"  sha256  {found['sha256']} ({checked})")
+    say(f"  fits    {', '.join(found['fits']) or found['fit'].removeprefix('fits ')}")
+    say(f"  sha256  {found['sha256']} ({checked})")
     if found["foreign"]:
         say(f"  passed over, not executed: {listed(found['foreign'])}")
     for note in found["notes"]:
