@@ -361,8 +361,9 @@ class Tiny(Network):
 def test_a_network_of_ones_own():
     """A network that is not MobileMamba refused, or called otherwise; numbers of its own fixed into the graph."""
     model = Tiny()
-    proto = to_onnx(model)
-    check_same(model, proto, picture(2, 2, 24, 24), picture(1, 2, 13, 50), picture(3, 2, 1, 1))
+    for opset in (17, 23):
+        proto = to_onnx(model, opset)
+        check_same(model, proto, picture(2, 2, 24, 24), picture(1, 2, 13, 50), picture(3, 2, 1, 1))
     assert [(value.name, *shape(value)) for value in proto.graph.output] == [("logits", "batch", 3)]
     assert {prop.key for prop in proto.metadata_props} == {"model", "mmref_version"}
 
@@ -401,6 +402,7 @@ def test_several_results_and_inputs():
 
 @pytest.mark.parametrize("call", [
     lambda x, a: x[:, :, :x.shape[2] // 2], lambda x, a: x + a(1, 8, *x.shape[2:]), lambda x, a: x[:, :, :-1],
+    lambda x, a: F.depthwise_conv2d(x, a(8, 1, 1, 1), padding=x.shape[2]),
     lambda x, a: x if x.shape[3] > 100 else F.relu(x), lambda x, a: synthesis(x, a(8, 1, 2, 2), 2 * x.shape[2], 16)])
 def test_sizes_that_the_text_computes_with(call):
     """A size of the traced picture fixed into a graph whose sizes are called free: other pictures would come out wrong
@@ -430,8 +432,10 @@ def test_what_cannot_be_exported():
         to_onnx(model, inputs={"u": (2, 1, 8, 5), "A": (1, 8, 2)}, function=lambda model, u, A: selective_scan(
             u, u, A, u[:, :, :2], u[:, :, :2], np.ones((1, 8), np.float32)))
     for options in (dict(fixed=(0, 3)), dict(fixed=5), dict(fixed=(3, 3), inputs={"x": ("n", 8, 3, 3)}),
-                    dict(inputs={"x": ("n", "channels", 3, 3)}), dict(inputs={"x": ("n", 8, -3, 3)})):
-        with pytest.raises(ValueProblem, match="must be"):
+                    dict(inputs={"x": ("n", "channels", 3, 3)}), dict(inputs={"x": ("n", 8, -3, 3)}),
+                    dict(inputs={}), dict(inputs=[("n", 8, 3, 3)]), dict(inputs={"": ("n", 8, 3, 3)}),
+                    dict(inputs={"x": 3}), dict(function=3), dict(function=lambda model, x: [])):
+        with pytest.raises(ValueProblem, match=" must "):
             to_onnx(model, **options)
 
 

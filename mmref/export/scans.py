@@ -158,7 +158,7 @@ def _recurrence(g, decay, values, width):
     """h[l] = h[l-1] * decay[l] + values[l] along the first axis, from h = 0; all (L, B, *width)."""
     zero = g.node("ConstantOfShape", [g.sizes(Axis(decay, 1), *width)])
     body, shape = GraphBuilder(), ("batch", *width)
-    body.scope = g.unique(f"{g.scope}/step")                                # names there must not be those around it
+    body.scope = g.unique(g.scoped("step"))                                # names there must not be those around it
     before, fading, driven = (f"{body.scope}/{name}" for name in ("h", "decay", "input"))
     # Factors in this order: OpenVINO 2026.4 with fixed shapes computes something else for decay * h.
     h = body.node("Add", [driven, body.node("Mul", [before, fading])])
