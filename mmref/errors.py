@@ -5,7 +5,7 @@ from __future__ import annotations
 
 
 class MmrefError(Exception):
-    """Base of all errors that are somebody's input, file or installation, never a bug in mmref.
+    """Base of all errors that come from the user's input, files or installation, never from a bug in mmref.
 
     The command line prints its message on one line and exits with status 2."""
 

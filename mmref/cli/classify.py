@@ -37,7 +37,7 @@ def run(args) -> int:
     pictures, names = gather(args.pictures, args.sample)
     predict, loaded = predictor_from(args)
     if not getattr(loaded.model, "class_names", None):
-        print("mmref: note: nobody says what the classes are called; --class-names gives them (a file, imagenet or "
+        print("mmref: note: the names of the classes are unknown; --class-names gives them (a file, imagenet or "
               "cifar10)", file=sys.stderr)
     answers = []
     for name, answer in zip(names, with_progress(predict.stream(pictures), len(pictures)), strict=True):

@@ -37,7 +37,7 @@ def run(args) -> int:
 
 
 def model_of_trace(manifest, weights=None):
-    """(float64 model of a trace, "") or (None, why there is none). Weights named by hand must have its hash."""
+    """(float64 model of a trace, "") or (None, why there is none). Weights given explicitly must have its hash."""
     import numpy as np
 
     from mmref.errors import CheckpointError, MmrefError
@@ -96,7 +96,7 @@ def text(result, every=False) -> str:
 
 
 def printable(name):
-    """A name from somebody's file, without what a terminal would obey."""
+    """A name from a file, without what a terminal would obey."""
     return name if name.isprintable() else ascii(name)
 
 

@@ -1,4 +1,4 @@
-"""`mmref eval DIR`: accuracy over a folder of pictures. Flags are timm's validate.py's where it has one."""
+"""`mmref eval DIR`: accuracy over a folder of pictures. Flags are those of timm's validate.py where it has them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def add_arguments(parser):
                         help="copies of the model on this machine (default: %(default)s)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="spread over a Dask cluster: tcp://host:8786, a "
                         "scheduler file, or local:N (needs mmref[dask])")
-    parser.add_argument("--resume", metavar="FILE", help="journal: go on where it ends, or begin it")
+    parser.add_argument("--resume", metavar="FILE", help="journal: continue where it ends, or begin it")
     parser.add_argument("--results-file", metavar="FILE", help="figures as CSV or JSON with timm's column names")
     parser.add_argument("--results-format", choices=("csv", "json"), help="(default: by the file's name)")
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="classes to list (default: %(default)s)")
@@ -51,13 +51,13 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    """0 if every picture got its answer, 2 if one could not be read; the figures are there all the same."""
+    """0 if every picture got its answer, 2 if one could not be read; the figures are reported nevertheless."""
     from pathlib import Path
 
     from mmref.evaluate import evaluate, read_folder, write_results
     from mmref.evaluate.folder import FolderError
     if args.results_file and not os.access(os.path.dirname(os.path.abspath(args.results_file)), os.W_OK):
-        raise FolderError(f"{args.results_file}: cannot be written there")  # now, not after hours
+        raise FolderError(f"{args.results_file}: cannot be written")  # now, not after hours
     predictor, loaded = predictor_from(args, workers=args.workers)
     pictures = read_folder(Path(args.data, args.split or ""), loaded.labels, args.labels, args.class_map)
     if args.limit is not None:

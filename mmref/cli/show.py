@@ -11,7 +11,7 @@ from mmref.data.samples import SAMPLES
 
 def add_arguments(parser):
     parser.add_argument("picture", nargs="?", metavar="PICTURE", help="a picture file")
-    parser.add_argument("--sample", choices=SAMPLES, help="a picture that comes along, instead of a file")
+    parser.add_argument("--sample", choices=SAMPLES, help="an included picture, instead of a file")
     parser.add_argument("--what", required=True, choices=("wavelet", "scan", "delta", "erf", "features", "graph"),
                         help="sub-bands before and after their convolution; the orders of the scan; its step sizes; "
                         "the effective receptive field; feature maps; the network as a drawing (no PICTURE)")
@@ -21,7 +21,7 @@ def add_arguments(parser):
                         "a map (features), any layer (graph)")
     parser.add_argument("--size", type=int, metavar="N", help="show the network N x N pixels (default: 512; for erf "
                         "about the model's own size)")
-    parser.add_argument("--cells", type=int, default=32, help="of erf, a side; one run each (default: %(default)s)")
+    parser.add_argument("--cells", type=int, default=32, help="of erf, per side; one run each (default: %(default)s)")
 
 
 def run(args) -> int:

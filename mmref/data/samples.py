@@ -1,4 +1,4 @@
-"""Pictures to try things on, from packages that are installed anyway."""
+"""Pictures to try things on, from packages that are dependencies already."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@
 folder   which pictures there are and what is right         tally    what was answered, and the figures
 journal  the file that makes a run resumable                run      who computes which batch; cluster: with Dask
 
-The unit of work is a batch of the sorted list of pictures, cut in the same places whoever computes it. Its answers
-are written down once, at their pictures' places; the figures are counted from there at the end.
+The unit of work is a batch of the sorted list of pictures, cut in the same places whichever process computes
+it. Its answers are written down once, at their pictures' places; the figures are counted from there at the end.
 """
 
 from mmref.evaluate.folder import PictureSet, read_folder

@@ -26,7 +26,7 @@ _DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
 
 
 class FolderError(MmrefError):
-    """A folder or label file from which no right classes can be told."""
+    """A folder or label file from which the classes cannot be determined."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class PictureSet:
 def read_folder(root, class_names: Sequence[str], labels=None, class_map=None) -> PictureSet:
     """Find the pictures of a data set.
 
-    root         a folder with one folder a class, or with pictures and a label file
+    root         a folder with one folder per class, or with pictures and a label file
     class_names  the model's, in output order
-    labels       label file: lines `picture class` (blank or comma between; a header line is skipped), or one class a
+    labels       label file: lines `picture class` (blank or comma between; a header line is skipped), or one class per
                  line for the sorted pictures. A class is a number from 0, a class name or a WordNet identifier. None
                  looks for class folders, then for a label file of a usual name in `root`
-    class_map    file that says which folder (or label) is which output: a name a line in output order, or JSON
+    class_map    file that says which folder (or label) is which output: one name per line in output order, or JSON
                  {name: output}
 
     Raises FolderError where a class remains unknown. Nothing is opened: bad pictures show when they are decoded.
@@ -83,7 +83,7 @@ def read_folder(root, class_names: Sequence[str], labels=None, class_map=None) -
         labels = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
         if labels is None:
             raise FolderError(f"{root}: neither class folders with pictures ({', '.join(EXTENSIONS)}) nor a label "
-                              f"file; name one (--labels)")
+                              f"file; give one (--labels)")
     return _from_label_file(root, Path(labels), class_names, given)
 
 
@@ -135,12 +135,12 @@ def _match(names, class_names, given, where):
             return found, f"classes by {rule}"
         best = [name for name, output in found.items() if output is None]
         if len(best) < len(names):  # some names fit: then sorting would give the others wrong classes
-            raise FolderError(f"{where}: {len(best)} of {len(names)} are none of the model's {count} classes by "
+            raise FolderError(f"{where}: {len(best)} of {len(names)} are not among the model's {count} classes by "
                               f"{rule}, first {best[0]!r}")
     if given is None and len(names) == count:
         return {name: i for i, name in enumerate(sorted(names))}, "classes in the order of the sorted folder names"
     raise FolderError(f"{where}: {len(names)} (first {sorted(names)[0]!r}) cannot be matched with the model's {count} "
-                      f"classes; name a class map (--class-map)")
+                      f"classes; give a class map (--class-map)")
 
 
 def _plain(name):
@@ -191,8 +191,8 @@ def _from_label_file(root, path, class_names, given):
     labels = [label for _, label in rows]
     classes, note = _match(sorted(set(labels)), class_names, given, f"{path}: labels")
     if "sorted" in note:
-        raise FolderError(f"{path}: labels are none of the model's class names or numbers, first {labels[0]!r}; "
-                          f"name a class map (--class-map)")
+        raise FolderError(f"{path}: labels are not among the model's class names or numbers, first {labels[0]!r}; "
+                          f"give a class map (--class-map)")
     order = sorted(range(len(paths)), key=paths.__getitem__)
     targets = np.array([classes[labels[i]] for i in order], np.int32)
     return PictureSet(root, tuple(paths[i] for i in order), targets, (f"{note} of {path.name}", *notes))

@@ -1,8 +1,8 @@
-"""An append-only file of finished batches: after a kill -9 the evaluation goes on where the file ends.
+"""An append-only file of finished batches: after a kill -9 the evaluation continues where the file ends.
 
 Each line is a checksum and one JSON object. The first says what is being evaluated; a run about anything else is
-refused. Each of the others holds the answers of one batch. A line that is torn or damaged counts as not there: its
-batch is computed again.
+refused. Each of the others holds the answers of one batch. A line that is torn or damaged is ignored: its batch is
+computed again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Journal:
         """Write one record: it outlives the process at once, the power supply after a second."""
         self._file.write(_line(record))
         self._file.flush()
-        if time.monotonic() - self._synced > 1:  # a sync a batch would hold up a large cluster
+        if time.monotonic() - self._synced > 1:  # a sync per batch would hold up a large cluster
             self._sync()
 
     def _sync(self):

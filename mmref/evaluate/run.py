@@ -25,7 +25,7 @@ _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, scheduler: str | None = None,
              resume=None, progress: Callable[[Tally, int], None] | None = None) -> Tally:
-    """Ask `predictor` about every picture; returns the answers.
+    """Let `predictor` answer every picture; returns the answers.
 
     processes  1 computes here (with predictor.workers threads that decode ahead); more starts that many
     scheduler  address of a Dask scheduler, or "local:N" for a cluster of N processes on this machine; instead of
@@ -35,12 +35,12 @@ def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, 
 
     Every batch is cut from the list in the same place, so the figures do not depend on any of these, nor on kills and
     resumes. A process or cluster worker that dies costs its running batches, which are computed again.
-    Raises MmrefError for what makes the evaluation as a whole impossible; bad pictures are in `Tally.errors`.
+    Raises MmrefError for what makes the whole evaluation impossible; bad pictures are in `Tally.errors`.
     """
     if processes < 1:
         raise ValueProblem(f"processes must be at least 1, got {processes}")
     if scheduler is not None and processes > 1:
-        raise ValueProblem("processes and scheduler exclude each other: got both")
+        raise ValueProblem("processes and scheduler: pass one of them, not both")
     loaded = predictor.load()
     tally = Tally(pictures.targets, loaded.labels, predictor.topk)
     with ExitStack() as stack:
@@ -70,9 +70,9 @@ def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, 
 
 
 def run_batch(predictor: Predictor, root: str, paths: list[str], start: int) -> dict:
-    """One unit of work, in whatever process: the answers for the pictures `paths` below `root`, as a record.
+    """One unit of work, in any process: the answers for the pictures `paths` below `root`, as a record.
 
-    Raises MmrefError where the process cannot see `root`, lest a missing mount pass for bad pictures."""
+    Raises MmrefError where the process cannot see `root`, so that a missing mount is not taken for bad pictures."""
     _check_root(root)
     return _record(start, predictor([os.path.join(root, path) for path in paths]))
 
@@ -152,7 +152,7 @@ def _one_pool(predictor, pictures, starts, processes):
 
 @contextmanager
 def _environment(threads):
-    """Settings that the libraries in new processes read once, at import: share the cores, do not fight for them."""
+    """Settings that the libraries in new processes read once, at import, so that they share the cores."""
     before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
     os.environ.update({name: str(threads) for name in _THREAD_SETTINGS if before[name] is None})
     try:

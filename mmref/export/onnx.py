@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 
-from mmref.arguments import check_integers
+from mmref.arguments import check_integer, check_integers
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.files import replacing
 from mmref.models.network import Network, check_numpy_model
@@ -69,9 +69,10 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     and for a network that cannot be exported with free sizes.
     """
     newest = onnx.defs.onnx_opset_version()
-    if isinstance(opset, bool) or not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
-        raise ValueProblem(f"opset must be {OLDEST_OPSET} to {newest}, the newest that onnx {onnx.__version__} knows, "
-                           f"got {opset!r}")
+    try:
+        opset = check_integer("opset", opset, OLDEST_OPSET, newest)
+    except ValueProblem as error:
+        raise ValueProblem(f"{error} ({newest} is the newest that onnx {onnx.__version__} knows)") from error
     check_numpy_model(model)
     model, config = model.frozen(), model.config
     if fixed is not None and inputs is not None:

@@ -58,14 +58,14 @@ class _Loaded:
 
 
 class Predictor:
-    """Classifies pictures in batches; calling it gives one `Prediction` a picture, in order.
+    """Classifies pictures in batches; calling it gives one `Prediction` per picture, in order.
 
     model       a name of `mmref.list_models()`, or a ready model (callable, with `config` and `transform`), which is
                 then pickled along
     weights     .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
     backend     "numpy", "numba" or "cuda"
     topk        how many classes an answer lists (at most all)
-    batch_size  pictures a run of the network
+    batch_size  pictures per run of the network
     img_size    side of the network's input; None for the weights' own
     workers     threads that decode the next pictures while the network is busy; 0 decodes in the caller's thread
     exif        turn pictures as their EXIF orientation asks
@@ -197,7 +197,7 @@ class Predictor:
             yield from batch
 
     def map_batches(self, batches: Iterable[list]) -> Iterator[list[Prediction]]:
-        """One list of answers a batch; the next two batches are decoded meanwhile if there are `workers`."""
+        """One list of answers per batch; the next two batches are decoded meanwhile if there are `workers`."""
         loaded = self.load()
         prepare = partial(_prepare, transform=loaded.transform, exif=self.exif)
         if not self.workers:
