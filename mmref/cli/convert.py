@@ -12,7 +12,8 @@ SHOWN = 20  # names; a file can hold a million
 def add_arguments(parser):
     parser.add_argument("source", metavar="IN", help=".pth (zip form) or .safetensors, an index of one in parts, or a "
                         "folder with one of these")
-    parser.add_argument("target", metavar="OUT", help="a .safetensors file; an old one is replaced when all is well")
+    parser.add_argument("target", metavar="OUT", help="a .safetensors file; an existing one is replaced if all goes "
+                        "well")
     add_prefer_argument(parser)
     parser.add_argument("--model", metavar="MODEL", help="the network it must fit: anything else is an error, and "
                         "nothing is written (default: only say which it fits)")
