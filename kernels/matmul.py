@@ -4,7 +4,7 @@ Parallel   panels, and in the panel where two shares meet its rows: all shares h
            With few rows a thread reads its own part of the weights only.
 Loops      chunks of rows, panels, blocks of at most `tile_rows` rows, depth innermost.
 Moves      a panel (depth x 48 floats) stays in the cache while a chunk of rows passes it; an output is written once.
-           With few rows the weights' way from memory is what takes time: the tiles ask for the next panel meanwhile.
+           With few rows, loading the weights from memory is what takes time: tiles ask for the next panel meanwhile.
 Costs      2 * depth operations an output. A step of a 9 x 3 tile loads 3 vectors of weights and 9 single values for 27
            multiply-adds of 16 lanes: the multiply-adds are the limit, not the loads.
 
@@ -135,8 +135,8 @@ def call_tile(_context, tiles, rows, vectors, arguments):
 def _first_row(panel, rows, tile_rows, all_vectors, thread, threads):
     """Where in a panel's rows a thread begins, and the one before it ends: 0 .. rows.
 
-    All panels' vector-rows, one panel after the other, are cut into equal parts. Few rows are not cut: a panel's way
-    from memory is then what takes time, and two threads would both wait for it."""
+    All panels' vector-rows, one panel after the other, are cut into equal parts. Few rows are not cut:
+    loading a panel from memory is then what takes time, and two threads would both wait for it."""
     before = panel.column // VECTOR_BYTES * rows
     row = (rows * all_vectors * thread // threads - before + panel.vectors // 2) // panel.vectors
     if rows <= tile_rows:

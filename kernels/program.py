@@ -1,4 +1,4 @@
-"""Running a plan's steps: machine code loaded once a process, threads that wait for work, one call a forward.
+"""Running a plan's steps: machine code loaded once a process, threads that wait for work, one call per forward.
 
 `library()` takes the kernels from the cache (cache.py) or compiles them (compile.py), the first time they are needed in
 a process. Only compiling imports Numba. What runs is described in team.py.
@@ -21,6 +21,7 @@ from typing import NamedTuple
 import llvmlite.binding as llvm
 import numpy as np
 
+from mmref.cores import usable_cores
 from mmref.errors import MissingBackend
 from mmref.kernels import cache
 from mmref.kernels.records import STEP, TEAM
@@ -105,7 +106,7 @@ def _library() -> Library:
 
 
 def _link(code: bytes) -> Library:
-    """Load an object file. RuntimeError where it is none."""
+    """Load an object file. RuntimeError if it is none of ours."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
@@ -116,7 +117,7 @@ def _link(code: bytes) -> Library:
     def function(name, arguments):
         address = engine.get_function_address(f"mmref_{name}")
         if not address:
-            raise RuntimeError(f"they lack {name}")
+            raise RuntimeError(f"the cached file has no function {name}")
         return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(address)
     addresses = {name: ctypes.cast(function(name, 3), ctypes.c_void_p).value for name in KERNELS}
     tiles = _immortal(np.zeros(TABLE_SIZE, np.int64))
@@ -131,9 +132,10 @@ def _compile() -> bytes:
         from mmref.kernels.compile import FUNCTIONS, compile_kernels
     except ImportError as error:
         raise MissingBackend(f"kernels must be compiled, which needs Numba: {error}; pip install numba") from error
-    from tqdm import tqdm
+    from mmref.progress import progress
     text = f"mmref: compiling kernels for {TARGET.name}, kept for the next time"
-    with tqdm(total=len(FUNCTIONS), file=sys.stderr, desc=text, bar_format="{desc}: {n}/{total}, {elapsed}") as bar:
+    with progress(len(FUNCTIONS), "kernel", text, wanted=True, leave=True,
+                  bar_format="{desc}: {n}/{total}, {elapsed}") as bar:
         return compile_kernels(bar.update)
 
 
@@ -152,7 +154,7 @@ def threads_available() -> int:
     asked = os.environ.get("NUMBA_NUM_THREADS", "")
     if asked.isdigit() and int(asked):
         return min(int(asked), MOST_THREADS)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def run(steps: np.ndarray, shares: int, times: np.ndarray | None = None) -> None:

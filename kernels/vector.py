@@ -23,7 +23,6 @@ from mmref.kernels.target import LANES, TARGET
 FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 BYTE_POINTER = ir.IntType(8).as_pointer()
 VECTOR, INDEX_VECTOR = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
-MASK = ir.VectorType(ir.IntType(1), LANES)
 
 
 class VectorType(types.Type):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ class Shaped:
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _SHOWN = 80  # characters of a value that a message repeats
+_MOST = 2 ** 31 - 1  # of an integer without another bound: no count or size is larger, and arithmetic with it is safe
 
 
 def shown(value) -> str:
@@ -51,9 +51,11 @@ def _bounds(low, high) -> str:
 
 def check_integer(name: str, value, low: int | None = None, high: int | None = None) -> int:
     """`value` as an int between the bounds (inclusive); NumPy integers are integers, booleans, floats and text are
-    not. Raises ValueProblem."""
+    not. Without `high`, 2**31 - 1 is the most. Raises ValueProblem."""
     if type(value) is int or isinstance(value, np.integer) or (isinstance(value, int) and not isinstance(value, bool)):
         whole = int(value)
+        if whole > _MOST and high is None:
+            high = _MOST
         if (low is None or whole >= low) and (high is None or whole <= high):
             return whole
     raise ValueProblem(f"{name} must be an integer{_bounds(low, high)}, got {shown(value)}{_advice(value, low, high)}")
@@ -79,8 +81,9 @@ def check_integers(name: str, values, count: int | None = None, low: int | None 
 
 
 def check_number(name: str, value, low: float | None = None, high: float | None = None) -> float:
-    """`value` as a finite float between the bounds (inclusive); any real number but booleans. Raises ValueProblem."""
-    if isinstance(value, Real) and not isinstance(value, bool):
+    """`value` as a finite float between the bounds (inclusive); Python's and NumPy's numbers are taken, booleans are
+    not. Raises ValueProblem."""
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
         try:
             number = float(value)
         except OverflowError:
@@ -100,8 +103,8 @@ def check_numbers(name: str, values, count: int, low: float | None = None,
 def _several(name, values, count, what):
     sequence = isinstance(values, (list, tuple)) or (isinstance(values, np.ndarray) and values.ndim == 1)
     if not sequence or count not in (None, len(values)):
-        raise ValueProblem(f"{name} must be {f'a list of {what}' if count is None else f'{count} {what}'}, "
-                           f"got {shown(values)}")
+        wanted = f"a list of {what}" if count is None else f"{count} {what if count > 1 else what[:-1]}"
+        raise ValueProblem(f"{name} must be {wanted}, got {shown(values)}")
     return values
 
 
@@ -163,8 +166,8 @@ def check_weights(weights):
 
 def check_dtype(name: str, value) -> np.dtype:
     """float32 or float64, in any spelling that NumPy knows, as a dtype. Raises ValueProblem."""
-    try:
-        dtype = None if value is None else np.dtype(value)  # NumPy takes None for float64
+    try:  # NumPy would take None for float64, and an array for its dtype
+        dtype = np.dtype(value) if isinstance(value, (str, type, np.dtype)) else None
     except Exception:  # TypeError, ValueError, SyntaxError, by what the value trips over in NumPy
         dtype = None
     if dtype is None or dtype not in FLOATS:  # None == float64, to NumPy

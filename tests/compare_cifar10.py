@@ -2,8 +2,8 @@
 
     python tests/compare_cifar10.py ../shared/data/cifar10_jpeg.tar.xz [--limit N] [--backend numba]
 
-Both get the same weights (the ones in the box) and the same decoded inputs; PyTorch runs the reference modules of
-torch_reference.py. Prints both counts, how many labels differ, and the largest difference of a logit.
+Both get the same weights (the ones in the box) and the same decoded inputs; PyTorch runs the modules of
+mmref/bench/torch_network.py. Prints both counts, how many labels differ, and the largest difference of a logit.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch_reference
 
+from mmref.bench import torch_network
 from mmref.data.labels import CIFAR10
 from mmref.data.picture import open_picture, to_array
 from mmref.models.create import create_model, pretrained_weights
@@ -43,7 +43,7 @@ def test_pictures(source: Path, limit: int | None = None):
 def torch_model():
     """The PyTorch reference with the weights in the box."""
     state = read_checkpoint(pretrained_weights("mobilemamba_nano")).tensors
-    module = torch_reference.create("nano", len(CIFAR10)).eval()
+    module = torch_network.create("nano", len(CIFAR10)).eval()
     problems = module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=False)
     assert not problems.unexpected_keys and all(k.endswith("num_batches_tracked") for k in problems.missing_keys)
     return module

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
+# PyTorch's small operations take forty times as long where its threads share cores with other processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True, database=None)

@@ -11,7 +11,7 @@ import numpy as np
 from assertions import moves, tolerance_of
 
 from mmref.models.parameters import load_parameters
-from mmref.models.variants import resolve
+from mmref.models.registry import resolve
 from mmref.nn.layer import recording
 
 FILES = ("t2_2x192x192", "t2_3x64x64", "t2_1x7x5", "t2_1x161x203", "t4_2x192x192", "s6_2x224x224", "b1_2x256x256",

@@ -24,10 +24,10 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "golden")]
 
-import torch_reference  # noqa: E402
 from mutations import PREPARATION, TORCH, photograph, prepared  # noqa: E402
 from params import synthetic_state_dict  # noqa: E402
 
+from mmref.bench import torch_network  # noqa: E402
 from mmref.data.picture import Transform, to_array  # noqa: E402
 from mmref.models.parameters import expected_shapes, load_parameters  # noqa: E402
 from mmref.models.variants import VARIANTS  # noqa: E402
@@ -44,7 +44,7 @@ def pair(variant="nano", seed=0):
     """(float64 NumPy model, float32 PyTorch network) with the same synthetic weights."""
     config = VARIANTS[f"mobilemamba_{variant}"]
     state = synthetic_state_dict(expected_shapes(config), seed)
-    net = torch_reference.create(variant, config.num_classes).eval()
+    net = torch_network.create(variant, config.num_classes).eval()
     missing = net.load_state_dict({name: torch.tensor(array) for name, array in state.items()}, strict=False)
     assert not missing.unexpected_keys and all("num_batches" in name for name in missing.missing_keys)
     return load_parameters(config, state, np.float64), net
@@ -144,9 +144,9 @@ def faithful(kind, model, net, x) -> Trace:
                     tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16).astype(np.float32), tensor.name))
         return onnx_trace(proto, x, "optimised" in kind)
     if "folded in float32" in kind:
-        net = torch_reference.fold_batchnorm(in_single_steps(net))
+        net = torch_network.fold_batchnorm(in_single_steps(net))
     elif "folded" in kind:
-        net = torch_reference.fold_batchnorm(net)
+        net = torch_network.fold_batchnorm(net)
     if "weights" in kind:
         net.half().float()
     if kind == "float16":

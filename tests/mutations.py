@@ -14,9 +14,9 @@ from types import MethodType
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torch_reference as reference
 from PIL import Image
 
+from mmref.bench import torch_network as reference
 from mmref.data.samples import sample_picture
 
 

@@ -102,16 +102,16 @@ def folded_as(path, **wrong):
         values |= {key: value(values[key]) if callable(value) else value for key, value in wrong.items()}
         scale = values["weight"] / np.sqrt(values["var"] + values["eps"])
         if not set(wrong) <= {"mean", "bias"}:
-            g.change(f"{path}.weight", lambda _: conv.weight * scale[:, None, None, None])
-        g.change(f"{path}.bias", lambda _: values["bias"] - values["mean"] * scale)
+            g.change(f"{path}/weight", lambda _: conv.weight * scale[:, None, None, None])
+        g.change(f"{path}/bias", lambda _: values["bias"] - values["mean"] * scale)
     return plant
 
 
 def unfolded(path):
     """Batch norm left out."""
     def plant(g):
-        g.change(f"{path}.weight", lambda _: g.layer(path).c.weight)
-        g.change(f"{path}.bias", lambda b: b * 0)
+        g.change(f"{path}/weight", lambda _: g.layer(path).c.weight)
+        g.change(f"{path}/bias", lambda b: b * 0)
     return plant
 
 
@@ -159,12 +159,12 @@ def delayed(g):
     """Step l answers with the state before it."""
     body = next(a.g for a in g.nodes[f"{SCAN}/Scan"].attribute if a.name == "body")
     identity = next(node for node in body.node if node.op_type == "Identity")
-    identity.input[0] = "h"
+    identity.input[0] = body.input[0].name
 
 
 def directions_exchanged(g):
-    for name in ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_0", "Ds"):
-        first, second = f"{SCAN}.{name}[0]", f"{SCAN}.{name}[1]"
+    for name in (".x_proj_weight", ".dt_projs_weight", ".dt_projs_bias", "/A", ".Ds"):
+        first, second = f"{SCAN}{name}[0]", f"{SCAN}{name}[1]"
         a, b = g.get(first), g.get(second)
         g.set(first, b), g.set(second, a)
 
@@ -178,7 +178,7 @@ def a_logs(function):
     def plant(g):
         logs = g.layer(SCAN).A_logs.reshape(2, -1)
         for k in range(2):
-            g.change(f"{SCAN}.A_0[{k}]", lambda _, k=k: function(logs[k]))
+            g.change(f"{SCAN}/A[{k}]", lambda _, k=k: function(logs[k]))
     return plant
 
 
@@ -192,10 +192,10 @@ ONNX = [M(name, "", first, key, plant) for name, first, key, plant in (
     ("stem with auto_pad SAME_UPPER", "patch_embed.2", "padding-side",
      op("patch_embed.2/Conv", "Conv", auto_pad="SAME_UPPER", strides=[2, 2], kernel_shape=[3, 3])),
     ("stem kernel flipped", "patch_embed.2", "kernel-flipped",
-     tensor("patch_embed.2.weight", lambda w: w[:, :, ::-1, ::-1])),
+     tensor("patch_embed.2/weight", lambda w: w[:, :, ::-1, ::-1])),
     ("stem kernel transposed", "patch_embed.0", "kernel-transposed",
-     tensor("patch_embed.0.weight", lambda w: w.swapaxes(2, 3))),
-    ("stem reads BGR", "patch_embed.0", "channels", tensor("patch_embed.0.weight", lambda w: w[:, ::-1])),
+     tensor("patch_embed.0/weight", lambda w: w.swapaxes(2, 3))),
+    ("stem reads BGR", "patch_embed.0", "channels", tensor("patch_embed.0/weight", lambda w: w[:, ::-1])),
     ("stem ReLU missing", "patch_embed.1", "activation", op("patch_embed.1/Relu", "Identity")),
     ("stem leaky ReLU", "patch_embed.3", "activation", op("patch_embed.3/Relu", "LeakyRelu")),
     ("batch norm folded with eps 1e-3", PW, "bn-eps", folded_as(PW, eps=1e-3)),
@@ -208,7 +208,7 @@ ONNX = [M(name, "", first, key, plant) for name, first, key, plant in (
     ("variance not rooted", "blocks2.1.conv1", "bn-folding",
      folded_as("blocks2.1.conv1", var=lambda v: (v + 1e-5) ** 2 - 1e-5)),
     ("batch norm left out", f"{SCAN}.out_proj", "bn-folding", unfolded(f"{SCAN}.out_proj")),
-    ("folded bias lost", f"{FFN1}.pw2", "bias-missing", tensor(f"{FFN1}.pw2.bias", lambda b: b * 0)),
+    ("folded bias lost", f"{FFN1}.pw2", "bias-missing", tensor(f"{FFN1}.pw2/bias", lambda b: b * 0)),
     ("shortcut missing", f"{BLOCK}.dw0", "shortcut", op(f"{BLOCK}.dw0/Add", "Identity", [1])),
     ("outer shortcut missing", BLOCK, "shortcut", op(f"{BLOCK}/Add", "Identity", [1])),
     ("shortcut multiplied", f"{BLOCK}.ffn0", "shortcut", op(f"{BLOCK}.ffn0/Add", "Mul")),
@@ -228,7 +228,7 @@ ONNX = [M(name, "", first, key, plant) for name, first, key, plant in (
         lambda g: g.replace(f"{MIX}/Split", "Split", [f"{BLOCK}.ffn0/Add", g.constant("split", np.array([25, 96, 7]))],
                             axis=1), exchanged(f"{MIX}/Split", [1, 0, 2]))),
     ("channels joined local first", f"{MIX}.proj.0", "channel-order", op(f"{MIX}/Concat", "Concat", [1, 0, 2], axis=1)),
-    ("local ReLU missing", f"{LOCAL}.bn2", "activation", op(f"{LOCAL}.1/Relu", "Identity")),
+    ("local ReLU missing", f"{LOCAL}.bn2", "activation", op(f"{LOCAL}/Relu", "Identity")),
     ("sub-bands swapped in analysis", f"{GLOBAL}.wavelet_convs.0", "sub-bands",
      tensor(f"{GLOBAL}.wt_filter", banded([0, 2, 1, 3]))),
     ("sub-bands swapped in synthesis", GLOBAL, "sub-bands", tensor(f"{GLOBAL}.iwt_filter", banded([0, 2, 1, 3]))),
@@ -253,7 +253,7 @@ ONNX = [M(name, "", first, key, plant) for name, first, key, plant in (
     ("A positive", NORM, "decay", a_logs(np.exp)),
     ("A without exp", NORM, "decay", a_logs(np.negative)),
     ("B without delta", NORM, "discretisation",
-     several(*(op(f"{SCAN}/{name}", "Identity", [1]) for name in ("Mul_2", "Mul_5")))),
+     several(*(op(f"{SCAN}/{name}", "Identity", [1]) for name in ("Mul_3", "Mul_6")))),
     ("B and C exchanged", NORM, "projection-order",
      several(*(exchanged(f"{SCAN}/{name}", [0, 2, 1]) for name in ("Split_2", "Split_3")))),
     ("x and z exchanged", f"{SCAN}.conv2d", "gate", exchanged(f"{SCAN}/Split", [1, 0])),
@@ -262,18 +262,18 @@ ONNX = [M(name, "", first, key, plant) for name, first, key, plant in (
     ("conv2d bias missing", f"{SCAN}.conv2d", "bias-missing", tensor(f"{SCAN}.conv2d.bias", lambda b: b * 0)),
     ("layer norm eps 1e-3", NORM, "layer-norm", attribute(f"{NORM}/LayerNormalization", epsilon=1e-3)),
     ("layer norm eps 1e-12", NORM, "layer-norm", attribute(f"{NORM}/LayerNormalization", epsilon=1e-12)),
-    ("in_proj transposed", f"{SCAN}.in_proj", "transposed-projection", tensor(f"{SCAN}.in_proj.weight", misread)),
+    ("in_proj transposed", f"{SCAN}.in_proj", "transposed-projection", tensor(f"{SCAN}.in_proj/weight", misread)),
     ("proj transposed", f"{MIX}.proj.1", "transposed-projection",
-     tensor(f"{MIX}.proj.1.weight", lambda w: w.swapaxes(0, 1))),
+     tensor(f"{MIX}.proj.1/weight", lambda w: w.swapaxes(0, 1))),
     ("x_proj transposed", NORM, "transposed-projection", both("x_proj_weight", lambda w: misread(w.T).T)),
-    ("classifier transposed", "head", "transposed-projection", tensor("head.weight", misread)),
-    ("classifier bias lost", "head", "bias-missing", tensor("head.bias", lambda b: b * 0)),
-    ("maximum instead of mean pooling", "head", "pooling", op("head/GlobalAveragePool", "GlobalMaxPool")),
+    ("classifier transposed", "head", "transposed-projection", tensor("head.l/weight", misread)),
+    ("classifier bias lost", "head", "bias-missing", tensor("head.l/bias", lambda b: b * 0)),
+    ("maximum instead of mean pooling", "head", "pooling", op("GlobalAveragePool", "GlobalMaxPool")),
     ("one weight in float16", f"{FFN1}.pw1", "weights-rounded",
-     tensor(f"{FFN1}.pw1.weight", lambda w: w.astype(np.float16))),
-    ("one weight in bfloat16", f"{BLOCK}.dw1.m", "weights-rounded", tensor(f"{BLOCK}.dw1.m.weight", bfloat16)),
+     tensor(f"{FFN1}.pw1/weight", lambda w: w.astype(np.float16))),
+    ("one weight in bfloat16", f"{BLOCK}.dw1.m", "weights-rounded", tensor(f"{BLOCK}.dw1.m/weight", bfloat16)),
     # subtler, without a signature
-    ("one weight off by 1 %", PW, "", tensor(f"{PW}.weight", lambda w: w * (1 + 0.01 * (np.arange(w.size) == 5)
+    ("one weight off by 1 %", PW, "", tensor(f"{PW}/weight", lambda w: w * (1 + 0.01 * (np.arange(w.size) == 5)
                                                                             .reshape(w.shape)))),
     ("two channels exchanged", f"{SCAN}.conv2d", "",
      tensor(f"{SCAN}.conv2d.weight", lambda w: w[[1, 0, *range(2, len(w))]])),

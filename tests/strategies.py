@@ -22,14 +22,15 @@ orders = st.sampled_from(["unidirectional", "bidirectional", "cross"])
 
 
 def lively(name="mobilemamba_nano", **options):
-    """An untrained network (NumPy, float32) that is fit for comparisons: values of order one everywhere, as training
-    leaves them. Biases and scales count: zeros and ones could be forgotten. Without settled norms activations grow
-    from block to block, the logits are what is left of numbers that cancel, and a test would see rounding only."""
+    """An untrained network (NumPy, float32) that is fit for comparisons: see `enliven`."""
     return enliven(mmref.create_model(name, seed=3, **options))
 
 
 def enliven(model):
-    """Likewise of an untrained network, in place."""
+    """Give an untrained network values of order one everywhere, as training leaves them, in place; returns it.
+
+    Biases and scales count: zeros and ones could be forgotten. Without settled norms activations grow from block to
+    block, the logits are what is left of numbers that cancel, and a test would see rounding only."""
     rng = np.random.default_rng(4)
     for _, layer, parameter in model.named_parameters():
         if parameter == "bias":

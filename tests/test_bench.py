@@ -74,7 +74,7 @@ def test_text_and_sweep(capsys):
 
 def test_starts(capsys):
     """A start timed without its answer, a cold one taken for a warm one, ratios over another round."""
-    assert main(["bench", "--start", "--models", "mobilemamba_nano", "--rounds", "2", "--threads", "1", "--json",
+    assert main(["bench", "start", "--models", "mobilemamba_nano", "--rounds", "2", "--threads", "1", "--json",
                  "--backends", "numpy", "numba", "torch-eager"]) == 0
     report = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in report["starts"]}
@@ -93,10 +93,37 @@ def test_a_start_that_fails(monkeypatch, capsys):
     """The time that a process needed to say that it cannot, in the table as if it had answered."""
     from mmref.bench import start
     monkeypatch.setattr(start, "_write_files", lambda job, scratch: ("/nonexistent.jpg", "/nonexistent.safetensors"))
-    assert main(["bench", "--start", "--models", "mobilemamba_nano", "--rounds", "1", "--threads", "1",
+    assert main(["bench", "start", "--models", "mobilemamba_nano", "--rounds", "1", "--threads", "1",
                  "--backends", "numpy"]) == 1
     assert "exit status 2" in capsys.readouterr().out
-    assert main(["bench", "--start", "--sweep"]) == 2
+
+
+@pytest.mark.parametrize("is_peak", [True, False])
+def test_a_share_beyond_the_peak_is_an_alarm(monkeypatch, capsys, is_peak):
+    """Catches 326 % of the machine's rate printed as a figure; and an alarm where the ruler is a NumPy product, which
+    others may exceed."""
+    ask = WorkerProcess.ask
+
+    def slow_ruler(worker, what, **arguments):
+        reply = ask(worker, what, **arguments)
+        return reply | {"rate": 1e3, "is_peak": is_peak} if what == "rate" else reply
+    monkeypatch.setattr(WorkerProcess, "ask", slow_ruler)
+    assert main([*TINY, "--starts", "0", "--backends", "numpy"]) == 0
+    out, err = capsys.readouterr()
+    row = next(line for line in out.splitlines() if line.startswith("numpy  "))
+    assert ("alarm" in row) == is_peak and ("%" in row) != is_peak
+    assert err.startswith("mmref: alarm: numpy, mobilemamba_nano, batch 1, 32x32: ") == is_peak
+    assert main([*TINY, "--starts", "0", "--backends", "numpy", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["alarms"]) == is_peak
+
+
+def test_options_before_a_tool(capsys):
+    """Catches an option that is taken and then forgotten, because another tool's default replaces it."""
+    for order in (["--rounds", "3", "start"], ["--csv", "x.csv", "gpu-report"], ["--unfolded", "sweep"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["bench", *order])
+        assert ended.value.code == 2
+        assert f"{order[0]} must stand behind '{order[-1]}'" in capsys.readouterr().err
 
 
 def test_ratios_are_paired(tmp_path, monkeypatch):
@@ -185,7 +212,6 @@ def test_absent_backends(monkeypatch, capsys):
     monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "openvino" else True)
     assert 'pip install "mmref[openvino]"' in backends.absent("openvino")
     assert backends.absent("onnxruntime") is None
-    assert "--torch-reference" in backends.absent("torch-eager", "/nonexistent.py")
     with pytest.raises(MissingBackend, match="openvino is not installed"):
         run_bench(Plan(("mobilemamba_nano",), backends=("numpy", "openvino")))
     assert main([*TINY, "--backends", "tensorflow"]) == 2

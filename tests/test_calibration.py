@@ -11,7 +11,7 @@ from test_kernels import padded, step
 import mmref
 from mmref.cli import main
 from mmref.engine import CompiledModel, beyond_the_peak, plan_table, shares_of_peak
-from mmref.engine.walk import TOGETHER
+from mmref.engine.lowering import TOGETHER
 from mmref.engine.weights import Weights
 from mmref.errors import ValueProblem
 from mmref.kernels import calibrate, records
@@ -24,7 +24,7 @@ def product_rate():
     """GFLOP/s of a matrix product of the network's sizes, on one thread, the fastest of some runs, as the ruler is."""
     rows, depth, columns = 360, 256, 240
     rng = np.random.default_rng(0)
-    weights = Weights({})  # keeps what it packs
+    weights = Weights()  # keeps what it packs
     packed = weights.pack_matrix(rng.standard_normal((depth, columns), np.float32), None)
     x = padded(rng.standard_normal((rows, depth), np.float32))
     out = np.zeros((rows, columns), np.float32)

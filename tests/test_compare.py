@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 
-import mutation_bench as bench
 import numpy as np
 import pytest
-from mutations import GLOBAL, PREPARATION, SCAN, TORCH
 
 import mmref
 from mmref.cli import main
@@ -19,6 +17,11 @@ from mmref.validate.compare import compare
 from mmref.validate.matching import align, read_mapping
 from mmref.validate.trace import Trace, trace_model
 from mmref.validate.trace_file import write_trace
+
+pytest.importorskip("torch")
+
+import mutation_bench as bench
+from mutations import GLOBAL, PREPARATION, SCAN, TORCH
 
 FEW = ("sub-bands swapped in both", "samples mixed in the merge", "batch norm eps 1e-6", "softplus missing",
        "odd map padded top left", "FFN with ReLU6", "one weight off by 1 %")

@@ -55,7 +55,7 @@ def test_numbers_survive(source, tmp_path):
 
 def test_transposed_arrays(tmp_path):
     """Catches the safetensors library's silent permutation of arrays that are not C-contiguous."""
-    import torch
+    torch = pytest.importorskip("torch")
     torch.save({"t": torch.arange(6.0).reshape(2, 3).t()}, tmp_path / "t.pth")
     convert(tmp_path / "t.pth", tmp_path / "t.safetensors")
     assert_close(read_checkpoint(tmp_path / "t.safetensors").tensors["t"],
@@ -183,7 +183,7 @@ def test_ctrl_c_cleans_up(source, old, monkeypatch):
 
 def test_the_command(tmp_path, capsys):
     """Catches a command that does not say what it took, what it left and what it passed over."""
-    import torch
+    torch = pytest.importorskip("torch")
     torch.save({"net": {"w": torch.ones(2)}, "net_E": {"w": torch.zeros(2)}, "note": {"x": {1, 2}}}, tmp_path / "a.pth")
     out = str(tmp_path / "a.safetensors")
     assert main(["convert", str(tmp_path / "a.pth"), out]) == 0

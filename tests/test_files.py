@@ -34,10 +34,10 @@ def test_pipes_and_devices_are_written_into(tmp_path):
     """Catches a pipe (or, as root, /dev/null) renamed away and replaced by a plain file."""
     os.mkfifo(tmp_path / "pipe")
     heard = []
-    reader = threading.Thread(target=lambda: heard.append((tmp_path / "pipe").read_bytes()))
+    reader = threading.Thread(target=lambda: heard.append((tmp_path / "pipe").read_bytes()), daemon=True)
     reader.start()
     write(tmp_path / "pipe", b"x" * 100_000)
-    reader.join()
+    reader.join(timeout=60)
     assert heard == [b"x" * 100_000] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     if os.path.exists("/dev/full"):
         with pytest.raises(OSError, match="/dev/full"):

@@ -15,7 +15,7 @@ from torch import nn
 
 from mmref.errors import CheckpointError
 from mmref.weights import read_checkpoint
-from mmref.weights.state_dicts import says_average
+from mmref.weights.state_dicts import choose, says_average
 
 
 def network(seed=0):
@@ -81,8 +81,8 @@ def test_a_prefix_that_not_all_share_stays(tmp_path):
     detector = {**prefixed(RAW, "backbone."), "neck.conv.weight": torch.ones(2, 2)}
     found = read_checkpoint(saved(tmp_path, {"state_dict": detector}))
     assert list(found.tensors) == list(detector) and found.prefix == "" and found.account == "took state_dict"
-    part = {"model": torch.ones(2), "module": torch.ones(3)}
-    assert list(read_checkpoint(saved(tmp_path, part)).tensors) == ["model", "module"]
+    for part in ({"model": torch.ones(2), "module": torch.ones(3)}, {"model.a": torch.ones(2), "net.b": torch.ones(3)}):
+        assert list(read_checkpoint(saved(tmp_path, part)).tensors) == list(part)
 
 
 def test_what_tools_leave_beside_the_weights(tmp_path):
@@ -196,6 +196,25 @@ def test_several_of_which_none_is_known(tmp_path):
         read_checkpoint(both)
     same(read_checkpoint(saved(tmp_path, {"model": RAW, "rng_state": torch.ones(9), "loss": torch.tensor(1.)})).tensors,
          RAW)
+
+
+def test_state_of_an_optimizer_is_no_choice(tmp_path):
+    """Catches an optimizer's tensors by parameter name offered as weights, or refused for their number."""
+    steps = {f"layer{i}.weight": {"m": torch.ones(2), "v": torch.ones(2)} for i in range(100)}
+    found = read_checkpoint(saved(tmp_path, {"model": RAW, "adam": {"state": steps}, "optim": {"ema": RAW}}))
+    same(found.tensors, RAW)
+    assert found.others == () and found.account == "took model"
+    many = {f"ema{i}": {"w": torch.ones(2)} for i in range(100)}
+    with pytest.raises(CheckpointError, match="more than 64 state dicts"):
+        read_checkpoint(saved(tmp_path, many))
+
+
+def test_aliases_without_end():
+    """Catches a long list that is looked through again for every name it goes by: that would not end here."""
+    long, tensors = [None] * 300_000, {"w": np.ones(2), **{f"n{i}": 0 for i in range(300_000)}}
+    choose({"model": {"w": np.ones(2)}, **{f"ema{i}": long for i in range(300_000)}})
+    with pytest.raises(CheckpointError, match="several state dicts"):
+        choose({f"k{i}": tensors for i in range(300_000)})
 
 
 # ------------------------------------------------------------------------------------------ pickles
@@ -385,10 +404,10 @@ def test_parts_that_do_not_agree_with_the_index(parts, tmp_path):
     edited(index, lambda value: value["weight_map"].update({"x": second.name, "head.bias": second.name}))
     with pytest.raises(CheckpointError, match="lacks the tensor 'x' against"):
         read_checkpoint(index)
-    for text, message in (("{", "no JSON"), ("{}", "weight_map"), ('{"weight_map": []}', "weight_map"),
-                          ('{"weight_map": {"a": "x", "a": "y"}}', "name twice"), ('{"a": ' + "[" * 100_000, "no JSON"),
+    for text, message in (("{", "not JSON"), ("{}", "weight_map"), ('{"weight_map": []}', "weight_map"),
+                          ('{"weight_map": {"a": "x", "a": "y"}}', "name twice"), ('{"a": ' + "[" * 100_000, "not JSON"),
                           ('{"weight_map": {"a": "model.safetensors.index.json"}}', "must be a weights file"),
-                          ('{"weight_map": {"a": ' + "9" * 5000 + "}}", "no JSON"),
+                          ('{"weight_map": {"a": ' + "9" * 5000 + "}}", "not JSON"),
                           ("{" + " " * (5 << 20), "more than")):
         index.write_text(text)
         with pytest.raises(CheckpointError, match=message):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-import torch_reference
 from assertions import assert_close, of_layer, rounding
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -15,6 +13,12 @@ from mmref.errors import ValueProblem
 from mmref.models.mobilemamba import FFN, Block, PatchMerging, SqueezeExcite, Stem
 from mmref.models.mrffi import MRFFI, WaveletMamba, nearest_multiple, split_channels
 from mmref.nn.ss2d import SS2D
+
+pytest.importorskip("torch")
+
+import torch
+
+from mmref.bench import torch_network
 
 
 def twin(layer, module, seed, dtype):
@@ -51,7 +55,7 @@ def compare(layer, module, seed, dtype, batch, dim, height, width):
 @settings(max_examples=40)
 def test_ss2d(seed, dtype, batch, dim, height, width, order, d_state):
     """Catches x and z exchanged, SiLU at the wrong place, directions' parameters exchanged, softplus forgotten."""
-    compare(SS2D(dim, d_state, order=order), torch_reference.SS2D(dim, d_state, order=order), seed, dtype, batch, dim,
+    compare(SS2D(dim, d_state, order=order), torch_network.SS2D(dim, d_state, order=order), seed, dtype, batch, dim,
             height, width)
 
 
@@ -59,7 +63,7 @@ def test_ss2d(seed, dtype, batch, dim, height, width, order, d_state):
 @settings(max_examples=30)
 def test_wavelet_mamba(seed, dtype, batch, dim, height, width, kernel):
     """Catches base_scale on the wrong branch and a wavelet scale of another sub-band."""
-    compare(WaveletMamba(dim, kernel), torch_reference.WaveletMamba(dim, kernel), seed, dtype, batch, dim, height,
+    compare(WaveletMamba(dim, kernel), torch_network.WaveletMamba(dim, kernel), seed, dtype, batch, dim, height,
             width)
 
 
@@ -69,7 +73,7 @@ def test_wavelet_mamba(seed, dtype, batch, dim, height, width, kernel):
 def test_mrffi(seed, dtype, batch, dim, height, width, kernel, ratios):
     """Catches channels split in another order, ReLU before the join, a missing identity."""
     assume(split_channels(dim, *ratios)[1])  # PyTorch has no convolution of no channels
-    compare(MRFFI(dim, *ratios, kernel), torch_reference.MRFFI(dim, *ratios, kernel), seed, dtype, batch, dim, height,
+    compare(MRFFI(dim, *ratios, kernel), torch_network.MRFFI(dim, *ratios, kernel), seed, dtype, batch, dim, height,
             width)
 
 
@@ -79,17 +83,17 @@ def test_block_and_its_parts(seed, dtype, batch, height, width):
     """Catches a missing shortcut (the block's outer one among them) and ReLU where there is none."""
     size = (seed, dtype, batch, 24, height, width)
     options = {"global_ratio": 0.7, "local_ratio": 0.2, "kernel": 5}
-    compare(Block(24, **options), torch_reference.Block(24, **options), *size)
-    compare(FFN(24), torch_reference.FFN(24), *size)
-    compare(SqueezeExcite(24, 8), torch_reference.SqueezeExcite(24, 8), *size)
-    compare(PatchMerging(24, 40), torch_reference.PatchMerging(24, 40), *size)
+    compare(Block(24, **options), torch_network.Block(24, **options), *size)
+    compare(FFN(24), torch_network.FFN(24), *size)
+    compare(SqueezeExcite(24, 8), torch_network.SqueezeExcite(24, 8), *size)
+    compare(PatchMerging(24, 40), torch_network.PatchMerging(24, 40), *size)
 
 
 @given(seeds, dtypes, batches, st.integers(1, 40), st.integers(1, 40))
 @settings(max_examples=20)
 def test_stem(seed, dtype, batch, height, width):
     """Catches a ReLU after the last convolution, and padding at the wrong side of odd sizes."""
-    module = torch_reference.stem(16)
+    module = torch_network.stem(16)
     compare(Stem(3, 16), module, seed, dtype, batch, 3, height, width)
 
 

@@ -15,7 +15,8 @@ from strategies import lively, normal, seeds
 import mmref
 from mmref.errors import MissingBackend, ParameterMismatch, ShapeError, ValueProblem
 from mmref.models.parameters import expected_shapes
-from mmref.models.variants import VARIANTS, resolve
+from mmref.models.registry import resolve
+from mmref.models.variants import VARIANTS
 from mmref.nn.layer import recording
 
 

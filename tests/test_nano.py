@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
-import compare_cifar10
 import numpy as np
 import pytest
 from assertions import assert_close, of_layer, rounding
@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from strategies import normal, seeds
 
 import mmref
+from mmref.data.labels import CIFAR10
+from mmref.data.picture import open_picture, to_array
 from mmref.models.create import pretrained_weights
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10_jpeg.tar.xz"
@@ -26,7 +28,7 @@ def nano():
 def test_they_are_small_and_describe_themselves(nano):
     """Catches a wheel that grows, and weights that lost their transform or class names."""
     assert pretrained_weights("mobilemamba_nano").stat().st_size <= 8_000_000
-    assert nano.class_names == compare_cifar10.CIFAR10
+    assert nano.class_names == CIFAR10
     assert (nano.transform.size, nano.transform.shrink_to) == (128, 32)
 
 
@@ -35,8 +37,13 @@ def test_cifar10_sample_equals_pytorch():
     PyTorch's. (All 10,000: `python tests/compare_cifar10.py`; figures on the model card.)"""
     if not DATA.exists():
         pytest.skip(f"CIFAR-10 not at {DATA}")
+    pytest.importorskip("torch")
+    import compare_cifar10
     ours, theirs, differing, error = compare_cifar10.compare(compare_cifar10.test_pictures(DATA, 400))
-    assert ours == theirs and differing == 0 and error < 1e-5
+    model = mmref.create_model("mobilemamba_nano", pretrained=True)
+    few = [to_array(open_picture(io.BytesIO(data))[0], model.transform)
+           for _, data in compare_cifar10.test_pictures(DATA, 8)]
+    assert ours == theirs and differing == 0 and error <= rounding(of_layer(model, np.stack(few)))[1]
     assert ours >= 0.80 * 400  # 86 % of all, less three standard deviations of a sample this small
 
 

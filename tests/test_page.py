@@ -7,16 +7,19 @@ import re
 import shutil
 import subprocess
 
-import mutation_bench as bench
 import numpy as np
 import pytest
-from mutations import GLOBAL
 from PIL import Image
 
 import mmref
 from mmref.validate.compare import compare
 from mmref.validate.page import page, write_page
 from mmref.validate.trace import Trace, trace_model
+
+pytest.importorskip("torch")
+
+import mutation_bench as bench
+from mutations import GLOBAL
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "</td><script>document.title='owned';document.body.innerHTML=''</script><img src=x onerror=alert(1)>\"'&"

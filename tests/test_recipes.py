@@ -36,8 +36,8 @@ def run(name, tmp_path, monkeypatch, **names):
 def test_torch(model, x, tmp_path, monkeypatch):
     """Catches a hook that keeps a view, or names that no longer match."""
     torch = pytest.importorskip("torch")
-    import torch_reference
-    network = torch_reference.create("nano", 10)
+    from mmref.bench import torch_network
+    network = torch_network.create("nano", 10)
     state = {k: torch.tensor(np.asarray(v, np.float32)) for k, v in model.state_dict().items()}
     network.load_state_dict(state, strict=False)
     candidate = run("torch", tmp_path, monkeypatch, network=network, x=torch.from_numpy(x))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-import torch_reference
 from assertions import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,16 +13,22 @@ from mmref.errors import ShapeError, ValueProblem
 from mmref.nn.paths import BACKWARDS, directions, paths
 from mmref.nn.scan_order import cross_merge, cross_scan
 
+pytest.importorskip("torch")
+
+import torch
+
+from mmref.bench import torch_network
+
 
 @given(seeds, dtypes, batches, channels, sides, sides, orders)
 def test_scan_and_merge_equal_pytorch(seed, dtype, batch, dim, height, width, order):
     """Catches the wrong direction reversed, rows for columns, samples added up together."""
     x = normal(seed, batch, dim, height, width, dtype=dtype)
     sequences = cross_scan(x, order)
-    assert_close(sequences, torch_reference.scan_sequences(torch.from_numpy(x), order).numpy(), 0)
+    assert_close(sequences, torch_network.scan_sequences(torch.from_numpy(x), order).numpy(), 0)
     y = normal(seed, *sequences.shape, dtype=dtype)
     assert_close(cross_merge(y, order, height, width),
-                 torch_reference.scan_merge(torch.from_numpy(y), order, height, width).numpy())
+                 torch_network.scan_merge(torch.from_numpy(y), order, height, width).numpy())
 
 
 @given(seeds, batches, channels, sides, sides, orders)

@@ -61,8 +61,8 @@ def test_gradient_is_the_gradient(model):
 
     With the signs that were drawn, the estimate is the norm of the Jacobian times the signs."""
     torch = pytest.importorskip("torch")
-    import torch_reference
-    net = torch_reference.create("nano", 10).double().eval()
+    from mmref.bench import torch_network
+    net = torch_network.create("nano", 10).double().eval()
     net.load_state_dict({name: torch.tensor(array) for name, array in model.state_dict().items()}, strict=False)
     x = np.random.default_rng(0).standard_normal((1, 3, 40, 56))
     found, _ = show.gradient_norms(model, x, "blocks1", 4)
@@ -85,7 +85,7 @@ def test_gradient_is_the_gradient(model):
 def test_bad_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
     """Catches a traceback."""
     monkeypatch.chdir(tmp_path)
-    assert main(["show", "--sample", "aero", "-o", "x.png", *arguments]) == 2
+    assert main(["show", "--sample", "cat", "-o", "x.png", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("mmref: error: ") and error.count("\n") == 1 and said in error
     assert not list(tmp_path.iterdir())
@@ -94,5 +94,5 @@ def test_bad_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
 def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path, capsys):
     """Catches an ImportError's traceback, and a plotting library that every user would have to have."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["show", "--sample", "aero", "--what", "scan", "-o", str(tmp_path / "x.png")]) == 2
+    assert main(["show", "--sample", "cat", "--what", "scan", "-o", str(tmp_path / "x.png")]) == 2
     assert 'pip install "mmref[viz]"' in capsys.readouterr().err

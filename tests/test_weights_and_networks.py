@@ -130,7 +130,7 @@ def test_a_head_that_is_wanted_and_missing(tmp_path):
     headless = {name: array for name, array in state().items() if not name.startswith("head.")}
     write_pth(tmp_path / "headless.pth", headless)
     for weights in (tmp_path / "headless.pth", headless):
-        with pytest.raises(ParameterMismatch, match="num_classes=7 wants a head, and the weights have none"):
+        with pytest.raises(ParameterMismatch, match="num_classes=7 needs a head, and the weights have none"):
             mmref.create_model(NANO, weights, num_classes=7)
         for asked in (None, 0):
             assert mmref.create_model(NANO, weights, num_classes=asked).config.num_classes == 0
@@ -221,8 +221,8 @@ def test_names_that_are_given(tmp_path, picture, capsys):
 
 
 @pytest.mark.parametrize("metadata, message", [
-    ({"class_names": "["}, "class_names is no JSON"), ({"class_names": '["a"]'}, "must be 10, one per output, got 1"),
-    ({"class_names": json.dumps(["a\u001b[2J"] * 10)}, "printable"), ({"class_names": "[" * 100_000}, "no JSON"),
+    ({"class_names": "["}, "class_names is not JSON"), ({"class_names": '["a"]'}, "must be 10, one per output, got 1"),
+    ({"class_names": json.dumps(["a\u001b[2J"] * 10)}, "printable"), ({"class_names": "[" * 100_000}, "not JSON"),
     ({"class_names": json.dumps([1] * 10)}, "list of text"), ({"transform": "3"}, "transform must be a dict"),
     ({"transform": '{"size": -1}'}, "size must be"), ({"transform": '{"size": 32, "blur": 1}'}, "transform must be"),
     ({"transform": "\ud800"}, "JSON")])
@@ -429,6 +429,10 @@ def test_advice_where_a_prefix_is_in_the_way():
     good = state()
     with pytest.raises(ParameterMismatch, match="They would fit mobilemamba_nano with num_classes=10 without 'net2.'"):
         mmref.create_model(NANO, {f"net2.{n}": a for n, a in good.items()})
+    with pytest.raises(ParameterMismatch, match="without 'visual.trunk.' before every name"):
+        mmref.create_model(NANO, {f"visual.trunk.{n}": a for n, a in good.items()})
+    with pytest.raises(CheckpointError, match="only an empty dict"):
+        mmref.create_model(NANO, {})
     detector = {**{f"backbone.{n}": a for n, a in good.items()}, "neck.w": np.ones((2, 2), np.float32)}
     with pytest.raises(ParameterMismatch, match="below 'backbone.' fit mobilemamba_nano .*the other 1 belong"):
         mmref.create_model(NANO, detector)

@@ -26,9 +26,10 @@ def serve(pipe, side, variant, backend, threads):
         model = create_model(f"mobilemamba_{variant}", backend=backend, threads=threads)
     else:
         import torch
-        import torch_reference
+
+        from mmref.bench import torch_network
         torch.set_num_threads(threads)
-        module = torch_reference.create(variant).eval()
+        module = torch_network.create(variant).eval()
 
         def model(x):
             with torch.no_grad():
@@ -42,9 +43,9 @@ def serve(pipe, side, variant, backend, threads):
 
 
 def main():
-    import torch_reference
+    from mmref.bench import torch_network
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="t2", choices=sorted(torch_reference.WIDTHS))
+    parser.add_argument("--model", default="t2", choices=sorted(torch_network.WIDTHS))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -56,7 +57,7 @@ def main():
         pipes[side], theirs = context.Pipe()
         settings = (theirs, side, args.model, args.backend, args.threads)
         context.Process(target=serve, args=settings, daemon=True).start()
-    size = torch_reference.TRAIN_SIZES[args.model]
+    size = torch_network.TRAIN_SIZES[args.model]
     print(f"{processor()}, {args.threads} threads, float32, {args.model} at {size}, {args.rounds} rounds")
     for batch in args.batch:
         rounds = []

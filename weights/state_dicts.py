@@ -1,4 +1,4 @@
-"""Find the weights in what somebody saved: which entry, under which prefix, and what beside them is none.
+"""Find the weights in what was saved: which entry, under which prefix, and what beside them is not weights.
 
 Trainers save dicts of dicts: the raw weights, their moving average, an optimizer. Wrappers put their names before every
 parameter (`module.` of data-parallel training, `_orig_mod.` of torch.compile, `model.` of Lightning, `backbone.` of
@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import prod
+from typing import NamedTuple
 
 from mmref.errors import CheckpointError
 from mmref.weights.pickle_tensors import Foreign, advice, described, short
@@ -30,7 +32,7 @@ WRAPPERS = ("module", "_orig_mod", "model", "backbone", "net", "network", "_modu
 _INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # stand in the middle of names, too
 _COUNTS = ("total_ops", "total_params")  # thop's, beside every layer's parameters
 _LOSSES = ("criterion", "loss", "loss_fn", "loss_func", "data_preprocessor")
-_DEPTH = 4
+_DEPTH, MAX_ENTRIES = 4, 64
 
 
 @dataclass(frozen=True)
@@ -94,18 +96,19 @@ def choose(top, prefer: str = "auto", exact: bool = False) -> Choice:
     """
     if not isinstance(top, Mapping):
         raise CheckpointError(f"must hold a dict of tensors, got {_whole(top)}")
-    entries = list(_entries(top))
+    contents = _Contents()
+    entries = list(_entries(top, contents))
     if not entries:
         raise CheckpointError(_nothing(top))
     raw_is_average = _swapped(top)
     if raw_is_average:
         entries = [replace(e, average=e.average != (e.path in ("state_dict", "ema_state_dict"))) for e in entries]
-    cleaned: dict[str, Choice] = {}
+    cleaned: dict[int, Choice] = {}
 
     def clean(entry):
-        if entry.path not in cleaned:
-            cleaned[entry.path] = _clean(entry.path, entry.values, exact)
-        return cleaned[entry.path]
+        if id(entry.values) not in cleaned:
+            cleaned[id(entry.values)] = _clean(entry.values, contents, exact)
+        return replace(cleaned[id(entry.values)], source=entry.path)
 
     entry, notes = _pick(entries, prefer, clean)
     taken = clean(entry)
@@ -116,12 +119,55 @@ def choose(top, prefer: str = "auto", exact: bool = False) -> Choice:
     if raw_is_average:
         notes.append("mmengine keeps the moving average in state_dict, the raw weights in ema_state_dict")
     elif not entry.average:
-        notes += [f"the moving average {path} cannot be read: {what}" for path, what in _unreadable_averages(top)]
-    others = tuple(e.path for e in entries if e is not entry)
+        notes += [f"the moving average {path} cannot be read: {what}"
+                  for path, what in islice(_unreadable_averages(top, contents), 3)]
+    known = any(e.known for e in entries)  # then what is not is an optimizer's, say, and no other choice of weights
+    others = tuple(e.path for e in entries if e is not entry and (e.known or e.average or not known))
     return replace(taken, others=others, notes=(*notes, *taken.notes))
 
 
 # ------------------------------------------------------------------------------------------ which entry
+
+class _Contents:
+    """What dicts and lists hold, each looked through once: a file may name a long one a hundred thousand times.
+
+    contents(value) gives a _Held."""
+
+    def __init__(self):
+        self._seen: dict[int, tuple[object, _Held]] = {}  # the object beside, so that its id stays its own
+
+    def __call__(self, value) -> _Held:
+        if not isinstance(value, (Mapping, list, tuple)):
+            return _NOTHING
+        if id(value) not in self._seen:
+            self._seen[id(value)] = value, self._look(value)
+        return self._seen[id(value)][1]
+
+    @staticmethod
+    def _look(value):
+        named = isinstance(value, Mapping)
+        arrays = weighty = dotted = foreign = False
+        for name, item in value.items() if named else enumerate(value):
+            foreign |= isinstance(item, Foreign)
+            if is_array(item):
+                arrays = True
+                if len(item.shape) and not _BESIDE.match(str(name)):
+                    weighty, dotted = True, dotted or "." in str(name)
+        return _Held(named and arrays, weighty, dotted, arrays or foreign)
+
+
+class _Held(NamedTuple):
+    """What a container holds: tensors under names; more than single numbers, which are losses and counters; such under
+    names with a dot, as a network's parameters have; anything that weights could hide in."""
+
+    tensors: bool = False
+    weighty: bool = False
+    dotted: bool = False
+    suspect: bool = False
+
+
+_NOTHING = _Held()
+
 
 def _walk(top, path=(), seen=None) -> Iterator[tuple[str, object]]:
     """(path, value) of everything below dicts with printable keys, each dict once, outermost first."""
@@ -138,33 +184,25 @@ def _walk(top, path=(), seen=None) -> Iterator[tuple[str, object]]:
         yield from _walk(value, (*path, key), seen)
 
 
-def _entries(top) -> Iterator[_Entry]:
+def _entries(top, contents) -> Iterator[_Entry]:
     """Every state dict in `top`: dicts with tensors under names, itself included."""
-    nested = [(path, value) for path, value in _walk(top) if _holds_tensors(value)
-              and (_is_raw(path) or says_average(path) or _weighty(value))]
+    nested = list(_nested(top, contents))
     raw = any(_is_raw(path) for path, _ in nested)
-    sure = not nested or any(_weighty(top, name) for name in top if "." in str(name))
-    if not raw and _holds_tensors(top) and (sure or _weighty(top)):
+    sure = not nested or contents(top).dotted
+    if not raw and contents(top).tensors and (sure or contents(top).weighty):
         if sure:  # a flat file; what else it holds, but for an average, is nothing that weights are kept under
             nested = [(path, value) for path, value in nested if says_average(path)]
         ids = {id(value) for _, value in nested}
         nested.insert(0, ("flat", {name: value for name, value in top.items() if id(value) not in ids}))
+    found: dict[int, dict] = {}
     for path, value in nested:
-        groups = _groups(value)
+        if id(value) not in found:
+            found[id(value)] = _groups(value, contents)
+        groups = found[id(value)]
         for name, values in groups.items():
             yield _Entry(name if path == "flat" else f"{path}.{name}", values, says_average(name), True)
         if not groups:
             yield _Entry(path, value, says_average(path), sure if path == "flat" else _is_raw(path))
-
-
-def _holds_tensors(value):
-    return isinstance(value, Mapping) and any(map(is_array, value.values()))
-
-
-def _weighty(values, *names):
-    """Whether a dict holds more than numbers, under these names or any: single ones are losses and counters."""
-    return any(is_array(values[name]) and len(values[name].shape) and not _BESIDE.match(str(name))
-               for name in names or values)
 
 
 def _is_number(value):
@@ -175,7 +213,24 @@ def _is_raw(path):
     return path.rpartition(".")[2] in RAW and not says_average(path)
 
 
-def _groups(values) -> dict[str, dict]:
+def _nested(top, contents) -> Iterator[tuple[str, Mapping]]:
+    """(path, dict) of every state dict below `top`; of those whose names say nothing, such as an optimizer's, the first
+    MAX_ENTRIES. CheckpointError for as many that are called a network's weights."""
+    known = unknown = 0
+    for path, value in _walk(top):
+        if not contents(value).tensors:
+            continue
+        if _is_raw(path) or says_average(path):
+            known += 1
+            yield path, value
+        elif contents(value).weighty and unknown < MAX_ENTRIES:
+            unknown += 1
+            yield path, value
+        if known > MAX_ENTRIES:
+            raise CheckpointError(f"holds more than {MAX_ENTRIES} state dicts that are called a network's weights")
+
+
+def _groups(values, contents) -> dict[str, dict]:
     """{first part of the names: its state dict} where one dict holds a network and its average side by side."""
     groups: dict[str, dict] = {}
     for name, value in values.items():
@@ -187,7 +242,7 @@ def _groups(values) -> dict[str, dict]:
     averages = set(filter(says_average, groups))
     if not averages or len(averages) == len(groups):
         return {}
-    names = {first: set(_clean(first, group).tensors) for first, group in groups.items()}
+    names = {first: set(_clean(group, contents).tensors) for first, group in groups.items()}
     raw = next(names[first] for first in groups if first not in averages)
     alike = all(found == raw or (first in averages and found <= raw and 2 * len(found) >= len(raw))
                 for first, found in names.items())
@@ -246,15 +301,15 @@ def _complete(average, raw):
 def _swapped(top) -> bool:
     """Whether mmengine wrote the file: its EMA hook exchanges the two, so that `state_dict` is the average."""
     meta = top.get("meta")
-    return (_holds_tensors(top.get("state_dict")) and _holds_tensors(top.get("ema_state_dict"))
+    return (isinstance(top.get("state_dict"), Mapping) and isinstance(top.get("ema_state_dict"), Mapping)
             and ("message_hub" in top or (isinstance(meta, Mapping) and "mmengine_version" in meta)))
 
 
-def _unreadable_averages(top) -> Iterator[tuple[str, str]]:
+def _unreadable_averages(top, contents) -> Iterator[tuple[str, str]]:
     for path, value in _walk(top):
         if isinstance(value, Foreign) and says_average(path, _SURELY_AVERAGE):
             yield path, described(value)
-        elif isinstance(value, (list, tuple)) and any(map(is_array, value)) and says_average(path):
+        elif isinstance(value, (list, tuple)) and contents(value).suspect and says_average(path):
             yield path, "a list without names"
 
 
@@ -271,13 +326,13 @@ def _nothing(top):
         path, value = objects[0]
         return (f"{path}: must be a tensor, got {described(value)}" if advice(value)
                 else f"holds no state dict: {path} is {_whole(value)}")
-    return f"holds no state dict, only {', '.join(map(short, list(top)[:10]))}"
+    return f"holds no state dict, only {', '.join(map(short, list(top)[:10])) or 'an empty dict'}"
 
 
 # ------------------------------------------------------------------------------------------ which names
 
-def _clean(source, values, exact=False) -> Choice:
-    """A state dict's tensors without prefixes, counters and what is no tensor."""
+def _clean(values, contents, exact=False) -> Choice:
+    """A state dict's tensors without prefixes, counters and what is not a tensor."""
     tensors, left = {}, []
     for name, value in values.items():
         check_name(name)
@@ -286,7 +341,7 @@ def _clean(source, values, exact=False) -> Choice:
             left.append(name)
         elif is_array(value):
             tensors[name] = value
-        elif not exact and (not _may_hold_weights(value) or says_average(name, _SURELY_AVERAGE)):
+        elif not exact and (not _may_hold_weights(value, contents) or says_average(name, _SURELY_AVERAGE)):
             left.append(name)
         else:
             raise CheckpointError(f"{name}: must be a tensor, got {described(value)}")
@@ -318,14 +373,13 @@ def _clean(source, values, exact=False) -> Choice:
     if left:
         more = f" and {len(left) - 5} more" if len(left) > 5 else ""
         notes.append(f"left out as no weights: {', '.join(left[:5])}{more}")
-    return Choice(source, plain, prefix=prefix, notes=tuple(notes))
+    return Choice("flat", plain, prefix=prefix, notes=tuple(notes))
 
 
-def _may_hold_weights(value):
-    """Whether something that is no tensor might hold weights: objects, and collections with tensors in them."""
+def _may_hold_weights(value, contents):
+    """Whether something that is not a tensor might hold weights: objects, and collections with tensors in them."""
     if isinstance(value, (Mapping, list, tuple)):
-        items = value.values() if isinstance(value, Mapping) else value
-        return any(is_array(item) or isinstance(item, Foreign) for item in items)
+        return contents(value).suspect
     return not isinstance(value, (str, bytes, int, float, type(None)))
 
 

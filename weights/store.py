@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from mmref.errors import CheckpointError, MmrefError, ValueProblem
 from mmref.files import replacing, sync_folder
+from mmref.home import cache_folder
 from mmref.weights.checkpoint import read_checkpoint
 from mmref.weights.config_file import config_beside
 from mmref.weights.conversion import convert
@@ -60,20 +60,9 @@ def published(name: str) -> Published:
     return entry
 
 
-def home() -> Path:
-    """The user's folder for what mmref fetches: MMREF_HOME, else the platform's cache folder."""
-    if os.environ.get("MMREF_HOME"):
-        return Path(os.environ["MMREF_HOME"]).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "mmref"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mmref"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmref"
-
-
 def cached(name: str) -> tuple[Path, Path]:
     """Where the published file of a name and its converted form lie, or would lie."""
-    folder = home() / "weights"
+    folder = cache_folder() / "weights"
     name = published(name).name
     return folder / f"{name}.pth", folder / f"{name}.safetensors"
 
@@ -82,8 +71,8 @@ def fetch(name: str, *, force: bool = False, progress: bool = True) -> Path:
     """The published file of a name in the user's cache, fetched where it is not there yet (or with `force`).
 
     MMREF_WEIGHTS_URL takes the place of the manifest's address (a mirror), MMREF_OFFLINE=1 forbids the network.
-    Raises CheckpointError: not to be had (the message says what to get by hand), no checkpoint, or not the bytes that
-    were recorded first; then an older file stays as it was. OSError where the cache cannot be written.
+    Raises CheckpointError: not available (the message says what to get by hand), not a checkpoint, or not the bytes
+    that were recorded first; then an older file stays as it was. OSError where the cache cannot be written.
     """
     entry, (target, _) = published(name), cached(name)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +123,7 @@ def pretrained_path(name: str) -> Path:
     """The converted file of a published name; fetched and converted where it is not in the cache yet.
 
     Raises CheckpointError that says which file to get, from where, and how to convert it; ValueProblem for a name that
-    is none of the manifest's.
+    is not in the manifest.
     """
     entry, (source, converted) = published(name), cached(name)
     if not converted.exists():
@@ -216,7 +205,7 @@ def enforce_sha256(path, expected: str | None = None) -> str:
 
 @contextmanager
 def _locked(path) -> Iterator[None]:
-    """One process at a time for `path`; the system lets go of the lock when a process dies."""
+    """One process at a time for `path`; the system releases the lock when a process dies."""
     try:
         import fcntl
     except ImportError:  # Windows: two at once may both fetch, and the part is checked before it is used

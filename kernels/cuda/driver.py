@@ -11,7 +11,7 @@ import contextlib
 import importlib.util
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -99,6 +99,7 @@ def _device() -> Device:
                   current.MULTIPROCESSOR_COUNT)
 
 
+@cache
 def binding():
     """cuda.bindings.driver, NVIDIA's own Python functions of the driver: a dependency of numba-cuda."""
     from cuda.bindings import driver

@@ -23,7 +23,7 @@ from mmref.kernels.cuda.device import ZERO, device_function, load, load_at, stor
 from mmref.kernels.cuda.driver import ALIGNMENT, cuda
 from mmref.kernels.cuda.epilogue import finish, shortcuts_of
 from mmref.kernels.cuda.launch import build, no_map, no_vector
-from mmref.kernels.cuda.matmul import ACROSS, DOWN, STEP, THREADS, tile_functions, tile_shape
+from mmref.kernels.cuda.matmul import ACROSS, DOWN, STEP, THREADS, tile_functions, tile_grid, tile_shape
 
 MAPS = ("void({}, float32[:, :], float32[::1], float32[:, :], float32[:, :], float32[:, :], int32, int32, int32, "
         "int32, int32, int64, int32, int32)")
@@ -92,8 +92,7 @@ def stem_kernel(down: int, across: int, c_in: int, filter_shape: tuple[int, int]
         total = cuda.local.array((down, across), float32)
         next_a = cuda.local.array(down, float32)
         next_b = cuda.local.array(fetched_b, float32)
-        across_tiles = (out.shape[1] + columns - 1) // columns
-        first_row, first_column = cuda.blockIdx.x // across_tiles * rows, cuda.blockIdx.x % across_tiles * columns
+        first_row, first_column = (cuda.blockIdx.z * cuda.gridDim.y + cuda.blockIdx.y) * rows, cuda.blockIdx.x * columns
         locate(first_row, images, height, width, out_height, out_width, pixel_step, picture_step, places)
         clear(total)
         cuda.syncthreads()
@@ -138,6 +137,6 @@ def stem(x, weight, bias, out, *, images, height, width, c_in, filter_shape, str
         pitch = x.strides[0] // 4
         steps = height * width * pitch, pitch, 1
     first, second = [*shortcuts, no_map(), no_map()][:2]
-    grid = -(-rows // (DOWN * down)) * -(-columns // (ACROSS * across))
-    kernel[grid, (ACROSS, DOWN), stream](x, weight, no_vector() if bias is None else bias, first, second, out, images,
-                                         height, width, out_height, out_width, *steps)
+    kernel[tile_grid(rows, columns, down, across), (ACROSS, DOWN), stream](
+        x, weight, no_vector() if bias is None else bias, first, second, out, images, height, width, out_height,
+        out_width, *steps)

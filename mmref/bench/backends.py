@@ -10,7 +10,6 @@ to give them: shapes fixed where they are known, no gradient bookkeeping, one st
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -21,14 +20,13 @@ if TYPE_CHECKING:  # this file is read before a contestant's import is timed
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is asked to run: `parameters` and `graph` are files, `reference` the PyTorch module's file."""
+    """What a worker is asked to run: `parameters` and `graph` are files."""
 
     backend: str
     model: str
     threads: int
     parameters: str
     graph: str = ""
-    reference: str = ""
     unfolded: bool = False
 
     @property
@@ -72,7 +70,7 @@ class Numba:
 
 
 class TorchEager:
-    """The PyTorch reference of the tests, its scan a loop over the steps as in the published CPU path."""
+    """The network in PyTorch (torch_network.py), its scan a loop over the steps as in the published CPU path."""
 
     package, can_unfold = "torch", True
 
@@ -82,14 +80,15 @@ class TorchEager:
 
     def __init__(self, job):
         import torch
+
+        from mmref.bench import torch_network
         torch.set_num_threads(job.threads)
         torch.backends.mkldnn.enabled = True
-        reference = load_module(job.reference)
         state = {name: torch.from_numpy(array) for name, array in job.state.items()}
-        model = reference.create(job.model.removeprefix("mobilemamba_"), num_classes=len(state["head.l.bias"]))
+        model = torch_network.create(job.model.removeprefix("mobilemamba_"), num_classes=len(state["head.l.bias"]))
         model.load_state_dict(state, strict=False)  # all but batch counters, which inference does not use
         model.eval()
-        self.module = model if job.unfolded else reference.fold_batchnorm(model)
+        self.module = model if job.unfolded else torch_network.fold_batchnorm(model)
 
     def prepare(self, shape):
         return self._runner(self.module)
@@ -197,21 +196,11 @@ PIP = {"torch": 'pip install "mmref[test]"', "onnxruntime": 'pip install "mmref[
        "openvino": 'pip install "mmref[openvino]"', "numba": "pip install numba", "onnx": 'pip install "mmref[onnx]"'}
 
 
-def absent(backend: str, reference: str | None = None) -> str | None:
+def absent(backend: str) -> str | None:
     """Why a backend cannot be measured here, None where it can; imports nothing heavy."""
     kind = BACKENDS[backend]
     needed = [kind.package] + ["onnx"] * (kind in (OnnxRuntime, OpenVino))
     for package in needed:
         if not find_spec(package):
             return f"{package} is not installed: {PIP[package]}"
-    if issubclass(kind, TorchEager) and not (reference and os.path.isfile(reference)):
-        return "the PyTorch reference is part of the source repository only: --torch-reference tests/torch_reference.py"
     return None
-
-
-def load_module(path):
-    from importlib.util import module_from_spec, spec_from_file_location
-    spec = spec_from_file_location("mmref_torch_reference", path)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,8 +1,8 @@
-"""`mmref bench --gpu-report`: everything that has to be seen on a GPU, in one run, in one file.
+"""`mmref bench gpu-report`: everything there is to see on a GPU, in one run, in one file.
 
 Sections run in processes of their own (gpu_worker.py), which say what they find as they find it: a section that fails,
 crashes the device or takes too long costs itself only, and the report says so. What was found so far is in the file at
-any moment. A committed report holds a hash of the kernels' sources, so that `report_state` knows when it is stale.
+any moment. The report says what it was made of: versions, the commit, and a hash of the kernels' sources.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import queue
 import shutil
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass, field
 from glob import glob
@@ -23,10 +20,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mmref.bench.gpu_worker import TINY, Job
-from mmref.bench.machine import describe_machine, versions
-from mmref.cli.common import table
+from mmref.bench.process import Process
 from mmref.errors import MissingBackend
 from mmref.files import replacing
+from mmref.machine import describe_machine, versions
+from mmref.tables import table
 
 SECONDS = 460.0   # of a whole report
 RESERVED = 200.0  # of them kept for PyTorch and the checkers
@@ -51,7 +49,6 @@ class GpuPlan:
     torch_models: tuple[str, ...] = ("mobilemamba_b1", "mobilemamba_t2")
     seconds: float = 0.4               # of forwards, for one case
     matmul: str = "cublas"
-    reference: str | None = None       # tests/torch_reference.py
     limit: float = SECONDS
 
     def __post_init__(self):
@@ -75,8 +72,7 @@ def run_gpu_report(path, plan: GpuPlan | None = None, progress=None, limit: floa
     is no device (nor the simulator)."""
     from mmref.kernels.cuda.driver import SIMULATOR, device
     device()
-    from mmref.bench.measure import torch_reference_beside_us
-    plan = plan or (tiny_plan() if SIMULATOR else GpuPlan(reference=torch_reference_beside_us()))
+    plan = plan or (tiny_plan() if SIMULATOR else GpuPlan())
     plan.limit = limit or plan.limit
     report = {"simulator": SIMULATOR, "complete": False, **identity(), "versions": versions(PACKAGES),
               "machine": describe_machine(), "plan": asdict(plan), "errors": {}, "seconds": {}}
@@ -85,12 +81,8 @@ def run_gpu_report(path, plan: GpuPlan | None = None, progress=None, limit: floa
     end = time.monotonic() + plan.limit
     _run(writer, plan, list(ENGINE), end - (RESERVED if not SIMULATOR else 0))
     if not SIMULATOR:
-        if plan.reference:
-            _run(writer, plan, ["torch"], end - CHECKED)
-        else:
-            writer.error("torch", "tests/torch_reference.py is part of the source repository only")
+        _run(writer, plan, ["torch"], end - CHECKED)
         check_memory(writer, end)
-    report["targets"] = targets(report)
     report["complete"] = not report["errors"]
     writer.save()
     return report
@@ -141,20 +133,22 @@ def _run(writer, plan, sections, end):
             for section in sections:
                 writer.error(section, "no time left")
             return
-        running, last_words = None, ""
-        with _Process(command(plan, sections, left)) as process:
-            for message in process.messages(end):
-                writer.take(message)
-                if "begin" in message:
-                    running = message["begin"]
-                    sections.remove(running)
-                elif "end" in message or "error" in message:
-                    running = None
-            stopped = time.monotonic() >= end
+        waiting, running, stopped = len(sections), None, False
+        with Process(command(plan, sections, left)) as process:
+            try:
+                while (message := process.next_message(end - time.monotonic())) is not None:
+                    writer.take(message)
+                    if "begin" in message:
+                        running = message["begin"]
+                        sections.remove(running)
+                    elif "end" in message or "error" in message:
+                        running = None
+            except TimeoutError:
+                stopped = True
             last_words = process.last_words()
         if running is not None:
             writer.error(running, "stopped: out of time" if stopped else f"the process ended: {last_words}")
-        elif sections and len(sections) == process.waiting:  # did not even begin
+        elif sections and len(sections) == waiting:  # did not even begin
             writer.error(sections.pop(0), f"the process ended: {last_words}")
 
 
@@ -165,48 +159,8 @@ def command(plan, sections, limit) -> list[str]:
     torch_cases = [case for case in cases
                    if case[1] in plan.batches and (case[2] != "mamba-ssm" or find_spec("mamba_ssm"))]
     job = Job(list(sections), plan.variants, list(plan.batches), list(plan.kernel_cases), torch_cases, plan.seconds,
-              plan.matmul, plan.reference, limit)
+              plan.matmul, limit)
     return [sys.executable, "-m", "mmref.bench.gpu_worker", json.dumps(asdict(job))]
-
-
-class _Process:
-    """A worker, and what it says, line by line; ended with the block."""
-
-    def __init__(self, command):
-        self.waiting = len(json.loads(command[-1])["sections"])
-        self._stderr = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._stderr, text=True)
-        self._lines = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self):
-        for line in self._process.stdout:
-            self._lines.put(line)
-        self._lines.put(None)
-
-    def messages(self, end):
-        """Until the process ends or it is `end` o'clock."""
-        while (left := end - time.monotonic()) > 0:
-            try:
-                line = self._lines.get(timeout=left)
-            except queue.Empty:
-                return
-            if line is None:
-                return
-            yield json.loads(line)
-
-    def last_words(self) -> str:
-        self._stderr.seek(0)
-        lines = [line for line in self._stderr.read().splitlines() if line.strip()]
-        return " ".join(lines[-1].split())[:300] if lines else "without a word"
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._process.kill()
-        self._process.wait()
-        self._stderr.close()
 
 
 # ------------------------------------------------------------------------------------- memory checker
@@ -283,63 +237,7 @@ def identity() -> dict:
             "kernel_sources": kernel_sources_hash(), "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
-def committed_report() -> Path:
-    """Where a report is committed, and where the command writes it from a checkout."""
-    return Path(__file__).parents[2] / "docs" / "gpu_report.json"
-
-
-def report_state(path=None) -> tuple[str, str]:
-    """("missing", "stale" or "current", why) of the committed report."""
-    path = Path(path or committed_report())
-    try:
-        report = json.loads(path.read_text())
-    except FileNotFoundError:
-        return "missing", f"{path.name}: missing: no GPU's figures are committed; mmref bench --gpu-report makes them"
-    except ValueError:
-        return "stale", f"{path.name}: stale: it cannot be read as JSON; mmref bench --gpu-report makes it anew"
-    if report.get("simulator"):
-        return "missing", f"{path.name}: missing: what is there comes from the simulator, not from a GPU"
-    made_for, now = str(report.get("kernel_sources")), kernel_sources_hash()
-    if made_for != now:
-        return "stale", (f"{path.name}: stale: made for kernel sources {made_for[:12]}, they are {now[:12]} now; "
-                         f"mmref bench --gpu-report makes it anew")
-    card = report.get("device", {}).get("name")
-    return "current", f"{path.name}: current: {card}, commit {str(report.get('commit'))[:7]}"
-
-
 # ----------------------------------------------------------------------------------------- reading it
-
-def targets(report) -> dict[str, dict]:
-    """The figures that were set as targets on an H100, and what this run has beside each; None where it has none."""
-    def get(*path):
-        place = report
-        for name in path:
-            place = place.get(name, {}) if isinstance(place, dict) else {}
-        return place if isinstance(place, (int, float)) else None
-
-    def bound(kernel):
-        milliseconds = get("kernels", "mobilemamba_b1, batch 256", kernel, "ms")
-        moved, copy = get("kernels", "mobilemamba_b1, batch 256", kernel, "mib"), get("device", "copy_gb_per_s")
-        return 100 * moved * 2**20 / (1e6 * milliseconds) / copy if milliseconds and copy else None
-
-    def speed(model, batch):
-        both = [get("throughput", model, str(batch), mode, "images_per_s") for mode in ("graph", "eager")]
-        return max((figure for figure in both if figure), default=None)
-
-    def beside_compile(batch):
-        modes = [get("torch", "mobilemamba_b1", str(batch), mode, "images_per_s")
-                 for mode in ("compile", "compile channels-last", "compile graphs")]
-        best, ours = max((figure for figure in modes if figure), default=None), speed("mobilemamba_b1", batch)
-        return ours / best if best and ours else None
-    measured = {"scan, percent of the memory bound, B1 at batch 256": (60, bound("scan")),
-                "wavelet_branch, percent of the memory bound, B1 at batch 256": (60, bound("wavelet_branch")),
-                "B1 at batch 1, times the best torch.compile": (2.0, beside_compile(1)),
-                "B1 at batch 256, times the best torch.compile": (1.2, beside_compile(256)),
-                "B1 at batch 256, images a second": (14_000, speed("mobilemamba_b1", 256)),
-                "T2 at batch 256, images a second": (42_000, speed("mobilemamba_t2", 256))}
-    return {name: {"target": target, "measured": figure, "met": None if figure is None else bool(figure >= target)}
-            for name, (target, figure) in measured.items()}
-
 
 def report_text(report) -> str:
     """The report for people."""
@@ -368,11 +266,6 @@ def report_text(report) -> str:
         parts.append(table(lines, (case, "launches", "ms", "GB/s", "% of a copy", "% nominal", "TFLOP/s")))
     parts += [f"{section.replace('_', ' ')}: {' '.join(found['said'][-1:]) if found['run'] else found['why']}"
               for section in CHECKERS.values() if (found := report.get(section))]
-    if not report["simulator"]:
-        parts.append(table([(name, found["target"], "not measured" if found["measured"] is None
-                             else f"{found['measured']:.4g}", {None: "", True: "yes", False: "NO"}[found["met"]])
-                            for name, found in report.get("targets", {}).items()],
-                           ("target", "at least", "measured", "met")))
     parts += [f"{section} failed: {message}" for section, message in report["errors"].items()]
     return "\n\n".join(parts)
 

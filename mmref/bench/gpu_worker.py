@@ -35,7 +35,6 @@ class Job:
     torch_cases: list[list]                # (label, batch, mode), most wanted first
     seconds: float = 0.5
     matmul: str = "cublas"
-    reference: str | None = None           # tests/torch_reference.py
     limit: float = 600.0                   # seconds of this process
 
     def __post_init__(self):
@@ -220,34 +219,32 @@ class Worker:
     # ------------------------------------------------------------------------------ PyTorch
 
     def torch(self):
-        """The PyTorch reference on the same card; float32 throughout, batch norms folded."""
+        """The network in PyTorch on the same card; float32 throughout, batch norms folded."""
         import torch
-
-        from mmref.bench.backends import load_module
         if not torch.cuda.is_available():
             self.say("torch", {"skipped": f"PyTorch {torch.__version__} finds no CUDA device"})
             return
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
-        reference = load_module(self.job.reference)
         self.say("torch", "version", torch.__version__)
         for label, batch, mode in self.job.torch_cases:
             if self.job.left < 3:
                 self.say("torch", label, str(batch), mode, {"skipped": "no time left"})
                 continue
             try:
-                self.say("torch", label, str(batch), mode, self.torch_case(torch, reference, label, batch, mode))
+                self.say("torch", label, str(batch), mode, self.torch_case(torch, label, batch, mode))
             except Exception as error:  # one form of many: the others go on
                 self.say("torch", label, str(batch), mode, {"skipped": words(error)})
             torch.cuda.empty_cache()
 
-    def torch_case(self, torch, reference, label, batch, mode):
+    def torch_case(self, torch, label, batch, mode):
+        from mmref.bench import torch_network
         network = self.networks[label]
         state = {name: torch.from_numpy(array) for name, array in network.numpy.state_dict().items()}
-        model = reference.create(network.name.removeprefix("mobilemamba_"), num_classes=len(state["head.l.bias"]))
+        model = torch_network.create(network.name.removeprefix("mobilemamba_"), num_classes=len(state["head.l.bias"]))
         model.load_state_dict(state, strict=False)  # all but batch counters
-        model = reference.fold_batchnorm(model.eval())
-        reference.use_scan(model, TORCH_SCANS[mode])
+        model = torch_network.fold_batchnorm(model.eval())
+        torch_network.use_scan(model, TORCH_SCANS[mode])
         x = torch.from_numpy(network.pictures(batch))
         if "channels-last" in mode:
             model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)

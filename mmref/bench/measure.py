@@ -14,15 +14,15 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
 from mmref.bench.backends import BACKENDS, Job, absent
-from mmref.bench.machine import describe_machine, usable_cores
 from mmref.bench.process import WorkerFailed, WorkerProcess
 from mmref.bench.start import Start, start_model
+from mmref.cores import usable_cores
 from mmref.errors import MissingBackend, ValueProblem
+from mmref.machine import describe_machine
 
 REST = 0.05  # seconds between turns: thread pools spin for some milliseconds after their work
 SWEEP_SIZES, SWEEP_BATCHES = (128, 192, 256, 384, 512, 768, 1024), (1, 2, 4, 8, 16, 32, 64)
@@ -32,7 +32,7 @@ ON_REQUEST = {"torch-compile": "compiles for minutes, the scan being unrolled: m
 
 @dataclass
 class Result:
-    """One contestant on one input shape. Times in seconds a batch, one value a round."""
+    """One contestant on one input shape. Times in seconds a batch, one value per round."""
 
     backend: str
     model: str
@@ -85,7 +85,6 @@ class Plan:
     starts: int = 1                    # warm starts to take the median of; 0: starts are not measured
     backends: tuple[str, ...] = ()     # empty: all that are there but those of ON_REQUEST
     unfolded: bool = False             # numpy and torch also with batch norms as layers
-    torch_reference: str | None = None
     limit: float = 600.0               # seconds for one answer of a worker
 
     def __post_init__(self):
@@ -97,12 +96,6 @@ class Plan:
         unknown = [name for name in self.backends if name not in BACKENDS]
         if unknown:
             raise ValueProblem(f"backends must be of {', '.join(BACKENDS)}, got {', '.join(unknown)}")
-
-
-def torch_reference_beside_us() -> str | None:
-    """tests/torch_reference.py of the checkout that mmref is imported from, None where there is none."""
-    path = Path(__file__).parents[2] / "tests" / "torch_reference.py"
-    return str(path) if path.is_file() else None
 
 
 def run_bench(plan: Plan, progress=None) -> Report:
@@ -131,13 +124,9 @@ def run_sweep(plan: Plan, progress=None, sizes=SWEEP_SIZES, batches=SWEEP_BATCHE
 
 def run_start(plan: Plan, progress=None) -> Report:
     """How long a first answer takes: whole processes of `mmref classify` beside PyTorch (start.py)."""
-    torch = () if absent("torch-eager", _reference(plan)) else ("torch-eager",)
+    torch = () if absent("torch-eager") else ("torch-eager",)
     backends = plan.backends or ("numpy", "numba", *torch)
     return _run(replace(plan, backends=backends), progress or _silent, start_model)
-
-
-def _reference(plan):
-    return plan.torch_reference or torch_reference_beside_us()
 
 
 def _silent(text, step, steps):
@@ -145,8 +134,7 @@ def _silent(text, step, steps):
 
 
 def _run(plan, progress, each_model):
-    reference = _reference(plan)
-    missing = {name: reason for name in plan.backends or BACKENDS if (reason := absent(name, reference))}
+    missing = {name: reason for name in plan.backends or BACKENDS if (reason := absent(name))}
     if plan.backends and missing:
         raise MissingBackend("; ".join(f"{name}: {reason}" for name, reason in missing.items()))
     left_out = missing | ({} if plan.backends else ON_REQUEST | missing)
@@ -154,11 +142,11 @@ def _run(plan, progress, each_model):
     threads = plan.threads or usable_cores()
     report = Report(describe_machine(), threads, "numba" if "numba" in names else names[0], {"rates": []}, plan.rounds,
                     left_out=left_out)
-    from mmref.models.variants import resolve
+    from mmref.models.registry import resolve
     models = [resolve(name)[0].name for name in plan.models]
     for model in models:
         with tempfile.TemporaryDirectory(prefix="mmref-bench-") as scratch:
-            job = _write_inputs(model, names, threads, reference, scratch)
+            job = _write_inputs(model, names, threads, scratch)
             contestants = {}
             for name in names:
                 contestants[name] = _job(job, name)
@@ -174,7 +162,7 @@ def _job(job, backend, unfolded=False):
     return Job(**{**vars(job), "backend": backend, "unfolded": unfolded})
 
 
-def _write_inputs(model, names, threads, reference, scratch):
+def _write_inputs(model, names, threads, scratch):
     """Parameters and graph that all contestants of a model read."""
     from mmref.models.create import create_model
     network = create_model(model)
@@ -184,7 +172,7 @@ def _write_inputs(model, names, threads, reference, scratch):
     if {"onnxruntime", "openvino"} & set(names):
         from mmref.export.onnx import export_onnx
         export_onnx(network, graph)
-    return Job("", model, threads, parameters, graph, reference or "")
+    return Job("", model, threads, parameters, graph)
 
 
 FOLLOWED_BY = {"c": "bn", "dwconv3x3": "bn1", "dwconv1x1": "bn2"}  # convolutions and the batch norm behind them
@@ -212,8 +200,8 @@ def settle_batch_norms(network):
 
 
 def _own_size(model):
-    from mmref.models.variants import VARIANTS
-    return VARIANTS[model].img_size
+    from mmref.models.registry import models
+    return models()[model].img_size
 
 
 def _bench_model(plan, report, job, contestants, scratch, progress):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from mmref.cli.common import table
+from mmref.tables import table
 
 TIMM_COLUMNS = ("model", "infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size",
                 "infer_gmacs", "param_count")

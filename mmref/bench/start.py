@@ -22,7 +22,7 @@ TORCH = "import torch + first forward"
 
 @dataclass
 class Start:
-    """One way to a first answer of a model: seconds and peak memory, one value a round."""
+    """One way to a first answer of a model: seconds and peak memory, one value per round."""
 
     name: str
     model: str
@@ -36,7 +36,7 @@ class Start:
 
 
 def start_model(plan, report, job, contestants, scratch, progress):
-    """Time starts of one model; as `measure._run` wants it. Cold starts are one a model, the first round's."""
+    """Time starts of one model; as `measure._run` calls it. There is one cold start per model, the first round's."""
     picture, weights = _write_files(job, scratch)
     ways = {f"mmref classify, {name}": [sys.executable, "-m", "mmref", "classify", picture, "--model", job.model,
                                         "--weights", weights, "--backend", name] for name in ("numpy", "numba")
@@ -93,8 +93,8 @@ def _process(command, threads, scratch, limit):
 
 
 def _torch(job, limit, model):
-    from mmref.models.variants import VARIANTS
-    side = VARIANTS[model].img_size
+    from mmref.models.registry import models
+    side = models()[model].img_size
     worker = WorkerProcess(job, None, limit)
     try:
         first = worker.ask("prepare", shape=(1, 3, side, side))["first"]

@@ -1,9 +1,10 @@
-"""What several commands share: arguments of models, weights and transforms, tables, JSON."""
+"""What several commands share: arguments of models, weights and transforms."""
 
 from __future__ import annotations
 
-import json
-import sys
+import re
+
+from mmref.cli.output import note
 
 
 def add_model_arguments(parser, positional: bool = False) -> None:
@@ -12,7 +13,7 @@ def add_model_arguments(parser, positional: bool = False) -> None:
         parser.add_argument("model", metavar="MODEL", help="a name that `mmref models` lists")
     else:
         parser.add_argument("--model", "-m", default="mobilemamba_nano", help="a name that `mmref models` lists "
-                            "(default: %(default)s, whose weights are in the box)")
+                            "(default: %(default)s, whose weights are included)")
     parser.add_argument("--weights", "--checkpoint", metavar="FILE", help=".safetensors or .pth file, an index of one "
                         "in parts, or a folder with one of these (default: the model's own)")
     add_prefer_argument(parser)
@@ -97,9 +98,8 @@ def model_from(args, untrained: bool = False, **options):
 
 def say_notes(model) -> None:
     """One line on stderr for what was decided in reading a model's weights; none where there was nothing to decide."""
-    notes = getattr(model, "notes", ())
-    if notes:
-        print(f"mmref: note: {model.source}: {'; '.join(notes)}", file=sys.stderr)
+    if model.notes:
+        note(f"{model.source}: {'; '.join(model.notes)}")
 
 
 def predictor_from(args, **options):
@@ -115,16 +115,13 @@ def predictor_from(args, **options):
     return predictor, loaded
 
 
-def print_json(value) -> None:
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    print()
-
-
-def table(rows: list[tuple], header: tuple[str, ...], left: int = 1) -> str:
-    """Rows as aligned text: the first `left` columns to the left, the rest to the right."""
-    cells = [tuple(str(cell) for cell in row) for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    def line(row):
-        return "  ".join(cell.ljust(w) if i < left else cell.rjust(w)
-                         for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-    return "\n".join([line(cells[0]), "  ".join("-" * w for w in widths), *map(line, cells[1:])])
+def size_from(option: str, text: str | None) -> tuple[int, int] | None:
+    """The (height, width) that the text of an option says, "224x160". Raises ValueProblem."""
+    from mmref.errors import ValueProblem
+    if text is None:
+        return None
+    match = re.fullmatch("([0-9]{1,6})x([0-9]{1,6})", text)
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    if 0 in size:
+        raise ValueProblem(f"{option} must read HxW, for instance 224x224, got {text!r}")
+    return size

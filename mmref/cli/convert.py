@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import add_class_names_argument, add_prefer_argument, print_json
+from mmref.cli.common import add_class_names_argument, add_prefer_argument
+from mmref.cli.output import print_json, say
+from mmref.text import name_fields
 
 SHOWN = 20  # names; a file can hold a million
 
@@ -10,7 +12,8 @@ SHOWN = 20  # names; a file can hold a million
 def add_arguments(parser):
     parser.add_argument("source", metavar="IN", help=".pth (zip form) or .safetensors, an index of one in parts, or a "
                         "folder with one of these")
-    parser.add_argument("target", metavar="OUT", help="a .safetensors file; an old one is replaced when all is well")
+    parser.add_argument("target", metavar="OUT", help="a .safetensors file; an existing one is replaced if all goes "
+                        "well")
     add_prefer_argument(parser)
     parser.add_argument("--model", metavar="MODEL", help="the network it must fit: anything else is an error, and "
                         "nothing is written (default: only say which it fits)")
@@ -25,7 +28,7 @@ def run(args) -> int:
 
     from mmref.data.labels import check_class_names, load_class_names
     from mmref.models.parameters import account_of_fit, described, fitting_variants, head_classes, load_parameters
-    from mmref.models.variants import resolve
+    from mmref.models.registry import resolve
     from mmref.weights import convert
     wanted = resolve(args.model)[0] if args.model else None
     names = load_class_names(args.class_names) if args.class_names else None
@@ -41,20 +44,21 @@ def run(args) -> int:
                    metadata=names and {"class_names": json.dumps(names, ensure_ascii=False)})
     values, fit = sum(array.size for array in done.tensors.values()), account_of_fit(done.tensors)
     if args.json:
-        print_json({"source": str(done.path), "target": args.target, "format": done.format, "taken": done.source,
-                    "others": list(done.others), "prefix": done.prefix, "notes": list(done.notes),
-                    "tensors": len(done.tensors), "values": values, "foreign": list(done.foreign),
+        print_json({**name_fields("source", done.path), **name_fields("target", args.target),
+                    "format": done.format, "taken": done.source, "others": list(done.others), "prefix": done.prefix,
+                    "notes": list(done.notes), "tensors": len(done.tensors), "values": values,
+                    "foreign": list(done.foreign),
                     "fits": [described(variant) for variant in fitting_variants(done.tensors)], "fit": fit})
         return 0
     taken = "the file's one state dict" if done.source == "flat" else f"its entry {done.source}"
     others = f" (also there: {', '.join(done.others)}; --prefer chooses)" if done.others else ""
-    print(f"{args.target}: {len(done.tensors)} tensors, {values:,} values, read back bit for bit")
-    print(f"taken from {done.path}: {taken}{others}")
+    say(f"{args.target}: {len(done.tensors)} tensors, {values:,} values, read back bit for bit")
+    say(f"taken from {done.path}: {taken}{others}")
     for note in done.notes:
-        print(note)
-    print(fit)
+        say(note)
+    say(fit)
     if done.foreign:
-        print(f"passed over, not executed: {listed(done.foreign)}")
+        say(f"passed over, not executed: {listed(done.foreign)}")
     return 0
 
 

@@ -1,10 +1,14 @@
-"""`mmref info MODEL`: layers, shapes, parameters, multiply-adds; with --plan the compiled engine's plan."""
+"""`mmref info MODEL`: layers, shapes, parameters, multiply-adds; with --graph its operations, with --plan the compiled
+engine's plan."""
 
 from __future__ import annotations
 
 import sys
 
-from mmref.cli.common import add_backend_arguments, add_model_arguments, model_from, print_json, table
+from mmref.cli.common import add_backend_arguments, add_model_arguments, model_from
+from mmref.cli.output import print_json
+from mmref.errors import ValueProblem
+from mmref.tables import table
 
 
 def add_arguments(parser):
@@ -12,6 +16,8 @@ def add_arguments(parser):
     add_backend_arguments(parser)
     parser.add_argument("--img-size", type=int, help="side of the picture (default: the training size)")
     parser.add_argument("--depth", type=int, default=2, help="how many dots deep to go (default: %(default)s)")
+    parser.add_argument("--graph", nargs="?", choices=("text", "fused"), const="text", help="the operations that the "
+                        "network's text calls instead, or what the passes make of them (fused)")
     parser.add_argument("--plan", action="store_true", help="the operations of the compiled engine instead")
     parser.add_argument("--batch-size", type=int, default=1, help="for --plan (default: %(default)s)")
     parser.add_argument("--time", action="store_true", help="with --plan: time every operation")
@@ -19,8 +25,12 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
+    if args.plan and args.graph:
+        raise ValueProblem("--graph and --plan: pass one of them, not both")
     if args.plan:
         return _plan(args)
+    if args.graph:
+        return _graph(args)
     from mmref.models.summary import summarize
     model = model_from(args, untrained=True)
     rows = summarize(model, args.img_size)
@@ -37,6 +47,24 @@ def run(args) -> int:
           f"{total.macs / 1e6:,.1f} million multiply-adds (convolutions, projections, head)")
     for name, state in backends().items():
         print(f"backend {name}: {state}")
+    return 0
+
+
+def _graph(args) -> int:
+    from mmref.graph.passes import fused
+    from mmref.graph.table import TITLES, rows
+    from mmref.graph.trace import trace
+    model = model_from(args, untrained=True)
+    side = args.img_size or model.config.img_size
+    graph = trace(model.forward, model, (1, model.config.in_chans, side, side))
+    graph = fused(graph) if args.graph == "fused" else graph
+    if args.json:
+        found = [dict(zip(TITLES, row, strict=True)) for row in rows(graph)]
+        print_json({"model": model.config.name, "operations": found})
+        return 0
+    print(table(rows(graph), TITLES, left=len(TITLES)))
+    print(f"\n{len(graph.nodes)} operations" + (f"; for this size only: {graph.fixed_by} computes with it"
+                                                if graph.fixed_by else ""))
     return 0
 
 

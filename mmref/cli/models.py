@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import print_json, table
+from mmref.cli.output import print_json
+from mmref.tables import table
 
 
 def add_arguments(parser):
@@ -12,13 +13,13 @@ def add_arguments(parser):
 
 def run(args) -> int:
     from mmref.models.create import list_models
-    from mmref.models.mobilemamba import MobileMamba
-    from mmref.models.variants import ACCURACY, VARIANTS
+    from mmref.models.registry import models
+    from mmref.models.variants import ACCURACY
     rows = []
     for name in list_models(args.pattern):
-        config = VARIANTS[name]
+        config = models()[name]
         accuracy = ACCURACY.get(name, {})
-        rows.append({"model": name, "img_size": config.img_size, "param_count": MobileMamba(config).parameter_count(),
+        rows.append({"model": name, "img_size": config.img_size, "param_count": config.build().parameter_count(),
                      "num_classes": config.num_classes, **accuracy})
     if args.json:
         print_json(rows)

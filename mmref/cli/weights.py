@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import print_json, table
+from mmref.cli.common import add_prefer_argument
 from mmref.cli.convert import listed
+from mmref.cli.output import print_json, say
+from mmref.tables import table
+from mmref.text import name_fields
 
 
 def add_arguments(parser):
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="the published files, and which of them are here")
-    fetching = actions.add_parser("fetch", help="get published files into the cache")
+    fetching = actions.add_parser("fetch", help="download published files into the cache")
     fetching.add_argument("names", nargs="+", metavar="NAME", help="mobilemamba_t2, mobilemamba_t2s (dagger), ...")
-    fetching.add_argument("--force", action="store_true", help="get them again; the recorded sha256 stays in force")
-    verifying = actions.add_parser("verify", help="is a file a whole, harmless checkpoint, and of which network")
+    fetching.add_argument("--force", action="store_true", help="download again; the recorded sha256 stays in force")
+    verifying = actions.add_parser("verify", help="whether a file is a complete checkpoint, and of which network")
     verifying.add_argument("files", nargs="+", metavar="FILE", help=".pth (zip form) or .safetensors")
     verifying.add_argument("--sha256", metavar="HEX", help="what the file's sha256 must be")
+    add_prefer_argument(verifying)
     verifying.add_argument("--strict", action="store_true", help="refuse files that name anything but tensors")
     where = actions.add_parser("path", help="the cache folder, or where the weights of NAME lie in it")
     where.add_argument("name", nargs="?", metavar="NAME")
@@ -49,9 +53,9 @@ def _fetch(args):
     done = []
     for name in names:
         path = fetch(name, force=args.force)
-        done.append({"name": name, "path": str(path), "sha256": recorded_sha256(path)})
+        done.append({"name": name, **name_fields("path", path), "sha256": recorded_sha256(path)})
         if not args.json:
-            print(f"{path}  sha256 {done[-1]['sha256']}")
+            say(f"{path}  sha256 {done[-1]['sha256']}")
     if args.json:
         print_json(done)
     return 0
@@ -64,12 +68,13 @@ def _verify(args):
     from mmref.weights.store import fingerprint, recorded_sha256
     done = []
     for file in args.files:
-        found = read_checkpoint(file, strict=args.strict)
+        found = read_checkpoint(file, prefer=args.prefer, strict=args.strict)
         digest = fingerprint(file, described=False)
         expected = args.sha256.lower() if args.sha256 else recorded_sha256(file)
         if expected not in (None, digest):
             raise CheckpointError(f"{file}: sha256 must be {expected}, got {digest}")
-        done.append({"file": file, "format": found.format, "sha256": digest, "sha256_checked": expected is not None,
+        done.append({**name_fields("file", file), "format": found.format, "sha256": digest,
+                     "sha256_checked": expected is not None,
                      "tensors": len(found.tensors), "taken": found.source, "others": list(found.others),
                      "prefix": found.prefix, "notes": list(found.notes), "foreign": list(found.foreign),
                      "fits": [variant.name + " (folded)" * is_folded(found.tensors)
@@ -83,20 +88,21 @@ def _verify(args):
 
 def _report(found):
     checked = "as recorded" if found["sha256_checked"] else "no hash on record"
-    print(f"{found['file']}: whole; {found['tensors']} tensors ({found['format']}, taken: {found['taken']})")
-    print(f"  fits    {', '.join(found['fits']) or found['fit'].removeprefix('fits ')}")
-    print(f"  sha256  {found['sha256']} ({checked})")
+    say(f"{found['file']}: whole; {found['tensors']} tensors ({found['format']}, taken: {found['taken']})")
+    say(f"  fits    {', '.join(found['fits']) or found['fit'].removeprefix('fits ')}")
+    say(f"  sha256  {found['sha256']} ({checked})")
     if found["foreign"]:
-        print(f"  passed over, not executed: {listed(found['foreign'])}")
+        say(f"  passed over, not executed: {listed(found['foreign'])}")
     for note in found["notes"]:
-        print(f"  note    {note}")
+        say(f"  note    {note}")
 
 
 def _path(args):
-    from mmref.weights.store import cached, home
+    from mmref.home import cache_folder
+    from mmref.weights.store import cached
     if args.name is None:
-        print(home() / "weights")
+        say(cache_folder() / "weights")
         return 0
     source, converted = cached(args.name)
-    print(source if source.exists() and not converted.exists() else converted)
+    say(source if source.exists() and not converted.exists() else converted)
     return 0

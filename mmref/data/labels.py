@@ -1,7 +1,7 @@
 """Names of the classes, in the order of the networks' outputs.
 
 Which classes a network answers is known by its weights and by whoever trained it, never by how many there are: a
-network of ten classes of one's own must not answer with CIFAR-10's names. So names come from the weights' own metadata,
+user's network of ten classes must not answer with CIFAR-10's names. So names come from the weights' own metadata,
 from a description beside them, or from `read_class_names`; without any of these they are "class 0", "class 1", ...
 
 `imagenet_classes.txt` has ImageNet-1k's classes, one per line: WordNet identifier, then a short English name. They
@@ -11,6 +11,7 @@ stand in the order of the identifiers, which is that of the class folders of eve
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -63,7 +64,7 @@ def class_names(model) -> tuple[str, ...]:
 def read_class_names(source, count: int) -> tuple[str, ...]:
     """The names that `source` gives to `count` outputs; see `load_class_names`. Raises ValueProblem for another number
     of names, too."""
-    of = "" if isinstance(source, (list, tuple)) else f" of {source}"
+    of = f" of {source}" if isinstance(source, (str, os.PathLike)) else ""
     return check_class_names(f"class_names{of}", load_class_names(source), count)
 
 

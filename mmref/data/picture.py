@@ -65,7 +65,7 @@ class Transform:
     interpolation: str = "bicubic"
 
     def __post_init__(self):
-        grey = isinstance(self.mean, (list, tuple)) and len(self.mean) == 1
+        grey = all(isinstance(values, (list, tuple)) and len(values) == 1 for values in (self.mean, self.std))
         for name in ("mean", "std"):
             object.__setattr__(self, name, check_numbers(f"transform: {name}", getattr(self, name), 1 if grey else 3))
         if min(self.std) <= 0:
@@ -248,12 +248,12 @@ def _scale_16_bit(image):
 def to_array(image: Image.Image, transform: Transform) -> np.ndarray:
     """(3, size, size) float32: the RGB image resized, cropped and normalised; (1, size, size) for a grey transform.
 
-    Raises ShapeError where the image is no 8-bit RGB (`open_picture` gives such) or has no pixels."""
+    Raises ShapeError where the image is not 8-bit RGB (`open_picture` makes it so) or has no pixels."""
     if not isinstance(image, Image.Image):
         raise ShapeError(f"image must be a PIL image (open_picture gives one), got {shown(image)}")
     check_kind("transform", transform, Transform, "a Transform, such as model.transform")
     if image.mode != "RGB" or min(image.size) < 1:
-        raise ShapeError(f"image must be 8-bit RGB with at least one pixel (open_picture gives such), "
+        raise ShapeError(f"image must be 8-bit RGB with at least one pixel (open_picture makes it so), "
                          f"got mode {image.mode}, {image.width} x {image.height}")
     if transform.channels == 1:
         image = image.convert("L")
@@ -300,8 +300,8 @@ def _source_range(size, new, start, crop):
 
 
 def check_pictures(pictures):
-    """`pictures` itself, which must be several: one path would otherwise be taken for a picture a letter, and an open
-    file for a picture a line. Raises ValueProblem."""
+    """`pictures` itself, which must be several: one path would otherwise be taken for one picture per letter, and an
+    open file for one per line. Raises ValueProblem."""
     if isinstance(pictures, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)) or hasattr(pictures, "read"):
         raise ValueProblem(f"pictures must be a list of pictures, got one {type(pictures).__name__}: write [picture]")
     if not isinstance(pictures, Iterable) or (isinstance(pictures, np.ndarray) and pictures.dtype.kind not in "OU"):

@@ -40,7 +40,7 @@ class EngineModel:
                 got = "nothing" if array is None else array.dtype
                 raise ValueProblem(f"model must be float32 for backend {self.backend!r}, got {got} for {name}")
         self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
-        self.source, self.notes = getattr(model, "source", ""), getattr(model, "notes", ())
+        self.source, self.notes = model.source, model.notes
         self._model = model.frozen()
         self._start()
 

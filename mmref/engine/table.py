@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmref.engine.lowering import TOGETHER
 from mmref.engine.plan import Plan
 from mmref.kernels.calibrate import NOISE
+from mmref.tables import table
 
 PRODUCTS = ("matmul", "stem")  # the kernels that do all multiply-adds that are counted: others leave out the border's
 CLOCK = 2e-7                   # seconds by which a row may seem too short: a clock's tick, a barrier that is left late
@@ -12,7 +13,7 @@ CLOCK = 2e-7                   # seconds by which a row may seem too short: a cl
 
 def shares_of_peak(plan: Plan, times: list[float], peak: float) -> list[float | None]:
     """Each operation's share of `peak`, float32 operations a second of all the plan's threads; None where it cannot be
-    told.
+    determined.
 
     Times are those of one thread: the first, or the owner. They are the operation's where all threads meet before and
     after it, or where one works alone.
@@ -51,12 +52,8 @@ def plan_table(plan: Plan, times: list[float] | None = None, shares: list[float 
             share = shares[index]
             row.append("alarm" if wrong[index] else "" if share is None else f"{share:.0%}")
         rows.append(row)
-    widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
-    lines = ["  ".join(cell.ljust(width) if i < 3 else cell.rjust(width)
-                       for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-             for row in [titles, ["-" * width for width in widths], *rows]]
     macs = sum(op.macs for op in plan.operations)
-    lines.append("")
+    lines = [table(rows, titles, left=3), ""]
     lines.append(f"{len(rows)} operations, {macs / 1e6:,.1f} million multiply-adds, "
                  f"{plan.activation_bytes / 2**20:,.1f} MiB of activations"
                  + (f", {sum(times) * 1e3:,.2f} ms in sum" if times else ""))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from mmref.errors import MmrefError
 from mmref.files import replacing
+from mmref.text import to_json
 
 __all__ = ["Tally", "write_results"]
 
@@ -22,7 +22,7 @@ class Tally:
     """The answers to `targets`, each at its picture's place: a batch that comes twice changes nothing.
 
     targets  (pictures,) int32
-    topk     how many classes are kept of an answer
+    topk     how many classes of an answer are kept
     """
 
     def __init__(self, targets: np.ndarray, class_names: Sequence[str], topk: int = 5):
@@ -109,11 +109,11 @@ class Tally:
 def write_results(path, results: dict, format: str | None = None) -> None:
     """Write figures as timm does: CSV (one header, one line, timm's columns) or JSON (all there is).
 
-    format  "csv" or "json"; None goes by the file's name. The file is replaced as a whole or not at all."""
+    format  "csv" or "json"; None decides by the file's name. The file is replaced as a whole or not at all."""
     path = Path(path)
     kind = format or ("json" if path.suffix.lower() == ".json" else "csv")
     if kind == "json":
-        text = json.dumps(results, indent=4, ensure_ascii=False) + "\n"
+        text = to_json(results, indent=4) + "\n"
     else:
         columns = [key for key in results if key in COLUMNS or key.startswith("top")]
         buffer = io.StringIO()

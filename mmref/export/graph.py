@@ -1,68 +1,109 @@
-"""A thin builder for ONNX graphs: nodes one after another, values known by their names.
-
-Every name is that of the layer it belongs to and the operation, `blocks1.0.ffn0.m.pw1/Conv`; initialisers that are
-parameters carry the names of the folded state dict, so that a tool which shows the graph shows mmref's structure.
-"""
+"""From a network to the graph that is lowered: traced, batch norms folded, sizes as nodes."""
 
 from __future__ import annotations
 
-import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from collections.abc import Callable
+
+from mmref.errors import NotTraceable
+from mmref.graph.graph import Constant, Graph, Node, collect, rewrite
+from mmref.graph.passes import fold_batch_norm, replaced
+from mmref.graph.trace import Extent, plain, trace
+from mmref.nn.operation import operation
 
 
-class GraphBuilder:
-    """Collects nodes and initialisers. Values are the strings that ONNX knows them by."""
+@operation(lambda x, axis: (), registry={})
+def size(x, axis):
+    """The length of an axis, in the place of the number that an attribute had when the text was traced."""
+    return x.shape[axis]
 
-    def __init__(self):
-        self.nodes, self.initialisers = [], {}
-        self._taken: dict[str, int] = {}
 
-    def node(self, op: str, inputs: list[str], scope: str, outputs: int = 1, **attributes):
-        """Append a node; returns its output, or the list of them where there are several."""
-        name = self._unique(f"{scope}/{op}" if scope else op)
-        values = [name] if outputs == 1 else [f"{name}:{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(op, inputs, values, name=name, **attributes))
-        return values[0] if outputs == 1 else values
+SIZES = {"height", "width", "start", "stop"}  # attributes that emitters take as nodes
+BATCH = 7  # while tracing: one that no constant of a text is likely to have
 
-    def constant(self, name: str, array) -> str:
-        """An initialiser; floating-point arrays become float32. The same name must mean the same array."""
-        array = np.asarray(array)
-        array = np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else np.int64)
-        if name in self.initialisers and not np.array_equal(self.initialisers[name], array):
-            raise AssertionError(f"two different arrays called {name}")
-        self.initialisers[name] = array
-        return name
 
-    def integers(self, *values: int) -> str:
-        """A constant vector of integers, shared by all who need it."""
-        return self.constant(f"ints/{'_'.join(map(str, values))}", np.array(values, np.int64))
+def graph_of(function: Callable, model, inputs: list[tuple], side: int) -> tuple[Graph, dict[Node, str]]:
+    """(graph of `function` for inputs of these dimensions, {node: the layer it is named after}).
 
-    def split(self, x: str, sizes, axis: int, scope: str) -> list[str]:
-        """`np.split` by sizes; parts of size 0 are left out (and a single part is `x` itself)."""
-        sizes = [size for size in sizes if size]
-        if len(sizes) == 1:
-            return [x]
-        return self.node("Split", [x, self.integers(*sizes)], scope, len(sizes), axis=axis)
+    Dimensions are numbers, or symbols that stand for any size; side: a height and width that the network takes. Raises
+    NotTraceable where a size that should stay free enters a computation, naming the layer.
+    """
+    shapes = [tuple((side if axis else BATCH) if isinstance(dim, str) else dim for axis, dim in enumerate(dims))
+              for dims in inputs]
+    traced = trace(function, model, *shapes)
+    fixed_by = traced.fixed_by or next((node.layer for node in traced for name, value in node.attributes.items()
+                                        if isinstance(value, Extent) and name not in SIZES), None)
+    if fixed_by is not None and any(isinstance(dim, str) for dims in inputs for dim in dims[2:]):
+        raise NotTraceable(f"layer {fixed_by!r} computes with the size of its input: such a network can be exported "
+                           f"for one size only (fixed=(height, width), --fixed HxW)")
+    graph = fold_batch_norm(without_empty_parts(sizes_as_nodes(traced)))
+    return graph, scopes(graph, traced)
 
-    def sizes(self, x: str, start: int, end: int, scope: str) -> str:
-        """The sizes of axes start .. end - 1, known when the graph runs."""
-        return self.node("Shape", [x], scope, start=start, end=end)
 
-    def total(self, terms: list[str], scope: str) -> str:
-        """The sum of one or more values of the same shape."""
-        result = terms[0]
-        for term in terms[1:]:
-            result = self.node("Add", [result, term], scope)
-        return result
+def sizes_as_nodes(graph: Graph) -> Graph:
+    """A pass: attributes that are somebody's size become operands, nodes of operation `size`."""
+    new: dict[Node | Constant, Node] = {}
+    for old in graph:
+        operands = {name: new.get(value, value) for name, value in old.operands.items()}
+        sizes = {name: value for name, value in old.attributes.items() if name in SIZES and isinstance(value, Extent)}
+        attributes = plain({name: value for name, value in old.attributes.items() if name not in sizes})
+        for name, value in sizes.items():
+            operands[name] = Node(size, {"x": new[value.node]}, {"axis": value.axis}, old.layer, (), old.dtype)
+        new[old] = Node(old.operation, operands, attributes, old.layer, old.shape, old.dtype, old.elsewhere)
+    return collect(graph, new)
 
-    def graph(self, name: str, inputs, outputs):
-        """The finished GraphProto; inputs and outputs are (name, dimensions), dimensions numbers or symbols."""
-        def describe(value):
-            return helper.make_tensor_value_info(value[0], TensorProto.FLOAT, value[1])
-        tensors = [numpy_helper.from_array(array, name) for name, array in self.initialisers.items()]
-        return helper.make_graph(self.nodes, name, [describe(v) for v in inputs], [describe(v) for v in outputs],
-                                 tensors)
 
-    def _unique(self, name):
-        count = self._taken[name] = self._taken.get(name, 0) + 1
-        return name if count == 1 else f"{name}_{count}"
+def without_empty_parts(graph: Graph) -> Graph:
+    """A pass: what has no channels is not concatenated, and so not computed either."""
+    def rule(node, only):
+        if node.name != "concatenate":
+            return None
+        parts = {name: part for name, part in node.operands.items() if 0 not in part.shape}
+        first = next(iter(parts.values()), None)
+        if len(parts) == 1 and isinstance(first, Node):
+            return first
+        return replaced(node, node, node.operation, parts, **node.attributes) if parts else None
+    return rewrite(graph, rule)
+
+
+def scopes(graph: Graph, traced: Graph) -> dict[Node, str]:
+    """{node: the layer that it is named after}: that whose text made the call.
+
+    Where a convolution has taken over the batch norm behind it, its own layer's result is no longer there. Then it is
+    the layer around both, if that returns this, or else that of the batch norm.
+    """
+    owners: dict[Node, str] = {}
+    for layer, node in graph.layers.items():
+        owners.setdefault(node, layer)                # the innermost layer that returns it comes first
+    names = {node: node.layer for node in graph}
+    for node, layer in names.items():
+        if layer in traced.layers and layer not in graph.layers:
+            owner = owners.get(node, layer)
+            around = _around(layer, owner)
+            names[node] = around if graph.layers.get(around) is node else owner
+    return names
+
+
+def _around(one, other):
+    """The path of the innermost layer around two."""
+    parts = []
+    for a, b in zip(one.split("."), other.split("."), strict=False):
+        if a != b:
+            break
+        parts.append(a)
+    return ".".join(parts)
+
+
+def dimensions(node: Node, inputs: list[tuple], graph: Graph) -> tuple[int | str | None, ...]:
+    """Of an output: numbers, the inputs' symbols, None for a free size that is none of theirs."""
+    symbols: dict[tuple, set] = {}
+    for dims, x in zip(inputs, graph.inputs, strict=True):
+        for axis, dim in enumerate(dims):
+            symbols.setdefault((x.shape[axis], x.elsewhere[axis]), set()).add(dim)
+    free = any(isinstance(dim, str) for dims in inputs for dim in dims[2:])
+
+    def dimension(axis, length, elsewhere):
+        same = symbols.get((length, elsewhere), {None})
+        if length == elsewhere or axis and not free:
+            return length
+        return next(iter(same)) if len(same) == 1 else None
+    return tuple(dimension(axis, *both) for axis, both in enumerate(zip(node.shape, node.elsewhere, strict=True)))

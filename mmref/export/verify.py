@@ -12,7 +12,7 @@ from mmref.errors import MissingBackend
 from mmref.models.network import check_numpy_model
 
 TOLERANCE = 1e-5  # of the largest logit
-ROUNDING = 3      # times mmref's own float32 error that a runtime may have where that is more than TOLERANCE
+ROUNDING = 16     # times mmref's own float32 error that a runtime may have where that is more than TOLERANCE
 
 
 @dataclass(frozen=True)

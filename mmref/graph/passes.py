@@ -51,21 +51,14 @@ def _is(node, *names) -> bool:
 
 # ------------------------------------------------------------------------------------------ batch norm, scales
 
-@rule_for("batch_norm", "linear", "multiply")
+@rule_for("batch_norm", "linear")
 def fold_batch_norm(node, only):
-    """A batch norm behind a convolution or linear layer, or before a linear layer, goes into its weight and bias; so
-    does one factor a channel."""
+    """A batch norm behind a convolution or linear layer, or before a linear layer, goes into its weight and bias."""
     x = node.operands.get("x")
     if node.name == "batch_norm" and _is(x, *CONVOLUTIONS) and only(x):
         return _followed_by_norm(node, x)
     if node.name == "linear" and _is(x, "batch_norm") and only(x):
         return _preceded_by_norm(node, x)
-    if node.name == "multiply":
-        for one, other in (("x", "y"), ("y", "x")):
-            conv, factor = node.operands[one], node.operands[other]
-            if _is(conv, *CONVOLUTIONS) and only(conv) and isinstance(factor, Constant) \
-                    and factor.shape == (1, conv.shape[1]) + (1,) * (conv.ndim - 2):
-                return _scaled(node, conv, factor)
     return None
 
 
@@ -115,6 +108,17 @@ def _preceded_by_norm(node, norm):
     new_bias = derived(f"bias behind a batch norm, eps {eps}", weight.shape[:1], fold_bias, *sources)
     return replaced(node, node, node.operation, {"x": norm.operands["x"], "weight": new_weight, "bias": new_bias},
                     **node.attributes)
+
+
+@rule_for("multiply")
+def fold_factors(node, only):
+    """One factor a channel behind a convolution or linear layer goes into its weight and bias."""
+    for one, other in (("x", "y"), ("y", "x")):
+        conv, factor = node.operands[one], node.operands[other]
+        if _is(conv, *CONVOLUTIONS) and only(conv) and isinstance(factor, Constant) \
+                and factor.shape == (1, conv.shape[1]) + (1,) * (conv.ndim - 2):
+            return _scaled(node, conv, factor)
+    return None
 
 
 def _scaled(node, conv, factor):
@@ -296,7 +300,7 @@ def gates(node, only):
     return None
 
 
-GROUPS = ((fold_batch_norm,),
+GROUPS = ((fold_batch_norm, fold_factors),
           (shortcut_into_centre_tap, wavelet_branches, scans, gates, relu_before_concatenation),
           (epilogues,), (pointwise_depthwise,))
 PASSES = tuple(one for group in GROUPS for one in group)

@@ -55,14 +55,15 @@ class Constants:
     """The constants of one model, each array once, whichever graph it enters."""
 
     def __init__(self, model):
-        self.names, self.arrays, self.computed = {}, {}, {}
+        self.names, self.places, self.arrays, self.computed = {}, {}, {}, {}
         for name, layer, attribute in model.named_parameters():
             array = getattr(layer, attribute)
-            self.names[id(array)] = name
-            self.arrays[name] = array  # kept, so that its id stays its own
+            self.names[id(array)] = self.places[_place(array)] = name
+            self.arrays[name] = array  # kept, so that its id and its place stay its own
 
     def of(self, array: np.ndarray, layer: str) -> Constant:
-        """A parameter, a view of one, or what a layer's text computed from parameters: then known by its value."""
+        """A parameter, or what a layer's text computed from parameters: then known by its value. A parameter in another
+        shape has its name."""
         name = self.names.get(id(array))
         if name is not None:
             return Constant(name, name, array.shape, array.dtype, lambda: array)
@@ -71,10 +72,15 @@ class Constants:
             if constant.shape == array.shape and np.array_equal(constant.make(), array):
                 return constant
         kept = array.copy()
-        constant = Constant(f"{layer} (computed {len(known)})", (layer, len(known)), array.shape, array.dtype,
-                            lambda: kept)
+        name = self.places.get(_place(array), f"{layer} (computed {len(known)})")
+        constant = Constant(name, (layer, len(known)), array.shape, array.dtype, lambda: kept)
         known.append(constant)
         return constant
+
+
+def _place(array):
+    """The memory that an array fills: that of a parameter, for one that was only reshaped."""
+    return array.ctypes.data, array.nbytes
 
 
 class Extent:

@@ -1,4 +1,4 @@
-"""What every network shares: its input's door, its parameters, other precisions, folding, a frozen copy for engines."""
+"""What every network shares: checks of its input, parameters, other precisions, folding, a frozen copy for engines."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from mmref.nn.operation import Symbol
 
 class Network(Layer):
     """Base of networks: a `config` with `name`, `img_size`, `in_chans` and `num_classes`; `transform`, how a picture
-    becomes its input; `class_names`, its labels (both may be None)."""
+    becomes its input; `class_names`, its labels (both may be None); `source`, where its parameters come from, and
+    `notes`, what was decided in reading them, in words."""
 
     def __init__(self, config):
         super().__init__()
         self.config, self.transform, self.class_names = config, None, None
+        self.source, self.notes = "", ()
 
     def check_input(self, x) -> None:
         """Validate an input: rank, channels, dtype, at least one pixel, finite values. ShapeError or ValueProblem."""
@@ -28,6 +30,13 @@ class Network(Layer):
         check_shape(x, self.config.in_chans, self.dtype)
         if not np.isfinite(x).all():
             raise_not_finite()
+
+    def initialise(self, seed: int = 0, dtype=np.float32) -> Network:
+        """Give the network the starting values of training, the same for the same seed, in place; returns it."""
+        rng = np.random.default_rng(seed)
+        for _, layer, attribute in self.named_parameters():
+            setattr(layer, attribute, layer.initial(attribute, rng).astype(dtype))
+        return self
 
     def frozen(self) -> Network:
         """A copy of the tree of layers that shares the parameters: layers exchanged in one are not in the other."""
@@ -39,9 +48,7 @@ class Network(Layer):
     def dtype(self) -> np.dtype:
         """float32, or float64 after `astype`. ValueProblem where parameters are not loaded yet."""
         for name, layer, attribute in self.named_parameters():
-            if getattr(layer, attribute) is None:
-                raise ValueProblem(f"model must have parameters, got none for {name}: mmref.create_model gives it some")
-            return getattr(layer, attribute).dtype
+            return _parameter(name, layer, attribute).dtype
         return np.dtype(np.float32)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -52,8 +59,8 @@ class Network(Layer):
         """A copy of the model that computes in `dtype`, float32 or float64. Raises ValueProblem for another."""
         dtype = check_dtype("dtype", dtype)
         clone = copy.deepcopy(self)
-        for _, layer, attribute in clone.named_parameters():
-            setattr(layer, attribute, np.asarray(getattr(layer, attribute), dtype))
+        for name, layer, attribute in clone.named_parameters():
+            setattr(layer, attribute, np.asarray(_parameter(name, layer, attribute), dtype))
         return clone
 
     def fold_batchnorm(self) -> Network:
@@ -74,6 +81,14 @@ class Network(Layer):
     def parameter_count(self) -> int:
         """Learned parameters, as papers count them."""
         return sum(math.prod(layer.shapes[name]) for _, layer, name in self.named_parameters() if layer.learned(name))
+
+
+def _parameter(name, layer, attribute):
+    """The array of a parameter, which may not be loaded yet: then ValueProblem."""
+    array = getattr(layer, attribute)
+    if array is None:
+        raise ValueProblem(f"model must have parameters, got none for {name}: mmref.create_model gives it some")
+    return array
 
 
 def _copy_tree(layer):
@@ -105,8 +120,9 @@ def check_numpy_model(model) -> None:
 
 def check_features(x, channels, dtype):
     """Validate a last feature map (batch, channels, height, width) that `forward_head` is given."""
+    traced = isinstance(x, Symbol)  # whose sizes must not be looked at, or its graph would hold for them alone
     check_array("x", x, "batch channels height width", dtype)
-    if x.shape[1] != channels or 0 in x.shape[2:]:
+    if x.shape[1] != channels or not traced and 0 in x.shape[2:]:
         raise ShapeError(f"x must be a last feature map (batch, {channels}, height, width) with height and width >= 1, "
                          f"got shape {x.shape}")
 

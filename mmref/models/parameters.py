@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from mmref.errors import ParameterMismatch
-from mmref.models.mobilemamba import MobileMamba
-from mmref.models.variants import VARIANTS, Variant
+from mmref.models.network import Network
+from mmref.models.registry import models
+from mmref.models.variants import Variant
 
 LISTED = 10  # differences an error spells out
 
@@ -29,7 +30,7 @@ def expected_shapes(config: Variant, folded: bool = False) -> dict[str, tuple[in
 
 
 def _skeleton(config, folded):
-    model = MobileMamba(config)
+    model = config.build()
     return model.fold_batchnorm() if folded else model
 
 
@@ -38,10 +39,10 @@ def _shapes(model):
 
 
 def load_parameters(config: Variant, state: Mapping[str, np.ndarray], dtype=np.float32, source: str = "weights",
-                    num_classes: int | None = None, in_chans: int | None = None) -> MobileMamba:
+                    num_classes: int | None = None, in_chans: int | None = None) -> Network:
     """A model with the parameters of `state`, folded where they are folded.
 
-    num_classes, in_chans  what is wanted; None takes what the state has (no head, where it has none), 0 classes leave
+    num_classes, in_chans  what is wanted; None takes what the state has (no head if it has none), 0 classes leave
                            its head out
 
     Arrays are converted to `dtype` (copied if that changes them). Raises ParameterMismatch: a head or channels that
@@ -63,13 +64,9 @@ def load_parameters(config: Variant, state: Mapping[str, np.ndarray], dtype=np.f
     return model
 
 
-def random_parameters(config: Variant, seed: int = 0, dtype=np.float32) -> MobileMamba:
+def random_parameters(config: Variant, seed: int = 0, dtype=np.float32) -> Network:
     """An untrained model: the starting values of training, the same for the same seed."""
-    model = MobileMamba(config)
-    rng = np.random.default_rng(seed)
-    for _, layer, attribute in model.named_parameters():
-        setattr(layer, attribute, layer.initial(attribute, rng).astype(dtype))
-    return model
+    return config.build().initialise(seed, dtype)
 
 
 def head_classes(state: Mapping[str, np.ndarray]) -> int | None:
@@ -94,7 +91,7 @@ def _sized(config, state, source, num_classes=None, in_chans=None):
     """The variant with the classes and channels of `state`, or an error where others are wanted."""
     classes, channels = head_classes(state), stem_channels(state)
     if num_classes and classes is None and not any(name.startswith("head.") for name in state):
-        raise ParameterMismatch(f"{source}: num_classes={num_classes} wants a head, and the weights have none; without "
+        raise ParameterMismatch(f"{source}: num_classes={num_classes} needs a head, and the weights have none; without "
                                 f"num_classes the network gives pooled features")
     if num_classes and classes not in (None, num_classes):
         raise ParameterMismatch(f"{source}: num_classes must be {classes}, which its head answers, or 0 for no head, "
@@ -127,21 +124,24 @@ def _advice(state):
     fits = fitting_variants(state)
     if fits:
         return f"They fit {' or '.join(described(variant) for variant in fits)}."
-    first = next(iter(state), "").partition(".")[0] + "."
-    inside = {name.removeprefix(first): array for name, array in state.items() if name.startswith(first)}
-    fits = fitting_variants(inside)
-    if fits and len(inside) == len(state):
-        return f"They would fit {described(fits[0])} without {first!r} before every name."
-    if fits:
-        return (f"Those below {first!r} fit {described(fits[0])}; the other {len(state) - len(inside)} belong to "
-                f"something built on it.")
+    prefix, inside = "", state
+    for _ in range(4):  # prefixes of a larger model: visual.trunk.
+        first = next(iter(inside), "").partition(".")[0] + "."
+        prefix += first
+        inside = {name.removeprefix(first): array for name, array in inside.items() if name.startswith(first)}
+        fits = fitting_variants(inside)
+        if fits and len(inside) == len(state):
+            return f"They would fit {described(fits[0])} without {prefix!r} before every name."
+        if fits:
+            return (f"Those below {prefix!r} fit {described(fits[0])}; the other {len(state) - len(inside)} belong to "
+                    f"something built on it.")
     return "They fit no variant mmref knows."
 
 
 def fitting_variants(state: Mapping[str, np.ndarray]) -> list[Variant]:
     """The variants whose names and shapes are those of `state`, with its number of classes and of input channels."""
     got = _parameter_shapes(state)
-    sized = (_sized(variant, state, "") for variant in VARIANTS.values())
+    sized = (_sized(variant, state, "") for variant in models().values())
     return [variant for variant in sized if expected_shapes(variant, is_folded(state)) == got]
 
 
@@ -158,7 +158,7 @@ def account_of_fit(state: Mapping[str, np.ndarray]) -> str:
     if fits:
         return f"fits {' or '.join(map(described, fits))}{folded}"
     got, nearest, most = _parameter_shapes(state), None, 0
-    for variant in VARIANTS.values():
+    for variant in models().values():
         shapes = expected_shapes(_sized(variant, state, ""), is_folded(state))
         common = len(shapes.items() & got.items())
         if common > most:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from mmref.arguments import check_integer, check_integers, check_kind, check_numbers
@@ -12,6 +11,7 @@ from mmref.nn.paths import directions
 from mmref.nn.wavelet import filter_bank
 
 MOST_CLASSES = 1_000_000
+MOST_CHANNELS = 4096
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,16 @@ class Variant:
         if not check_kind("name", self.name, str, "a name"):
             raise ValueProblem("name must be a name, got an empty one")
         for field, low, high in (("img_size", 1, 4096), ("ssm_ratio", 1, 64), ("d_state", 1, 1024),
-                                 ("wavelet_levels", 1, 16), ("num_classes", 0, MOST_CLASSES), ("in_chans", 1, 4096)):
+                                 ("wavelet_levels", 1, 16), ("num_classes", 0, MOST_CLASSES),
+                                 ("in_chans", 1, MOST_CHANNELS)):
             put(field, check_integer(field, getattr(self, field), low, high))
         for field, low, high in (("widths", 16, 8192), ("depths", 0, 1000), ("kernels", 1, 63)):
             put(field, check_integers(field, getattr(self, field), 3, low, high))
         for field in ("global_ratio", "local_ratio"):
             put(field, check_numbers(field, getattr(self, field), 3, 0, 1))
+        if min(*self.global_ratio, *self.local_ratio) <= 0:
+            raise ValueProblem(f"global_ratio and local_ratio must be larger than 0, got {self.global_ratio} and "
+                               f"{self.local_ratio}")
         if not all(kernel % 2 for kernel in self.kernels):
             raise ValueProblem(f"kernels must be odd, so that they have a middle, got {self.kernels}")
         try:
@@ -66,12 +70,18 @@ class Variant:
         except ValueProblem as error:
             raise ValueProblem(f"scan_order: {error}") from error
         put("scan_order", self.scan_order if isinstance(self.scan_order, str) else named)
-        if self.wavelet != "db1":  # which everybody has; others ask PyWavelets, which is slow to import
+        check_kind("wavelet", self.wavelet, str, "the name of a discrete wavelet")
+        if self.wavelet != "db1":  # which needs no PyWavelets, slow to import
             filter_bank(self.wavelet)
         for width, global_ratio, local_ratio in zip(self.widths, self.global_ratio, self.local_ratio, strict=True):
             if not split_channels(width, global_ratio, local_ratio)[1]:
                 raise ValueProblem(f"global_ratio and local_ratio must leave a local channel of {width}, "
                                    f"got {global_ratio} and {local_ratio}")
+
+    def build(self):
+        """The network, its parameters not loaded yet."""
+        from mmref.models.mobilemamba import MobileMamba
+        return MobileMamba(self)
 
 
 VARIANTS = {v.name: v for v in (
@@ -93,16 +103,3 @@ ACCURACY = {name: dict(zip(("top1", "top5", "top1_dagger", "top5_dagger"), figur
     "mobilemamba_b2": (81.624, 95.890, 83.260, 96.438), "mobilemamba_b4": (82.496, 96.252, 83.644, 96.606),
 }.items()}
 ACCURACY["mobilemamba_nano"] = {"top1": 87.30}
-
-
-def resolve(name: str) -> tuple[Variant, bool]:
-    """(variant, dagger) of a name in any spelling people use: `mobilemamba_t2`, upstream's `MobileMamba_T2`, and
-    `mobilemamba_t2s` for the dagger weights (the same network trained longer). Raises ValueProblem."""
-    plain = str(name).lower()
-    if plain in VARIANTS:
-        return VARIANTS[plain], False
-    match = re.fullmatch(r"(mobilemamba_[tsb]\d)s", plain)
-    if match and match[1] in VARIANTS:
-        return VARIANTS[match[1]], True
-    raise ValueProblem(f"model must be one of {', '.join(VARIANTS)} (an s at the end asks for the dagger weights), "
-                       f"got {name!r}")

@@ -15,6 +15,7 @@ window; any side), each also with " backwards" behind it, as LocalVim mixes them
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,14 +32,15 @@ PADDING = -1
 
 def paths(order: str | tuple[str, ...], height: int, width: int) -> np.ndarray:
     """Table (K, L) of int64 pixel numbers of a height x width map; read-only. ValueProblem for an unknown order, and
-    for a height or width that is no integer >= 0."""
-    return _table(directions(order), check_integer("height", height, 0), check_integer("width", width, 0))
+    for a height or width that is not an integer in 0..2^24."""
+    return _table(directions(order), check_integer("height", height, 0, 1 << 24),
+                  check_integer("width", width, 0, 1 << 24))
 
 
 @lru_cache(maxsize=256)
 def _table(order, height, width):
     numbers = np.arange(height * width).reshape(height, width)
-    several = [_path(direction, numbers) for direction in order]
+    several = [_path(way(direction), numbers) for direction in order]
     table = np.full((len(several), max(map(len, several))), PADDING)
     for row, path in zip(table, several, strict=True):
         row[:len(path)] = path  # what pads a shorter path stands behind its last pixel, where it changes nothing
@@ -49,41 +51,43 @@ def _table(order, height, width):
 def directions(order: str | tuple[str, ...]) -> tuple[str, ...]:
     """The directions of an order, by name. ValueProblem for an unknown one."""
     named = ORDERS.get(order) if isinstance(order, str) else order
-    if not isinstance(named, (tuple, list)) or not named or not all(map(_known, named)):
+    if not isinstance(named, (tuple, list)) or not named or None in map(way, named):
         raise ValueProblem(f"order must be one of {', '.join(ORDERS)} or a tuple of directions ('rows', 'columns', "
                            f"'windows 7', each also with '{BACKWARDS}' behind it), got {shown(order)}")
     return tuple(named)
 
 
-def _known(direction):
+class Way(NamedTuple):
+    """What the name of a direction says. The map is cut into square blocks, padded to whole ones."""
+
+    side: int = 1                        # of a block
+    cell: tuple[int, int] | None = None  # which pixel of every block, (row, column); None: block after block, all of it
+    by_column: bool = False              # blocks one below the other, not side by side
+    backwards: bool = False
+
+
+def way(direction: str) -> Way | None:
+    """A direction taken apart, None for an unknown one."""
     if not isinstance(direction, str):
-        return False
-    plain = direction.removesuffix(BACKWARDS)
-    return plain in ("rows", "columns", *ORDERS["atrous"]) or _window(plain) > 0
+        return None
+    plain, backwards = direction.removesuffix(BACKWARDS), direction.endswith(BACKWARDS)
+    if plain in ("rows", "columns"):
+        return Way(by_column=plain == "columns", backwards=backwards)
+    if plain in ORDERS["atrous"]:
+        cell = int(plain.startswith("odd rows")), int("odd columns" in plain)
+        return Way(2, cell, plain.endswith("by column"), backwards)
+    word, _, side = plain.partition(" ")
+    if word == "windows" and side.isascii() and side.isdigit() and len(side) <= 4 and int(side):
+        return Way(int(side), backwards=backwards)
+    return None
 
 
-def _window(direction):
-    word, _, side = direction.partition(" ")
-    return int(side) if word == "windows" and side.isascii() and side.isdigit() and len(side) <= 4 else 0
-
-
-def _path(direction, numbers):
-    plain = direction.removesuffix(BACKWARDS)
-    if plain == "rows":
-        path = numbers.ravel()
-    elif plain == "columns":
-        path = numbers.T.ravel()
-    elif plain in ORDERS["atrous"]:
-        start = [int(plain.startswith("odd")), int("odd columns" in plain)]
-        cells = _padded(numbers, 2)[start[0]::2, start[1]::2]
-        path = (cells.T if "by column" in plain else cells).ravel()
-    else:
-        side = _window(plain)
-        cells = _padded(numbers, side)
-        path = cells.reshape(len(cells) // side, side, -1, side).swapaxes(1, 2).ravel()
-    return path[::-1] if direction.endswith(BACKWARDS) else path
-
-
-def _padded(numbers, step):
-    """Rows and columns of padding at the bottom and right, to whole steps."""
-    return np.pad(numbers, [(0, -side % step) for side in numbers.shape], constant_values=PADDING)
+def _path(way, numbers):
+    side = way.side
+    padded = np.pad(numbers, [(0, -length % side) for length in numbers.shape], constant_values=PADDING)
+    rows, columns = (length // side for length in padded.shape)
+    blocks = padded.reshape(rows, side, columns, side).swapaxes(1, 2)       # (H/side, W/side, side, side)
+    if way.cell:
+        blocks = blocks[:, :, way.cell[0], way.cell[1]]
+    path = (blocks.swapaxes(0, 1) if way.by_column else blocks).ravel()
+    return path[::-1] if way.backwards else path

@@ -1,4 +1,4 @@
-"""What every operation takes, and the shape of its result: one function an operation, of the same arguments.
+"""What every operation takes, and the shape of its result: one function per operation, of the same arguments.
 
 They look at ranks, shapes and dtypes only, so they answer for symbols as well as for arrays (operation.py). Every one
 raises ShapeError or ValueProblem (arguments.py), which names the argument, what was expected and what was received.
@@ -8,16 +8,26 @@ Letters: B batch, C channels, H x W pixels, L steps of a sequence, K directions,
 
 from __future__ import annotations
 
-from mmref.arguments import check_array, check_integer, check_ndarray, check_number, check_rank, check_vector
+from mmref.arguments import (
+    check_array,
+    check_flag,
+    check_integer,
+    check_ndarray,
+    check_number,
+    check_rank,
+    check_vector,
+)
 from mmref.errors import ShapeError
 from mmref.nn.paths import paths
+
+MOST_PADDING = 65_535  # pixels on each side
 
 # ------------------------------------------------------------------------------------------------ convolutions
 
 def conv2d(x, weight, bias=None, *, stride=1, padding=0, groups=1):
     check_array("x", x, "batch channels height width")
     check_array("weight", weight, "out_channels in_channels/groups k_h k_w", x.dtype)
-    _check_steps(stride, padding)
+    check_steps(stride, padding)
     check_integer("groups", groups, 1)
     c_in, (c_out, c_group, *kernel) = x.shape[1], weight.shape
     if c_in != c_group * groups or c_out % groups or 0 in weight.shape[1:]:
@@ -28,9 +38,8 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, groups=1):
     return x.shape[0], c_out, *_correlated(x.shape[2:], kernel, stride, padding)
 
 
-def _check_steps(stride, padding):
-    check_integer("stride", stride, 1)
-    check_integer("padding", padding, 0)
+def check_steps(stride, padding) -> tuple[int, int]:
+    return check_integer("stride", stride, 1), check_integer("padding", padding, 0, MOST_PADDING)
 
 
 def _correlated(size, kernel, stride, padding):
@@ -43,7 +52,7 @@ def _correlated(size, kernel, stride, padding):
 def depthwise_conv2d(x, weight, bias=None, *, stride=1, padding=0, backend="numpy"):
     check_array("x", x, "batch channels height width")
     _check_depthwise_weight(weight, x)
-    _check_steps(stride, padding)
+    check_steps(stride, padding)
     if bias is not None:
         check_vector("bias", bias, x.shape[1], x.dtype)
     return *x.shape[:2], *_correlated(x.shape[2:], weight.shape[2:], stride, padding)
@@ -61,7 +70,7 @@ def depthwise_conv_transpose2d(x, weight, *, groups, stride=1, padding=0):
     check_array("x", x, "batch channels height width")
     _check_depthwise_weight(weight, x)
     check_integer("groups", groups, 1)
-    _check_steps(stride, padding)
+    check_steps(stride, padding)
     if x.shape[1] % groups:
         raise ShapeError(f"x must have a multiple of groups={groups} channels, got shape {x.shape}")
     (height, width), (k_h, k_w) = x.shape[2:], weight.shape[2:]
@@ -121,6 +130,7 @@ def broadcast(x, y):
 
 def global_average_pool(x, keep_axes=False):
     check_array("x", x, "batch channels height width")
+    check_flag("keep_axes", keep_axes)
     if 0 in x.shape[2:]:
         raise ShapeError(f"x must have at least one pixel, got shape {x.shape}")
     return (*x.shape[:2], 1, 1) if keep_axes else x.shape[:2]

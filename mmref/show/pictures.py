@@ -35,13 +35,10 @@ def draw(what: str, model, picture, layer: str | None = None, size: int | None =
 
     model   NumPy model, any variant or dtype, folded or not (computed in float64)
     layer   a block such as "blocks2.3" (wavelet, scan, delta), a stage (erf), any record's name (features)
-    size    pixels a side of the square input       cells   of erf, a side       seen   called for every step of erf
+    size    pixels per side of the square input     cells   of erf, per side     seen   called for every step of erf
 
     Raises MissingBackend without matplotlib, ValueProblem for a name that is not there."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingBackend('mmref show needs matplotlib, which is not installed: pip install "mmref[viz]"') from error
+    needs_matplotlib()
     check_choice("--what", what, WHAT)
     check_numpy_model(model)
     size, cells = None if size is None else check_integer("--size", size, 1, 4096), check_integer("--cells", cells, 1)
@@ -58,6 +55,14 @@ def draw(what: str, model, picture, layer: str | None = None, size: int | None =
         return features(model, records, shown, layer)
     block = block_of(model, layer or {"wavelet": "blocks1.0", "scan": "blocks2.3", "delta": "blocks1.0"}[what])
     return {"wavelet": wavelet, "scan": scan, "delta": delta}[what](model, records, shown, block)
+
+
+def needs_matplotlib() -> None:
+    """MissingBackend where it is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingBackend('mmref show needs matplotlib, which is not installed: pip install "mmref[viz]"') from error
 
 
 def block_of(model, name) -> Block:

@@ -27,7 +27,7 @@ from mmref.data.labels import load_class_names
 from mmref.data.picture import Transform, check_pictures, open_picture, picture_name, to_array
 from mmref.errors import CheckpointError, PictureError, ValueProblem
 from mmref.locks import Lock
-from mmref.models.variants import resolve
+from mmref.models.registry import resolve
 from mmref.nn.functional import check_backend
 
 __all__ = ["Prediction", "Predictor"]
@@ -58,14 +58,14 @@ class _Loaded:
 
 
 class Predictor:
-    """Classifies pictures in batches; calling it gives one `Prediction` a picture, in order.
+    """Classifies pictures in batches; calling it gives one `Prediction` per picture, in order.
 
     model       a name of `mmref.list_models()`, or a ready model (callable, with `config` and `transform`), which is
                 then pickled along
     weights     .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
     backend     "numpy", "numba" or "cuda"
     topk        how many classes an answer lists (at most all)
-    batch_size  pictures a run of the network
+    batch_size  pictures per run of the network
     img_size    side of the network's input; None for the weights' own
     workers     threads that decode the next pictures while the network is busy; 0 decodes in the caller's thread
     exif        turn pictures as their EXIF orientation asks
@@ -98,7 +98,9 @@ class Predictor:
         self.img_size = None if img_size is None else check_integer("img_size", img_size, 1, 4096)
         self.workers, self.exif = check_integer("workers", workers, 0), check_flag("exif", exif)
         self.threads = None if threads is None else check_integer("threads", threads, 1)
-        self.prefer, self.num_classes, self.in_chans = prefer, num_classes, in_chans
+        self.prefer = check_kind("prefer", prefer, str, "the name of an entry, ema, raw or auto")
+        self.num_classes = None if num_classes is None else check_integer("num_classes", num_classes, 0)
+        self.in_chans = None if in_chans is None else check_integer("in_chans", in_chans, 1)
         self.class_names = None if class_names is None else load_class_names(class_names)  # a file may not be elsewhere
         self.transform = transform
         if transform is not None:
@@ -195,7 +197,7 @@ class Predictor:
             yield from batch
 
     def map_batches(self, batches: Iterable[list]) -> Iterator[list[Prediction]]:
-        """One list of answers a batch; the next two batches are decoded meanwhile if there are `workers`."""
+        """One list of answers per batch; the next two batches are decoded meanwhile if there are `workers`."""
         loaded = self.load()
         prepare = partial(_prepare, transform=loaded.transform, exif=self.exif)
         if not self.workers:

@@ -32,7 +32,7 @@ class Check:
 
 def selftest(model) -> dict:
     """Run all checks; `model` is the user's, NumPy, float32. Returns {"passed", "checks", "machine", "model"}."""
-    from mmref.bench.machine import describe_machine
+    from mmref.machine import describe_machine
     check_numpy_model(model)
     checks = []
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from mmref.arguments import check_path
+from mmref.arguments import check_kind, check_path
 from mmref.errors import CheckpointError, ValueProblem
 from mmref.validate.trace import Trace
 
@@ -32,15 +32,17 @@ class TraceError(CheckpointError):
 
 
 def write_trace(path, trace: Trace) -> None:
-    """One safetensors file, whole or not at all. Raises ValueProblem where the disk is too small for it."""
+    """One safetensors file, whole or not at all. Raises ValueProblem where the disk is too small for it and where
+    `trace` is no Trace."""
+    check_kind("trace", trace, Trace, "a Trace")
     from mmref.weights.safetensors_file import write
     check_room(path, trace_bytes(trace))
     write(Path(path), trace.records, {"mmref_trace": json.dumps(trace.manifest)})
 
 
 def check_room(path, size) -> None:
-    """Raise ValueProblem unless `path` is in a folder that is there, with room for `size` bytes."""
-    path = Path(path)
+    """Raise ValueProblem unless `path` is a path in a folder that is there, with room for `size` bytes."""
+    path = check_path("path", path)
     if path.is_dir() or not path.parent.is_dir():
         raise ValueProblem(f"-o must be a file in a folder that is there, got {path}")
     free = shutil.disk_usage(path.parent).free

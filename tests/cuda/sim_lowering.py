@@ -33,8 +33,6 @@ from mmref.models.parameters import random_parameters
 from mmref.models.variants import VARIANTS
 from mmref.nn.operation import operation
 
-LIMIT = 2e-5  # an untrained network's logits nearly cancel; NumPy's float32 errs by as much
-
 
 @pytest.fixture(autouse=True)
 def numpy_kernels(monkeypatch):
@@ -45,19 +43,19 @@ def numpy_kernels(monkeypatch):
 
 @pytest.fixture(scope="module")
 def nano():
-    """(NumPy model in float64, device model), every branch alive."""
-    model = enliven(mmref.create_model("mobilemamba_nano", seed=3))
-    return model.astype(np.float64), DeviceModel(model, matmul="own")
+    """(NumPy model, device model), every branch alive."""
+    model = lively()
+    return model, DeviceModel(model, matmul="own")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant(name):
     """Catches a map, weight or size that is right for one variant only; operations and costs other than the CPU's."""
-    model = mmref.create_model(name, num_classes=10, seed=3)
-    ours, reference = DeviceModel(model, matmul="own"), model.astype(np.float64)
+    model = lively(name, num_classes=10)
+    ours = DeviceModel(model, matmul="own")
     for shape in ((1, 3, 33, 47), (2, 3, 16, 130), (1, 3, 1, 1)):
         x = normal(1, *shape)
-        assert_close(ours(x), reference(x.astype(np.float64)), LIMIT, dtype=np.float32)
+        assert_close(ours(x), *rounding(of_layer(model, x)), dtype=np.float32)
     plans = ours.plan((1, 3, 64, 64)), CompiledModel(model, threads=1).plan((1, 3, 64, 64))
     assert sum(op.macs for op in plans[0].operations) == sum(op.macs for op in plans[1].operations)
     assert ([op.layer for op in plans[0].operations]
@@ -68,9 +66,9 @@ def test_every_variant(name):
 @settings(max_examples=15)
 def test_any_batch_and_size(nano, seed, batch, height, width):
     """Catches shapes nobody tried, the empty batch among them."""
-    reference, ours = nano
+    model, ours = nano
     x = normal(seed, batch, 3, height, width)
-    assert_close(ours(x), reference(x.astype(np.float64)), LIMIT, dtype=np.float32)
+    assert_close(ours(x), *rounding(of_layer(model, x)), dtype=np.float32)
 
 
 @given(seeds, variants(), st.integers(1, 3), st.integers(1, 90), st.integers(1, 90))
@@ -111,24 +109,24 @@ def test_what_is_too_large_for_a_fast_kernel(monkeypatch):
 
 def test_features_and_intermediates(nano):
     """Catches a map taken at the wrong place, or overwritten by a later layer before it is handed over."""
-    reference, ours = nano
+    model, ours = nano
     x = normal(2, 3, 3, 70, 40)
-    expected_last, expected = reference.forward_intermediates(x.astype(np.float64))
     last, maps = ours.forward_intermediates(x)
-    for got, want in zip([last, *maps], [expected_last, *expected], strict=True):
-        assert_close(got, want, LIMIT, dtype=np.float32)
+    for i, got in enumerate([*maps, last]):
+        expected = of_layer(model, x, lambda model, x, i=i: [*model.forward_intermediates(x)[1],
+                                                             model.forward_features(x)][i])
+        assert_close(got, *rounding(expected), dtype=np.float32)
     assert (ours.forward_features(x) == last).all()
-    assert_close(ours.forward_head(last), ours(x), LIMIT)
+    assert_close(ours.forward_head(last), *rounding(of_layer(model, x)), dtype=np.float32)
     only = ours.forward_intermediates(x, indices=[-1, 0], intermediates_only=True)
     assert (only[0] == maps[3]).all() and (only[1] == maps[0]).all()
 
 
 def test_without_head():
     """Catches a head that is looked for where there is none."""
-    model = mmref.create_model("mobilemamba_nano", num_classes=0, seed=3)
+    model = lively(num_classes=0)
     x = normal(3, 2, 3, 40, 40)
-    got = DeviceModel(model, matmul="own")(x)
-    assert_close(got, model.astype(np.float64)(x.astype(np.float64)), LIMIT, dtype=np.float32)
+    assert_close(DeviceModel(model, matmul="own")(x), *rounding(of_layer(model, x)), dtype=np.float32)
 
 
 def test_memory_between_shapes(nano):
@@ -167,13 +165,13 @@ def test_graph(monkeypatch, matmul):
     stand_in = install(monkeypatch, StandIn(np.matmul))
     monkeypatch.setattr(device, "new_stream", Stream)
     # which calls keep their bits is test_products.py's affair
-    monkeypatch.setattr(products.LibraryProducts, "choose", staticmethod(lambda rows, keeps: [(0, rows)]))
+    monkeypatch.setattr(products, "divide", lambda rows, keeps: [(0, rows)])
     model = mmref.create_model("mobilemamba_nano", seed=3)
     ours = DeviceModel(model, matmul=matmul)
     inputs = [normal(i, 2, 3, 32, 32) for i in range(3)]
     expected = [ours(x) for x in inputs]
     for x, got in zip(inputs, expected, strict=True):
-        assert_close(got, model.astype(np.float64)(x.astype(np.float64)), LIMIT, dtype=np.float32)
+        assert_close(got, *rounding(of_layer(model, x)), dtype=np.float32)
     assert matmul == "own" or len(stand_in.calls) == 3 * 57
     ours._plans.clear()
     graph, made = graphs(stand_in)
@@ -202,7 +200,7 @@ def test_capture_is_strict(monkeypatch, change):
     """Catches a stand-in that lets a forward do what a capture refuses."""
     stand_in = install(monkeypatch, StandIn(np.matmul))
     monkeypatch.setattr(device, "new_stream", Stream)
-    monkeypatch.setattr(products.LibraryProducts, "choose", staticmethod(lambda rows, keeps: [(0, rows)]))
+    monkeypatch.setattr(products, "divide", lambda rows, keeps: [(0, rows)])
     name = "cublaslt" if "algorithm" in change else "cublas"
     ours = DeviceModel(mmref.create_model("mobilemamba_nano", seed=3), matmul=name)
     handle = ours._products.handle

@@ -8,17 +8,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from assertions import assert_close, rounding
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("numba_cuda")
+pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "mmref[test-cuda]"')
 
 from blas import SPLITTING, WHOLE, StandIn, Stream, install
 
 from mmref.engine.cuda import cublas as cublas_module
 from mmref.engine.cuda import products
 from mmref.engine.cuda.plan import KERNELS, View
-from mmref.engine.cuda.products import CANONICAL, candidates, cover, make_products
+from mmref.engine.cuda.products import CANONICAL, candidates, divide, make_products
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.kernels.cuda import twins
 
@@ -76,7 +77,7 @@ def multiply(engine, x, weight, bias, shortcut=None, shortcut2=None, relu=False,
 
     shortcut: of the result's shape; in the result's place, as for the out-projection, or elsewhere."""
     depth, columns, rows = *weight.shape, len(x)
-    allocated = max(rows, CANONICAL)
+    allocated = -(-rows // CANONICAL) * CANONICAL
     memory = aligned(allocated * 144)
     a, out = View(memory, 0, 48, depth), View(memory, 48 * allocated + 16, 32, columns)
     elsewhere, second = (View(memory, start * allocated, 16, columns) for start in (96, 112))
@@ -109,15 +110,23 @@ def inputs(rows, depth=37, columns=13):
 
 @pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("product", [honest, by_rows, by_place])
-def test_bits_do_not_depend_on_the_rows(library, name, product):
-    """Catches trusting a library that sums in an order of its own: equal bits alone, among few, among many."""
+@pytest.mark.parametrize("in_place", [None, False, True])
+def test_bits_do_not_depend_on_the_rows(library, name, product, in_place):
+    """Catches trusting a library that sums in an order of its own: equal bits alone, among few, among many, also where
+    a shortcut is added."""
     x, weight, bias = inputs(5003)
+    shortcut = np.random.default_rng(2).standard_normal((5003, 13), np.float32)
     engine = library(name, product)
-    together = multiply(engine, x, weight, bias)
-    np.testing.assert_allclose(together, x @ weight + bias, rtol=0, atol=2e-5)
+
+    def run(rows):
+        return multiply(engine, x[rows], weight, bias, None if in_place is None else shortcut[rows],
+                        in_place=bool(in_place))
+    together = run(slice(None))
+    assert_close(together, *rounding(lambda move: move(x) @ move(weight) + move(bias) + (
+        0 if in_place is None else move(shortcut))), dtype=np.float32)
     for rows in (1, 61, 599, 1023, 1024, 1025, 3000):
-        assert (multiply(engine, x[:rows], weight, bias) == together[:rows]).all(), rows
-        assert (multiply(engine, x[-rows:], weight, bias) == together[-rows:]).all(), rows
+        assert (run(slice(rows)) == together[:rows]).all(), rows
+        assert (run(slice(5003 - rows, None)) == together[-rows:]).all(), rows
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -125,7 +134,7 @@ def test_who_multiplies(library, name):
     """Catches a needless detour: an honest library gets one call for all rows, a moody one the longest that keeps
     the bits, and one whose bits depend on the place none; what is known is not tried again."""
     x, weight, bias = inputs(5003)
-    for product, expected in ((honest, [(0, 5003)]), (by_rows, cover(5003, 4096)), (by_place, None)):
+    for product, expected in ((honest, [(0, 5003)]), (by_rows, [(0, 4096), (4096, 907)]), (by_place, None)):
         engine = library(name, product)
         multiply(engine, x, weight, bias)
         assert list(engine.choices.values()) == [{5003: expected}]
@@ -142,7 +151,7 @@ def test_who_multiplies(library, name):
 @pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("rows", [300, 5003])
 def test_epilogue(library, name, in_place, rows):
-    """Catches a shortcut overwritten by the product that it is to be added to, or added twice where calls overlap; a
+    """Catches a shortcut overwritten by the product that it is to be added to, or added twice by calls that overlap; a
     bias or a second shortcut forgotten; a ReLU before the last addition."""
     x, weight, bias = inputs(rows)
     first, second = np.random.default_rng(2).standard_normal((2, rows, 13), np.float32)
@@ -186,7 +195,7 @@ def test_algorithms_that_divide_the_sum(library):
         np.testing.assert_allclose(got, x @ weight + bias, rtol=0, atol=2e-5)
     engine = library("cublaslt", honest, most_rows=2000)
     multiply(engine, x, weight, bias)
-    assert engine.stand_in.calls == [CANONICAL] * 3
+    assert engine.stand_in.calls == [CANONICAL, CANONICAL, 3000 - 2 * CANONICAL]
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -207,18 +216,21 @@ def test_descriptions_go_with_their_plan(library, name):
     assert not alive()
 
 
-@given(st.integers(1, 300_000))
-def test_calls_cover_every_row_once_at_least(rows):
-    """Catches rows left out, calls beyond what is allocated, and a ladder that does not end at the canonical size."""
+@given(st.integers(1, 300_000), st.sets(st.integers(0, 20)), st.integers(1, 9))
+def test_calls_cover_every_row_once(rows, refused, modulus):
+    """Catches rows left out or multiplied twice, calls beyond what is allocated or of a size that keeps no bits, and a
+    ladder that does not end at the canonical size."""
     sizes = list(candidates(rows))
     assert sizes[0] == rows and sizes[-1] == CANONICAL or rows == CANONICAL and sizes == [rows]
-    for size in sizes:
-        calls = cover(rows, size)
-        edge = 0
-        for first, count in calls:
-            assert count == size and 0 <= first <= edge
-            edge = first + count
-        assert edge == max(rows, size) <= max(rows, CANONICAL)
+
+    def keeps(size):
+        return size == CANONICAL or (size % modulus == 0 and size.bit_length() not in refused)
+    edge = 0
+    for first, count in divide(rows, keeps):
+        assert first == edge < rows and keeps(count)
+        edge = first + count
+    assert rows <= edge <= -(-rows // CANONICAL) * CANONICAL
+    assert divide(rows, lambda size: size != CANONICAL) is None
 
 
 def test_settings(library):

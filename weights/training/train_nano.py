@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -28,8 +27,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-import torch_reference
+from mmref.bench import torch_network
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -38,7 +36,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 class Recurrence(torch.autograd.Function):
     """h[l] = a[l] * h[l-1] + b[l] along the first axis, h[-1] = 0, with its exact gradient.
 
-    The reference's scan records some ten operations a step for autograd; this records one."""
+    The reference's scan records some ten operations per step for autograd; this records one."""
 
     @staticmethod
     def forward(ctx, a, b):
@@ -62,7 +60,7 @@ class Recurrence(torch.autograd.Function):
 
 
 def fast_selective_scan(u, delta, A, B, C, D):
-    """`torch_reference.selective_scan` for one state a channel, time first in memory."""
+    """`torch_network.selective_scan` for one state per channel, time first in memory."""
     u, delta = u.permute(3, 0, 1, 2), delta.permute(3, 0, 1, 2)              # (L, B, K, D)
     B, C = (m[:, :, 0].permute(2, 0, 1)[..., None] for m in (B, C))          # (L, B, K, 1)
     h = Recurrence.apply(torch.exp(delta * A[..., 0]).contiguous(), (delta * B * u).contiguous())
@@ -145,9 +143,9 @@ def train(args):
     torch.set_num_threads(args.threads)
     pixels, labels = load_split(args.data, "train")
     test_pixels, test_labels = load_split(args.data, "test")
-    model = torch_reference.create("nano", len(CLASSES)).to(memory_format=torch.channels_last)
+    model = torch_network.create("nano", len(CLASSES)).to(memory_format=torch.channels_last)
     for module in model.modules():
-        if isinstance(module, torch_reference.SS2D):
+        if isinstance(module, torch_network.SS2D):
             module.scan = fast_selective_scan
     ema = copy.deepcopy(model).requires_grad_(False)
     views, optimizers = make_optimizers(model, args.lr, args.weight_decay)
@@ -196,7 +194,7 @@ def train(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True, help="folder with train/ and test/, one folder a class")
+    parser.add_argument("--data", required=True, help="folder with train/ and test/, one folder per class")
     parser.add_argument("--out", required=True, help="folder for nano.pth")
     parser.add_argument("--minutes", type=float, default=95)
     parser.add_argument("--first-size", type=int, default=96)

@@ -8,9 +8,9 @@ ourselves, once for all row counts.
 Either way the library is asked, not trusted. For each matrix the right bits are, by definition, those of a call of
 CANONICAL rows. When a plan is made, every call it wants is first tried on repeated test rows (`keeps`): each must come
 out with the canonical bits, wherever it stands. If the call for all rows at once does not pass, shorter ones are tried,
-in the end the canonical one, again and again; the last call overlaps the one before it, and a call for fewer rows than
-it has is padded (maps are allocated so). If even the canonical call differs from place to place, that matrix is
-multiplied by our own kernel, in every plan. `choices` records what was chosen, and the GPU report lists it.
+in the end the canonical one, again and again; a last call for fewer rows than it has is padded (maps are allocated so).
+If even the canonical call differs from place to place, that matrix is multiplied by our own kernel, in every plan.
+`choices` records what was chosen, and the GPU report lists it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mmref.kernels.cuda.launch import address, launching
 from mmref.kernels.cuda.matmul import matmul
 from mmref.kernels.cuda.rows import compare_rows, repeat_rows
 
-CANONICAL = 1024  # rows; smaller products are padded to it only if their own calls fail
+CANONICAL = 1024  # rows; what is left of a product is padded to it only if its own call fails
 PROBE_ROWS = 61   # different test rows, repeated: a prime, so that equal rows meet every place of a tile
 
 
@@ -51,12 +51,20 @@ def candidates(rows: int, canonical: int = CANONICAL) -> Iterator[int]:
         yield canonical
 
 
-def cover(rows: int, size: int) -> list[tuple[int, int]]:
-    """Calls (first row, `size`) that cover `rows`: one that is padded, or several, the last overlapping."""
-    if size >= rows:
-        return [(0, size)]
-    firsts = [*range(0, rows - size, size), rows - size]
-    return [(first, size) for first in firsts]
+def divide(rows: int, keeps: Callable[[int], bool], canonical: int = CANONICAL) -> list[tuple[int, int]] | None:
+    """Calls (first row, size) for a product of `rows`, each of a size that keeps the bits, one behind the other; the
+    last may end behind the rows, by less than `canonical`. None if not even the canonical size keeps them.
+
+    Calls do not overlap: a shortcut in the result's place would be added twice."""
+    if not keeps(canonical):
+        return None
+    calls, first = [], 0
+    while first < rows:
+        size = next(size for size in candidates(rows - first, canonical) if keeps(size))
+        count = max((rows - first) // size, 1)
+        calls += [(first + i * size, size) for i in range(count)]
+        first += count * size
+    return calls
 
 
 class OwnProducts:
@@ -95,15 +103,8 @@ class LibraryProducts:
         """Calls (first row, rows) for this product; None for our own kernel."""
         chosen = self.choices.setdefault(key, {})
         if rows not in chosen:
-            chosen[rows] = self.choose(rows, lambda size: self.keeps(key, multiply, a, out, residual, size))
+            chosen[rows] = divide(rows, lambda size: self.keeps(key, multiply, a, out, residual, size))
         return chosen[rows]
-
-    @staticmethod
-    def choose(rows: int, keeps: Callable[[int], bool], canonical: int = CANONICAL):
-        """Calls for a product of `rows`; None if the canonical call's bits depend on a row's place."""
-        if not keeps(canonical):
-            return None
-        return cover(rows, next(size for size in candidates(rows, canonical) if keeps(size)))
 
     def keeps(self, key, multiply, a, out, residual, size: int) -> bool:
         """Whether a call of `size` rows gives every test row the canonical bits; overwrites the maps."""
@@ -174,6 +175,8 @@ class CublasLt(LibraryProducts):
         self._algorithms = {}  # what is multiplied -> algorithm, None where there is none
 
     def calls(self, a, matrix, out, rows, residual, residual2, relu, scratch) -> list[Callable[[], None]]:
+        if residual2 and address(residual2.rows(1)) == address(out.rows(1)):  # added while it is still there
+            residual, residual2 = residual2, residual
         inside = relu and residual2 is None  # nothing may be added behind a ReLU
         pitches = a.pitch, (residual or out).pitch, out.pitch
         addresses = [address(a_map.rows(1)) if a_map else None for a_map in (a, residual, out)]
@@ -187,13 +190,11 @@ class CublasLt(LibraryProducts):
         algorithm = self._algorithms[key]
         multiply = partial(self._multiply, operation, {}, algorithm, matrix, pitches, addresses)
         chosen = algorithm and self._chosen(key, rows, multiply, a, out, residual)
-        # a shortcut in place, or one that comes later, would meet results instead: where calls overlap, or at once
-        spoilt = ((chosen and rows % chosen[0][1] and len(chosen) > 1 and addresses[1] == addresses[2])
-                  or (residual2 and address(residual2.rows(1)) == addresses[2]))
-        if chosen is None or spoilt:
+        if chosen is None:
             self.choices.setdefault(key, {})[rows] = None
             return self.own.calls(a, matrix, out, rows, residual, residual2, relu, scratch)
-        self._describe(multiply, chosen[0][1])
+        for _, size in chosen:
+            self._describe(multiply, size)
         product = [partial(multiply, *call) for call in chosen]
         if residual2 is None:
             return product

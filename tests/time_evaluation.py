@@ -1,9 +1,9 @@
-"""What an evaluation costs beside the network, a picture: `python -m mmref.evaluate.overhead`.
+"""What an evaluation costs beside the network, per picture: `python tests/time_evaluation.py`.
 
 A network that answers at once takes the place of the real one. Two figures matter: what is done in parallel (reading,
 decoding and resizing a photograph; it divides by the number of processes), and what one process, the head, does for
-every picture whoever computes (listing, handing out, journal, figures; it does not). The second is measured with tiny
-pictures, so that nobody waits for anything else. Both are processor time.
+every picture, whichever process computes it (listing, handing out, journal, figures; it does not). The second is
+measured with tiny pictures, so that nothing else is waited for. Both are processor time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmref.tasks.predictor import Predictor
 
 
 class InstantModel:
-    """Answers 1000 zeros a picture."""
+    """Answers 1000 zeros per picture."""
 
     config = SimpleNamespace(name="instant", num_classes=1000)
     transform = Transform(size=192)
@@ -36,8 +36,8 @@ class InstantModel:
 
 
 def measure(pictures: int, batch_size: int, ways: list[str]) -> dict:
-    """Microseconds a picture: `prepare` (one thread), `list`, and for each way of running that of the process which
-    hands out the work (for local:N, the Dask scheduler's as well); bytes a picture of the list in `list_bytes`."""
+    """Microseconds per picture: `prepare` (one thread), `list`, and for each way of running that of the process which
+    hands out the work (for local:N, the Dask scheduler's as well); bytes per picture of the list in `list_bytes`."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         found, figures = _listing(root, pictures)
@@ -118,5 +118,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from mmref.evaluate import overhead  # under its own name, so that other processes find InstantModel
-    sys.exit(overhead.main())
+    import time_evaluation  # under its own name, so that other processes find InstantModel
+    sys.exit(time_evaluation.main())

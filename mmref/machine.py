@@ -6,12 +6,9 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from mmref.cores import usable_cores
+
 LIBRARIES = ("mmref", "numpy", "numba", "torch", "onnx", "onnxruntime", "openvino")
-
-
-def usable_cores() -> int:
-    """Logical processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions(packages) -> dict[str, str]:

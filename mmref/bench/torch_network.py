@@ -1,8 +1,9 @@
 """MobileMamba as trainable PyTorch modules: the second, independent statement of the network.
 
 Written from the specification, not from the published code, with the published checkpoints' parameter
-names, so that `load_state_dict(..., strict=True)` takes their files. The tests compare mmref with it,
-`weights/training/train_nano.py` trains it, and the benchmarks time it. Nothing in mmref imports it.
+names, so that `load_state_dict(..., strict=True)` takes their files. The benchmarks time it, the tests compare mmref
+with it, and `weights/training/train_nano.py` trains it. It imports nothing of mmref, so that neither copies the other's
+mistakes.
 
 Shapes are NCHW. Letters as in mmref: B batch, C channels, H x W pixels, D inner channels of the scan,
 N states a channel, K scan directions, R rank of the step-size projection, L = H*W sequence length.
