@@ -463,6 +463,14 @@ def test_convert_says_what_fits(tmp_path, capsys):
         status, out, _ = run(capsys, "convert", tmp_path / f"{name}.pth", target, "--json")
         assert json.loads(out)["fits"] == []
         target.unlink()
+    write_pth(tmp_path / "headless.pth", {name: a for name, a in good.items() if not name.startswith("head.")})
+    headless = ["convert", tmp_path / "headless.pth", target, "--model", NANO]
+    status, _, err = run(capsys, *headless)
+    assert status == 2 and "wants a head, and the file has none" in err and not target.exists()
+    assert run(capsys, "convert", tmp_path / "good.pth", target, "--model", NANO, "--num-classes", 7)[0] == 2
+    status, out, _ = run(capsys, *headless, "--num-classes", 0)
+    assert status == 0 and "fits mobilemamba_nano without head\n" in out
+    target.unlink()
     status, _, err = run(capsys, "convert", tmp_path / "good.pth", target, "--model", "mobilemamba_t2")
     assert status == 2 and "They fit mobilemamba_nano" in err and not target.exists()
     status, out, _ = run(capsys, "weights", "verify", tmp_path / "lacking.pth")
