@@ -106,8 +106,6 @@ def test_prefer_on_the_command_line(both, tmp_path, picture, capsys):
         weights = [] if name == "convert" else ["--weights", both]
         answers = {}
         for prefer in ("auto", "raw", "ema", "nonsense"):
-            if name == "info":
-                command = [*command[:2], "--depth", 1]
             status, out, err = run(capsys, *command, *weights, "--prefer", prefer)
             if prefer == "nonsense":
                 assert status == 2 and "prefer must be one of model, ema, got 'nonsense'" in err
@@ -119,7 +117,7 @@ def test_prefer_on_the_command_line(both, tmp_path, picture, capsys):
             assert len([line for line in err.splitlines() if "took" in line]) == (name != "convert")
             file = {"trace": "t.safetensors", "export": "m.onnx", "convert": "c.safetensors"}.get(name)
             answers[prefer] = (tmp_path / file).read_bytes() if file else out
-        if name not in ("info", "show", "eval", "trace"):
+        if name in ("classify", "export", "convert"):  # the others' output does not depend on the numbers, or says which
             assert answers["auto"] == answers["ema"] != answers["raw"]
 
 
