@@ -252,6 +252,27 @@ def test_every_operation(name):
     check_same(model, to_onnx(model), picture(3, 8, 9, 6), picture(1, 8, 16, 21), picture(2, 8, 7, 4))
 
 
+def test_one_value_in_two_layouts():
+    """Parts that were split off in one layout handed on as if they stood in another."""
+    def read_twice(x, a):
+        u = cross_scan(x)
+        first, normed, rest = u[:, :, :3], F.layer_norm_channels(u, a(2), a(2)), u[:, :, 3:]
+        return [first, normed, rest, F.concatenate(F.relu(rest), first, axis=2)]
+    model = Written(read_twice)
+    check_same(model, to_onnx(model), picture(2, 8, 4, 5))
+
+
+def test_what_is_empty_is_left_out():
+    """Values without elements, which many runtimes refuse: those of a block whose channels leave no identity."""
+    config = Variant(**{**vars(SMALL), "global_ratio": (0.8,) * 3, "local_ratio": (0.5,) * 3})
+    model = enliven(random_parameters(config))
+    proto = to_onnx(model)
+    lengths = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    splits = [lengths[node.input[1]] for node in proto.graph.node if node.op_type == "Split"]
+    assert len(splits) > 15 and all(split.min() > 0 for split in splits)
+    check_same(model, proto, picture(2, 3, 40, 33))
+
+
 class AnyDtype(OneLayer):
     """One that does not look at its input's dtype: without parameters it has none of its own."""
 
