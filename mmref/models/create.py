@@ -14,7 +14,7 @@ from mmref.errors import MissingBackend, ValueProblem
 from mmref.models.description import Description, default_transform, describe_weights
 from mmref.models.parameters import load_parameters, random_parameters
 from mmref.models.registry import models, resolve
-from mmref.models.variants import MOST_CLASSES
+from mmref.models.variants import MOST_CHANNELS, MOST_CLASSES
 from mmref.nn.functional import check_backend
 
 __all__ = ["create_model", "list_models"]
@@ -37,7 +37,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
                  dagger weights (`mobilemamba_t2s`)
     weights      a .safetensors or .pth file, an index or a folder (see `mmref.read_checkpoint`), or a state dict
                  {name: array}; None for untrained parameters drawn from `seed`
-    pretrained   use the weights in the box (mobilemamba_nano) or the published file in the user's cache
+    pretrained   use the included weights (mobilemamba_nano) or the published file in the user's cache
     num_classes  checked against the weights; None takes theirs, or the variant's own; 0 leaves the head out
                  (the result is then the pooled features)
     in_chans     channels of the input, checked against the weights; None takes theirs, or 3
@@ -60,7 +60,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     weights, pretrained = check_weights(weights), check_flag("pretrained", pretrained)
     dtype, seed = check_dtype("dtype", dtype), check_integer("seed", seed, 0, 2 ** 128 - 1)
     num_classes = None if num_classes is None else check_integer("num_classes", num_classes, 0, MOST_CLASSES)
-    in_chans = None if in_chans is None else check_integer("in_chans", in_chans, 1)
+    in_chans = None if in_chans is None else check_integer("in_chans", in_chans, 1, MOST_CHANNELS)
     check_kind("prefer", prefer, str, "the name of an entry, ema, raw or auto")
     threads = None if threads is None else check_integer("threads", threads, 1)
     graph = None if graph is None else check_flag("graph", graph)
@@ -100,7 +100,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
 
 
 def pretrained_weights(name: str) -> Path:
-    """The file with the trained weights of a model: in the box for mobilemamba_nano, else in the user's cache.
+    """The file with the trained weights of a model: included for mobilemamba_nano, else in the user's cache.
 
     Raises CheckpointError that says which file to get, from where, and how to convert it."""
     if name == "mobilemamba_nano":
