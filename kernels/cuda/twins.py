@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref.graph import fused
 from mmref.nn import functional as F
 from mmref.nn import wavelet
 from mmref.nn.recurrence import selective_scan
+
+HAAR = np.array([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]], np.float32) / 2
 
 
 def host(array):
@@ -52,8 +53,11 @@ def scan(u, coefficients, dt_weight, dt_bias, A, D, out, *, images, length, rank
 
 
 def wavelet_branch(x, weight, out, *, images, height, width, kernel, stream=0):
-    taps = 4 * host(weight).transpose(2, 0, 1).reshape(-1, 1, kernel, kernel)        # channel 4 * c + band
-    host(out)[...] = rows(fused.wavelet_branch.compute(pictures(x, images, height, width), taps))
+    pixels, weight = pictures(x, images, height, width), host(weight)
+    bank = np.tile(HAAR[:, None], (pixels.shape[1], 1, 1, 1))
+    taps = 4 * weight.transpose(2, 0, 1).reshape(-1, 1, kernel, kernel)              # channel 4 * c + band
+    bands = F.depthwise_conv2d(wavelet.analysis(pixels, bank), taps, padding=kernel // 2)
+    host(out)[...] = rows(wavelet.synthesis(bands, bank, height, width))
 
 
 def norm_gate(y, z, weight, bias, out, *, stream=0):
