@@ -117,7 +117,7 @@ def test_prefer_on_the_command_line(both, tmp_path, picture, capsys):
             assert len([line for line in err.splitlines() if "took" in line]) == (name != "convert")
             file = {"trace": "t.safetensors", "export": "m.onnx", "convert": "c.safetensors"}.get(name)
             answers[prefer] = (tmp_path / file).read_bytes() if file else out
-        if name in ("classify", "export", "convert"):  # the others' output does not depend on the numbers, or says which
+        if name in ("classify", "export", "convert"):  # the others' names the entry, or no number
             assert answers["auto"] == answers["ema"] != answers["raw"]
 
 
