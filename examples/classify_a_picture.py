@@ -1,6 +1,6 @@
 """Classify a picture with the included weights: python examples/classify_a_picture.py [PICTURE]
 
-Without an argument it takes the aeroplane photograph that PyWavelets ships.
+Without an argument it takes the photograph of a cat that comes along.
 """
 
 import sys
@@ -11,7 +11,7 @@ import mmref
 from mmref.data.picture import open_picture, to_array
 from mmref.data.samples import sample_picture
 
-picture, notes = open_picture(sys.argv[1] if len(sys.argv) > 1 else sample_picture("aero"))
+picture, notes = open_picture(sys.argv[1] if len(sys.argv) > 1 else sample_picture("cat"))
 for note in notes:
     print("note:", note)
 

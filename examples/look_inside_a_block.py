@@ -12,7 +12,7 @@ from mmref.data.samples import sample_picture
 from mmref.nn.layer import recording
 
 model = mmref.create_model("mobilemamba_nano", pretrained=True)
-picture, _ = open_picture(sample_picture("aero"))
+picture, _ = open_picture(sample_picture("cat"))
 seen = {}
 with recording(lambda name, y, layer: seen.setdefault(name, y)):
     model(to_array(picture, model.transform)[None])

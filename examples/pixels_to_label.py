@@ -1,6 +1,6 @@
 """One picture from pixels to label, drawn step by step: python examples/pixels_to_label.py [PICTURE [FOLDER]]
 
-Needs matplotlib (pip install "mmref[viz]"). Without arguments it takes the aerial photograph that PyWavelets ships and
+Needs matplotlib (pip install "mmref[viz]"). Without arguments it takes the photograph of a cat that comes along and
 draws into the folder pixels_to_label where you stand.
 """
 
@@ -14,7 +14,7 @@ from mmref.data.picture import open_picture, to_array
 from mmref.data.samples import sample_picture
 from mmref.show.pictures import draw
 
-picture, _ = open_picture(sys.argv[1] if len(sys.argv) > 1 else sample_picture("aero"))
+picture, _ = open_picture(sys.argv[1] if len(sys.argv) > 1 else sample_picture("cat"))
 folder = Path(sys.argv[2] if len(sys.argv) > 2 else "pixels_to_label")
 folder.mkdir(parents=True, exist_ok=True)
 model = mmref.create_model("mobilemamba_nano", pretrained=True)

@@ -15,10 +15,11 @@ import contextlib
 import hashlib
 import os
 import stat
-import sys
 from pathlib import Path
 
+from mmref.errors import ValueProblem
 from mmref.files import replacing
+from mmref.home import cache_folder
 from mmref.kernels.target import CPU_FEATURES, CPU_NAME, TRIPLE
 
 CHECKSUM_BYTES = hashlib.sha256().digest_size
@@ -35,21 +36,11 @@ def sources_hash() -> str:
 
 
 def folders() -> list[Path]:
-    """Cache folders to try, best first; MMREF_CACHE_DIR or else MMREF_HOME, if set, is the only one."""
-    own = os.environ.get("MMREF_CACHE_DIR") or os.environ.get("MMREF_HOME")
-    if own:
-        return [Path(own).expanduser()]
-    if sys.platform == "win32":
-        places = [os.environ.get("LOCALAPPDATA")]
-    elif sys.platform == "darwin":
-        places = ["~/Library/Caches"]
-    else:
-        places = [os.environ.get("XDG_CACHE_HOME"), "~/.cache"]
-    found = []
-    for place in filter(None, places):
-        with contextlib.suppress(RuntimeError):  # no home
-            found.append(Path(place).expanduser() / "mmref")
-    return found
+    """The cache folder: MMREF_CACHE_DIR, else that of `mmref.home`; none where there is no home folder."""
+    try:
+        return [cache_folder("MMREF_CACHE_DIR")]
+    except ValueProblem:
+        return []
 
 
 def _private(path: Path) -> bool:

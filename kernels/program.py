@@ -132,9 +132,10 @@ def _compile() -> bytes:
         from mmref.kernels.compile import FUNCTIONS, compile_kernels
     except ImportError as error:
         raise MissingBackend(f"kernels must be compiled, which needs Numba: {error}; pip install numba") from error
-    from tqdm import tqdm
+    from mmref.progress import progress
     text = f"mmref: compiling kernels for {TARGET.name}, kept for the next time"
-    with tqdm(total=len(FUNCTIONS), file=sys.stderr, desc=text, bar_format="{desc}: {n}/{total}, {elapsed}") as bar:
+    with progress(len(FUNCTIONS), "kernel", text, wanted=True, leave=True,
+                  bar_format="{desc}: {n}/{total}, {elapsed}") as bar:
         return compile_kernels(bar.update)
 
 

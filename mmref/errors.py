@@ -3,11 +3,17 @@ what was received."""
 
 from __future__ import annotations
 
+from mmref.text import printable
+
 
 class MmrefError(Exception):
     """Base of all errors that come from the user's input, files or installation, never from a bug in mmref.
 
-    The command line prints its message on one line and exits with status 2."""
+    The command line prints its message on one line and exits with status 2. A message names files and records, which
+    may be called anything: what a terminal would obey or cannot show is escaped in it (`mmref.text.printable`)."""
+
+    def __str__(self) -> str:
+        return printable(self.args[0] if len(self.args) == 1 else super().__str__())  # KeyError's own would be a repr
 
 
 class ShapeError(MmrefError, ValueError):
@@ -24,9 +30,6 @@ class CheckpointError(MmrefError):
 
 class ParameterMismatch(CheckpointError, KeyError):
     """Weights that do not fit the model: missing, unexpected or wrongly shaped parameters."""
-
-    def __str__(self) -> str:  # KeyError would print the repr, with every newline escaped
-        return str(self.args[0]) if self.args else ""
 
 
 class PictureError(MmrefError):

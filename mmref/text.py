@@ -4,10 +4,11 @@ A file may be called `a\\x1b[2J.jpg` or two lines of text, or by bytes that are 
 surrogates). On a terminal the first is obeyed and the last is a UnicodeEncodeError. So there is one rule:
 
 people    `printable`: whatever does not show by itself (control characters, line ends, directions of writing, lone
-          surrogates) becomes an escape, `\\x1b` or `\\u202e`; bytes that were not UTF-8 become `\\xe9`. MmrefError does
-          it to every message, `mmref.cli.common.say` to every line of output
-programs  `to_json`: ASCII alone, which is UTF-8 whatever the terminal's encoding; NaN and infinity become null. A name
-          that is not UTF-8 is there as people see it, and exactly in KEY_base64, in base64 of its bytes (`name_fields`)
+          surrogates) becomes an escape, `\\x1b` or `\\u202e`; bytes that were no UTF-8 become `\\xe9`. MmrefError
+          does so to every message, `mmref.cli.common.say` to every line of output
+programs  `to_json`: ASCII alone, which is UTF-8 whatever the terminal's encoding; NaN and infinity become null. A
+          name that is no UTF-8 is there as people see it, and exactly in KEY_base64: the base64 of its bytes
+          (`name_fields`)
 """
 
 from __future__ import annotations

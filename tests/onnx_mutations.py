@@ -159,7 +159,7 @@ def delayed(g):
     """Step l answers with the state before it."""
     body = next(a.g for a in g.nodes[f"{SCAN}/Scan"].attribute if a.name == "body")
     identity = next(node for node in body.node if node.op_type == "Identity")
-    identity.input[0] = "h"
+    identity.input[0] = body.input[0].name
 
 
 def directions_exchanged(g):

@@ -433,7 +433,8 @@ def test_narrow_processors(model, tmp_path, name, cpu, features):
         import test_vector_math as v
         from mmref.kernels.target import TARGET
         assert TARGET.name == {name!r}, TARGET
-        errors = {{f: v.worst(f, v.all_floats(10007)) for f in ("exp", "softplus", "silu", "sigmoid")}}
+        errors = {{(f, mode): v.worst(f, v.all_floats(10007), mode) for f in ("exp", "softplus", "silu", "sigmoid")
+                  for mode in v.MODES}}
         assert max(errors.values()) <= v.LIMIT, errors
         compiled = mmref.engine.CompiledModel(t.lively())
         np.testing.assert_array_equal(compiled(t.picture(3))[1:2], compiled(t.picture(3)[1:2]))
@@ -441,8 +442,10 @@ def test_narrow_processors(model, tmp_path, name, cpu, features):
     """
     older = dict(NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features, MMREF_CACHE_DIR=str(tmp_path))
     in_process(code, **older)
-    in_process(f"""
+    in_process("""
         import pytest
-        raise SystemExit(pytest.main(["-q", "-x", {str(Path(__file__).parent / "test_kernels.py")!r}]))
+        import test_engine_threads as t
+        raise SystemExit(pytest.main(["-q", "-x", *(str(t.Path(t.__file__).with_name(f"test_{name}.py"))
+                                                    for name in ("kernels", "float_mode"))]))
     """, **older)
     assert_close(np.load(tmp_path / "logits.npy"), *rounding(of_layer(model, picture(3))), dtype=np.float32)

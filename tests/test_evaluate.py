@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from mmref.data.labels import class_names, imagenet_ids, imagenet_names
 from mmref.errors import MmrefError, ValueProblem
 from mmref.evaluate import Tally, evaluate, read_folder, write_results
+from mmref.evaluate.batch import run_batch
 from mmref.evaluate.folder import FolderError
 from mmref.evaluate.journal import Journal, JournalError
-from mmref.evaluate.run import run_batch
 from mmref.tasks.predictor import Predictor
 
 NAMES = tuple(COLOURS)
@@ -157,6 +157,157 @@ def test_folders_that_cannot_be_told(folder, tmp_path):
         table.write_text(text)
         with pytest.raises(FolderError, match=match):
             read_folder(folder, NAMES, class_map=table)
+
+
+@pytest.mark.parametrize("pattern", ["class{}", "a{}b", "{}x", "run 1.{}"])
+def test_two_orders(tmp_path, pattern):
+    """Catches: folders numbered in one of two orders without a word. class10 became output 2 of twelve."""
+    for i in range(12):
+        paint(tmp_path / pattern.format(i) / "a.png", "red")
+    names = tuple(f"class {i}" for i in range(12)) if pattern != "class{}" else tuple("abcdefghijkl")
+    with pytest.raises(FolderError) as caught:
+        read_folder(tmp_path, names)
+    natural = [pattern.format(i) for i in range(12)]
+    assert "--order natural" in str(caught.value) and "--order lexicographic" in str(caught.value)
+    assert all(repr(name) in str(caught.value) for name in (pattern.format(10), pattern.format(1)))
+    for order, names_in_order in (("natural", natural), ("lexicographic", sorted(natural))):
+        pictures = read_folder(tmp_path, names, order=order)
+        classes = dict(zip(pictures.paths, pictures.targets.tolist(), strict=True))
+        assert classes == {os.path.join(name, "a.png"): i for i, name in enumerate(names_in_order)}
+        assert order in pictures.notes[0]
+    with pytest.raises(ValueProblem, match="order must be one of"):
+        read_folder(tmp_path, names, order="random")
+
+
+def test_names_decide_before_any_order(tmp_path):
+    """Catches: an order that is asked for put before names that say which is which; an error although they do."""
+    for i in range(12):
+        paint(tmp_path / f"class_{i}" / "a.png", "red")
+        paint(tmp_path / "numbers" / str(i) / "a.png", "red")
+    os.rename(tmp_path / "numbers", tmp_path.parent / f"{tmp_path.name} numbers")
+    for folder in (tmp_path, tmp_path.parent / f"{tmp_path.name} numbers"):
+        for order in (None, "lexicographic"):
+            pictures = read_folder(folder, class_names(12), order=order)
+            classes = {os.path.dirname(path): target for path, target in
+                       zip(pictures.paths, pictures.targets.tolist(), strict=True)}
+            assert all(int(name.removeprefix("class_")) == target for name, target in classes.items())
+
+
+def test_names_that_two_outputs_have(tmp_path):
+    """Catches: the last of two outputs of one name taken. ImageNet has two cranes."""
+    paint(tmp_path / "crane" / "a.png", "red")
+    with pytest.raises(FolderError, match="'crane' may be any of the outputs 0, 2"):
+        read_folder(tmp_path, ("crane", "dog", "crane"))
+    assert read_folder(tmp_path, ("Crane", "dog", "crane")).targets.tolist() == [2]  # the very name first
+    with pytest.raises(FolderError, match="'crane' may be any"):
+        read_folder(tmp_path, ("Crane", "dog", "CRANE"))
+
+
+def test_lines_for_pictures_in_two_orders(tmp_path):
+    """Catches: classes given to 1.png, 10.png, 2.png in this order although the lines were written for 1, 2, 10."""
+    for i in range(1, 12):
+        paint(tmp_path / f"{i}.png", "red")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(str(i) for i in range(1, 12)))
+    with pytest.raises(FolderError, match="'1.png', '10.png', '11.png'.*'1.png', '2.png', '3.png'"):
+        read_folder(tmp_path, class_names(12))
+    pictures = read_folder(tmp_path, class_names(12), order="natural")
+    assert [f"{target}.png" for target in pictures.targets] == list(pictures.paths)
+
+
+def test_unreadable_folders_are_reported(folder, monkeypatch, tmp_path, capsys):
+    """Catches: a class folder that cannot be read left out without a word: accuracy over the rest, exit status 0. (The
+    user of the tests may be root, who can read everything, so the system's answer is made up.)"""
+    from mmref.cli import main
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) in ("green", "deeper"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    pictures = read_folder(folder, NAMES)
+    assert [problem.rpartition(": ")[2] for problem in pictures.problems] == ["Permission denied"] * 2
+    assert sorted(set(pictures.targets.tolist())) == [0, 1, 3, 4, 5] and len(pictures) == 24
+    assert pictures.limit(3).problems == pictures.problems
+    other = tuple(f"colour {i}" for i in range(6))  # the folder counts where the order decides
+    assert sorted(set(read_folder(folder, other).targets.tolist())) == [0, 1, 3, 4, 5]
+    (tmp_path / "map.json").write_text(json.dumps({name: i for i, name in enumerate(NAMES)}))
+    status = main(["eval", str(folder), "--class-map", str(tmp_path / "map.json"), "--img-size", "32", "--json"])
+    out, err = capsys.readouterr()
+    assert status == 2 and json.loads(out)["not_read"] == list(pictures.problems)
+    assert err.count("mmref: error: ") == 2 and "green: Permission denied" in err
+    assert main(["classify", str(folder / "black"), "--img-size", "32"]) == 2
+    assert "deeper: Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_linked_folders(tmp_path):
+    """Catches: linked class folders, or folders linked inside of one, left out; circles of links that never end; a
+    picture counted twice because two ways lead to it."""
+    paint(tmp_path / "elsewhere" / "red" / "a.png", "red")
+    paint(tmp_path / "elsewhere" / "more" / "b.png", "blue")
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "red").symlink_to(tmp_path / "elsewhere" / "red")
+    (root / "blue").mkdir()
+    (root / "blue" / "linked").symlink_to(tmp_path / "elsewhere" / "more")
+    (root / "blue" / "again").symlink_to(tmp_path / "elsewhere" / "more")
+    (root / "blue" / "circle").symlink_to(root / "blue")
+    (root / "blue" / "all").symlink_to(root)
+    pictures = read_folder(root, ("blue", "red"))
+    assert [os.path.basename(path) for path in pictures.paths] == ["b.png", "a.png", "a.png"]
+    assert pictures.targets.tolist() == [0, 0, 1] and pictures.problems == ()
+    (root / "green").symlink_to(tmp_path / "gone")
+    (root / "red" / "lost").symlink_to(tmp_path / "gone")
+    problems = read_folder(root, ("blue", "red")).problems
+    lost = {os.path.basename(problem) for problem in problems}
+    assert lost == {"green: a link to nothing", "lost: a link to nothing"}
+
+
+def test_exact_names_first(tmp_path):
+    """Catches: the picture x.jpg.png taken for the label of x.jpg; the last of several extensions taken for a name
+    without."""
+    for name in ("x.jpg", "x.jpg.png", "y.jpg", "y.png", "z.webp"):
+        paint(tmp_path / name, "red")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("x.jpg,red\ny.png,blue\nz,green\nx.jpg.png,white\n")
+    pictures = read_folder(tmp_path, NAMES)
+    assert dict(zip(pictures.paths, (NAMES[t] for t in pictures.targets), strict=True)) == {
+        "x.jpg": "red", "y.png": "blue", "z.webp": "green", "x.jpg.png": "white"}
+    labels.write_text("y,red\n")
+    with pytest.raises(FolderError, match="'y' may be any of 'y.jpg', 'y.png'"):
+        read_folder(tmp_path, NAMES)
+
+
+@pytest.mark.parametrize("encoding, end", [("utf-8", "\n"), ("utf-8-sig", "\n"), ("utf-8-sig", "\r\n"),
+                                           ("utf-8", "\r")])
+def test_label_files_as_editors_write_them(tmp_path, encoding, end):
+    """Catches: a byte order mark that becomes part of the first name, other line ends; hidden files and macOS's ._x.jpg
+    taken for pictures."""
+    for name in ("größe.png", "b\u2028.png"):
+        paint(tmp_path / name, "red")
+    (tmp_path / "._größe.png").write_bytes(b"\0\5\x16\7")
+    labels, table = tmp_path / "labels.csv", tmp_path / "map.json"
+    labels.write_bytes(end.join(["größe.png,red", "b\u2028.png,blue", ""]).encode(encoding))
+    table.write_bytes(json.dumps({"red": 3, "blue": 1}).encode(encoding))
+    for class_map in (None, table):
+        pictures = read_folder(tmp_path, NAMES, class_map=class_map)
+        assert pictures.paths == ("b\u2028.png", "größe.png") and pictures.targets.tolist() == [1, 3]
+    labels.write_bytes(end.join(["blue", "red"]).encode(encoding))
+    assert read_folder(tmp_path, NAMES).targets.tolist() == [1, 3]
+    table.write_text('{"red": 3, "red": 1, "blue": 0}')
+    with pytest.raises(FolderError, match="1 names are listed twice"):
+        read_folder(tmp_path, NAMES, class_map=table)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+def test_label_files_of_names_that_are_no_text(tmp_path):
+    """Catches: a list of files refused, or its pictures not found, because a name in it is not UTF-8."""
+    paint(tmp_path / os.fsdecode(b"latin\xe9.png"), "red")
+    (tmp_path / "labels.txt").write_bytes(b"latin\xe9.png red\n")
+    assert read_folder(tmp_path, NAMES).targets.tolist() == [3]
 
 
 def test_limit_keeps_every_class(folder):
@@ -398,9 +549,39 @@ def test_kill_and_resume(folder, tmp_path, processes):
         evaluate(Predictor(ColourModel(), batch_size=3), pictures, resume=journal)
 
 
+SCRIPT = """
+import sys
+sys.path[:0] = {path!r}
+from colour_model import COLOURS, ColourModel
+from mmref.errors import MmrefError
+from mmref.evaluate import evaluate, read_folder
+from mmref.tasks.predictor import Predictor
+try:
+    evaluate(Predictor(ColourModel(), batch_size=4), read_folder({folder!r}, tuple(COLOURS)), {way})
+except MmrefError as error:
+    print("error:", error)
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("how, way", [("file", "processes=2"), ("standard input", "processes=2"),
+                                      ("file", "scheduler='local:2'")])
+def test_script_without_main_guard(folder, tmp_path, how, way):
+    """Catches: "out of memory?" as the only advice where new processes import the program that starts them, and start
+    new ones."""
+    if "scheduler" in way:
+        pytest.importorskip("distributed")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(path=[str(Path(__file__).parent)], folder=str(folder), way=way))
+    done = subprocess.run([sys.executable, script] if how == "file" else [sys.executable], capture_output=True,
+                          text=True, check=False, stdin=open(script) if how != "file" else None, cwd=tmp_path)
+    assert done.returncode == 3 and "__main__" in done.stdout and "standard input" in done.stdout, done
+    assert "out of memory" not in done.stdout
+
+
 def test_overhead_command(monkeypatch, capsys):
     """Catches: the command behind the documents' figures falling behind the code it measures."""
-    from mmref.evaluate import overhead
+    import time_evaluation as overhead
     monkeypatch.setattr(sys, "argv", ["overhead", "--pictures", "120", "--batch-size", "8", "--ways", "2"])
     assert overhead.main() == 0
     assert capsys.readouterr().out.count(" us") == 3

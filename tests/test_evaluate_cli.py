@@ -78,6 +78,42 @@ def test_every_way_gives_the_same_file(data, tmp_path, capsys):
     assert len({file.read_bytes() for file in files}) == 1
 
 
+def test_results_that_cannot_be_written_are_not_lost(data, tmp_path, capsys, monkeypatch):
+    """Catches: hours of answers lost because the last step fails: the disk is full, the folder gone. The figures are
+    printed, the message says where the answers are, and the same command goes on from there."""
+    from mmref.evaluate import tally
+    results = tmp_path / "r.json"
+    replacing = tally.replacing
+
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(tally, "replacing", full)
+    assert main(command(data, "--results-file", results, "--json")) == 2
+    out, err = capsys.readouterr()
+    journal = tmp_path / "r.json.journal"
+    assert json.loads(out)["answered"] == 39 and not results.exists() and journal.exists()
+    assert f"r.json: No space left on device; all answers are in {journal}" in err.splitlines()[-1]
+    monkeypatch.setattr(tally, "replacing", replacing)
+    from mmref.tasks.predictor import Predictor
+    monkeypatch.setattr(Predictor, "_predict", None)  # nothing is computed again
+    assert main(command(data, "--results-file", results)) == 2
+    assert json.loads(results.read_text()) == json.loads(out) and not journal.exists()
+
+
+def test_a_journal_that_cannot_be_written(data, tmp_path, capsys):
+    """Catches: a traceback, or a second error from closing the file, when the disk is full in the middle."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    from mmref.evaluate.journal import Journal
+    with pytest.raises(OSError, match="No space left.*--resume") as caught:
+        with Journal(tmp_path / "j", {"a": 1}, None) as journal:
+            with open("/dev/full", "wb") as full:
+                os.dup2(full.fileno(), journal._file.fileno())
+            journal.append({"start": 0, "top": []})
+    assert caught.value.filename == str(tmp_path / "j")
+
+
 def test_split_limit_labels_crop(data, tmp_path, capsys):
     """Catches: a flag that is read and has no effect."""
     def figures(*arguments):
@@ -151,4 +187,5 @@ def test_ctrl_c(data, tmp_path, way):
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does
     err = child.stderr.read()
     assert child.wait(60) == 130 and "Traceback" not in err
+    assert f"kept in {journal}: the same command goes on there" in err
     assert "img/s" in err or "s/img" in err

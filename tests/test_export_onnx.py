@@ -5,25 +5,38 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from assertions import assert_close, of_layer, relative_error, rounding
-from strategies import enliven, lively
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import enliven, lively, seeds, variants
+from test_graph import ODDITIES, Odd, OneLayer
 
 import mmref
 from mmref.cli import main
-from mmref.errors import MissingBackend, ValueProblem
+from mmref.errors import MissingBackend, NotTraceable, ShapeError, ValueProblem
+from mmref.graph.trace import trace
+from mmref.models.network import Network
 from mmref.models.parameters import random_parameters
 from mmref.models.variants import VARIANTS, Variant
-from mmref.nn.layer import Layer
+from mmref.nn import functional as F
+from mmref.nn.layer import Conv2d, ConvBN, LayerNorm, Linear, Sequential, Sigmoid
+from mmref.nn.operation import OPERATIONS, operation
+from mmref.nn.paths import BACKWARDS, ORDERS
+from mmref.nn.recurrence import selective_scan
+from mmref.nn.scan_order import cross_merge, cross_scan
+from mmref.nn.ss2d import SS2D, project
+from mmref.nn.wavelet import add_to_low_low, analysis, low_low, synthesis
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 from mmref.export.onnx import export_onnx, to_onnx  # noqa: E402
-from mmref.export.verify import OPENERS, verify  # noqa: E402
+from mmref.export.verify import OPENERS, ROUNDING, TOLERANCE, verify  # noqa: E402
 
 SMALL = Variant("small", 64, (48, 64, 80), num_classes=7)
 STRUCTURES = {
@@ -37,6 +50,10 @@ STRUCTURES = {
 
 def picture(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def shape(value):
+    return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
 
 
 @pytest.fixture(scope="module")
@@ -96,22 +113,32 @@ def test_folded_models_export_too(nano):
     """A folded checkpoint treated as unfolded; the exporter folding the caller's model in place."""
     model, path = nano
     before = {name: array.copy() for name, array in model.state_dict().items()}
-    again = to_onnx(model.fold_batchnorm())
-    assert again.graph == onnx.load(path).graph
+    again, first = to_onnx(model.fold_batchnorm()), onnx.load(path)
+    assert [node.op_type for node in again.graph.node] == [node.op_type for node in first.graph.node]
+    x = picture(2, 3, 40, 33)
+    assert all(np.array_equal(a, b) for a, b in zip(run(again, x), run(first, x), strict=True))
     assert not model.folded
     assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
 
 
 def test_names_and_types(nano):
-    """Parameters lost under invented names, float64 in the graph, symbols for the free sizes gone."""
+    """Parameters lost under invented names, or computed ones under parameters' names; float64 in the graph, symbols for
+    the free sizes gone; a value named after a layer whose result it is not."""
     model, path = nano
-    graph = onnx.load(path).graph
-    names = {tensor.name for tensor in graph.initializer}
+    graph, folded = onnx.load(path).graph, model.fold_batchnorm()
     scan = ("A_logs", "Ds", "x_proj_weight", "dt_projs_weight", "dt_projs_bias")  # kept transposed, a direction each
-    assert {name for name in model.fold_batchnorm().state_dict() if not name.endswith(scan)} <= names
+    parameters = {t.name: onnx.numpy_helper.to_array(t) for t in to_onnx(folded).graph.initializer}
+    assert {name for name in folded.state_dict() if not name.endswith(scan)} <= set(parameters)
+    parameters = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    kept = [name for name in parameters if name in model.state_dict()]
+    assert len(kept) > 50 and all(np.array_equal(parameters[name], model.state_dict()[name]) for name in kept)
+    assert {f"{block}.local_op.bn1/weight" for block in ("blocks1.0.mixer.m.attn", "blocks3.4.mixer.m.attn")} \
+        | {"blocks1.0.dw0.m/weight", "head.l/bias", "blocks2.3.mixer.m.attn.global_op.global_atten.Ds[1]"} \
+        <= set(parameters)
+    values = {node.name for node in graph.node}
+    assert {"blocks1.0.dw0.m/Conv", "blocks1.0.mixer.m.attn.local_op.bn1/Conv", "blocks1.0.mixer.m.attn.local_op/Conv",
+            "blocks3.1.conv1/Conv", "head.l/Gemm"} <= values
     assert {t.data_type for t in graph.initializer} <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
-    def shape(value):
-        return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
     assert [(v.name, shape(v)) for v in graph.input] == [("input", ["batch", 3, "height", "width"])]
     assert [(v.name, shape(v)) for v in graph.output] == [("logits", ["batch", 10])]
     assert {node.op_type for node in graph.node} >= {"Scan", "LayerNormalization", "ConvTranspose"}
@@ -146,17 +173,291 @@ def test_opsets_refused(nano, opset):
         to_onnx(nano[0], opset)
 
 
-def test_foreign_layers_refused(nano):
-    """A layer of the user's own silently left out, or a traceback from deep inside."""
-    class Doubled(Layer):
+# ------------------------------------------------------------------------------------- any network, any operation
+
+CALLS = {  # each operation by itself, on a map (B, 8, H, W); `a` makes parameters
+    "conv2d": lambda x, a: F.conv2d(x, a(6, 4, 3, 5), a(6), stride=2, padding=2, groups=2),
+    "depthwise_conv2d": lambda x, a: F.depthwise_conv2d(x, a(8, 1, 2, 3), padding=1),
+    "depthwise_conv_transpose2d": lambda x, a: F.depthwise_conv_transpose2d(x, a(8, 1, 3, 2), groups=2, stride=2,
+                                                                            padding=1),
+    "batch_norm": lambda x, a: F.batch_norm(x, a(8), a(8), a(8), a(8) ** 2, 1e-3),
+    "layer_norm_channels": lambda x, a: F.layer_norm_channels(x, a(8), a(8), 1e-3),
+    "linear": lambda x, a: F.linear(F.global_average_pool(x), a(5, 8), a(5)),
+    "relu": lambda x, a: F.relu(x), "sigmoid": lambda x, a: F.sigmoid(x), "silu": lambda x, a: F.silu(x),
+    "softplus": lambda x, a: F.softplus(30 * x), "add": lambda x, a: x + a(8, 1, 1),
+    "multiply": lambda x, a: x * F.global_average_pool(x, keep_axes=True),
+    "global_average_pool": lambda x, a: F.batch_norm(F.global_average_pool(x), a(8), a(8), a(8), a(8) ** 2),
+    "slice_axis": lambda x, a: [x[:, 1:6:2], x[:, :3], x[:, 3:], x[:, 5:], x[:, :, 1:], x[:, ::3, ::2, 2:]],
+    "concatenate": lambda x, a: [F.concatenate(x, F.relu(x), axis=axis) for axis in (1, 2, 3)],
+    "analysis": lambda x, a: analysis(x, a(32, 1, 4, 4)),
+    "synthesis": lambda x, a: synthesis(analysis(x, a(32, 1, 2, 2)), a(32, 1, 6, 6), *x.shape[2:]),
+    "low_low": lambda x, a: low_low(x),
+    "add_to_low_low": lambda x, a: add_to_low_low(x, F.relu(low_low(x))),
+    "cross_scan": lambda x, a: cross_scan(x, ("rows", "windows 3 backwards", "columns")),
+    "cross_merge": lambda x, a: cross_merge(cross_scan(x, "atrous") * a(4, 8, 1), "atrous", *x.shape[2:]),
+    "project": lambda x, a: project(a(2, 3, 8), cross_scan(x)),
+    "selective_scan": lambda x, a: scanned(cross_scan(x, "cross"), a, 5),
+}
+
+
+def scanned(u, a, states):
+    """Sequences of 8 channels scanned with coefficients of their own."""
+    K, u = u.shape[1], F.sigmoid(u)
+    delta = F.softplus(project(a(K, 8, 8), u))
+    return selective_scan(u, delta, -np.exp(a(K, 8, states)), *(project(a(K, states, 8), u) for _ in range(2)), a(K, 8))
+
+
+class Written(Network):
+    """A network whose layer's text is `call(x, a)`; a(*shape) are parameters of a seed."""
+
+    def __init__(self, call, seed=0):
+        super().__init__(SimpleNamespace(name="written", img_size=8, in_chans=8, num_classes=0))
+        self.call, self.seed, self.layer = call, seed, Odd(self.text)
+        self.name_layers()
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def text(self, x):
+        rng = np.random.default_rng(self.seed)
+        return self.call(x, lambda *shape: rng.standard_normal(shape).astype(x.dtype))
+
+
+def run(proto, *arrays):
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, dict(zip([value.name for value in session.get_inputs()], arrays, strict=True)))
+
+
+def check_same(model, proto, *pictures):
+    """The graph's results are the text's, as near as float32 comes to float64, in one session for all pictures."""
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for x in pictures:
+        truths, own = (flat(each(x.astype(dtype))) for each, dtype in ((model.astype(np.float64), np.float64),
+                                                                      (model, np.float32)))
+        results = session.run(None, {session.get_inputs()[0].name: x})
+        for result, truth, mine in zip(results, truths, own, strict=True):
+            assert_close(result, truth, max(TOLERANCE, ROUNDING * relative_error(mine, truth)), dtype=np.float32)
+
+
+def flat(result):
+    return [part for inner in result for part in flat(inner)] if isinstance(result, (list, tuple)) else [result]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation(name):
+    """An operation that has no emitter, or one that is right only in the company that MobileMamba gives it; a size that
+    was fixed as the text was traced."""
+    model = Written(CALLS[name])
+    assert name in {node.name for node in trace(model.forward, model, (1, 8, 8, 8))}
+    check_same(model, to_onnx(model), picture(3, 8, 9, 6), picture(1, 8, 16, 21), picture(2, 8, 7, 4))
+
+
+def test_one_value_in_two_layouts():
+    """Parts that were split off in one layout handed on as if they stood in another."""
+    def read_twice(x, a):
+        u = cross_scan(x)
+        first, normed, rest = u[:, :, :3], F.layer_norm_channels(u, a(2), a(2)), u[:, :, 3:]
+        return [first, normed, rest, F.concatenate(F.relu(rest), first, axis=2)]
+    model = Written(read_twice)
+    check_same(model, to_onnx(model), picture(2, 8, 4, 5))
+
+
+def test_what_is_empty_is_left_out():
+    """Values without elements, which many runtimes refuse: those of a block whose channels leave no identity."""
+    config = Variant(**{**vars(SMALL), "global_ratio": (0.8,) * 3, "local_ratio": (0.5,) * 3})
+    model = enliven(random_parameters(config))
+    proto = to_onnx(model)
+    lengths = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    splits = [lengths[node.input[1]] for node in proto.graph.node if node.op_type == "Split"]
+    assert len(splits) > 15 and all(split.min() > 0 for split in splits)
+    check_same(model, proto, picture(2, 3, 40, 33))
+
+
+class AnyDtype(OneLayer):
+    """One that does not look at its input's dtype: without parameters it has none of its own."""
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("name", ODDITIES)
+def test_oddities(name):
+    """Operations in other company than MobileMamba's: shared results, broadcasting, joins of joins."""
+    layer, rng = ODDITIES[name](), np.random.default_rng(1)
+    for _, owner, parameter in layer.named_parameters():
+        value = owner.initial(parameter, rng) + 0.3 * rng.standard_normal(owner.shapes[parameter])
+        setattr(owner, parameter, (np.abs(value) if parameter == "running_var" else value).astype(np.float32))
+    model, fixed = AnyDtype(layer), name in ("slices of pixels", "constant map")  # they compute with sizes
+    model.config.img_size = 9
+    if fixed:
+        with pytest.raises((NotTraceable, ShapeError), match="'layer' computes with the size.*fixed|equal shapes"):
+            to_onnx(model)
+    check_same(model, to_onnx(model, fixed=(9, 6) if fixed else None), picture(2, 8, 9, 6),
+               *() if fixed else (picture(1, 8, 4, 17),))
+
+
+DIRECTIONS = ["rows", "columns", "windows 1", "windows 2", "windows 3", "windows 7", *ORDERS["atrous"]]
+orders = st.sampled_from([*ORDERS]) | st.lists(
+    st.tuples(st.sampled_from(DIRECTIONS), st.sampled_from(["", BACKWARDS])).map("".join), min_size=1, max_size=5,
+    ).map(tuple)
+
+
+sizes = st.lists(st.tuples(*[st.integers(1, 20)] * 2), min_size=2, max_size=3)
+
+
+@given(seeds, orders, st.sampled_from((1, 2, 16)), sizes)
+@settings(max_examples=15)
+def test_scans_in_any_order(seed, order, states, sizes):
+    """A direction read off or laid back in another order than paths.py says; windows and rows that end elsewhere than
+    the map; states or directions mixed up."""
+    def scan(x, a):
+        u = cross_scan(x, order)
+        return cross_merge(scanned(u, a, states), order, *x.shape[2:])
+    model = Written(scan, seed)
+    check_same(model, to_onnx(model), *(picture(1 + i, 8, *size, seed=seed) for i, size in enumerate(sizes)))
+
+
+ORDER = ("rows", "columns backwards", "windows 2")
+MAPS = [lambda y, z, u, a: F.silu(y), lambda y, z, u, a: y + z * a(1, 8, 1, 1), lambda y, z, u, a: y,
+        lambda y, z, u, a: F.concatenate(y[:, 3:], z[:, :3]), lambda y, z, u, a: F.layer_norm_channels(y, a(8), a(8)),
+        lambda y, z, u, a: y * F.sigmoid(F.global_average_pool(z, True)),
+        lambda y, z, u, a: cross_merge(u, ORDER, *y.shape[2:])]
+SEQUENCES = [lambda u, v, a: F.sigmoid(u), lambda u, v, a: u + a(1, 3, 8, 1) * v, lambda u, v, a: scanned(u, a, 2),
+             lambda u, v, a: F.concatenate(u[:, :, 5:], v[:, :, :5], axis=2), lambda u, v, a: project(a(3, 8, 8), u),
+             lambda u, v, a: F.concatenate(u[:, 1:], v[:, :1])]
+
+
+def random_text(x, a, rng, steps=14):
+    """A text of random operations on maps and sequences, whatever is at hand; all that it makes is its result."""
+    maps, sequences = [x], [cross_scan(x, ORDER)]
+
+    def some(values):
+        return values[rng.integers(len(values))]
+    for _ in range(steps):
+        if rng.integers(2):
+            maps.append(some(MAPS)(some(maps), some(maps), some(sequences), a))
+        else:
+            sequences.append(some(SEQUENCES)(some(sequences), some(sequences), a))
+            sequences.append(cross_scan(some(maps), ORDER))
+    return maps[1:] + sequences
+
+
+@given(seeds)
+@settings(max_examples=12)
+def test_random_texts(seed):
+    """A value that another reader has in another layout; a split that is used by two layouts; shared constants."""
+    model = Written(lambda x, a: random_text(x, a, np.random.default_rng(seed)), seed)
+    check_same(model, to_onnx(model), picture(2, 8, 5, 6, seed=seed), picture(1, 8, 8, 3, seed=seed))
+
+
+@given(seeds, variants(), st.lists(st.tuples(st.integers(1, 4), *[st.integers(1, 90)] * 2), min_size=2, max_size=2))
+@settings(max_examples=8)
+def test_any_small_network(seed, config, shapes):
+    """A width, order, number of states, wavelet or number of levels that is exported otherwise than the text has it."""
+    model = enliven(random_parameters(config, seed))
+    check_same(model, to_onnx(model), *(picture(batch, config.in_chans, *size, seed=seed) for batch, *size in shapes))
+
+
+class Tiny(Network):
+    """A network of one's own: a scan over the pixels beside a convolution, twice, and a head."""
+
+    def __init__(self):
+        super().__init__(SimpleNamespace(name="tiny", img_size=24, in_chans=2, num_classes=3))
+        self.stem, self.norm, self.head = ConvBN(2, 16, 3, 2), LayerNorm(16), Linear(16, 3)
+        self.scans = Sequential(*(SS2D(16, d_state=n, order=order) for n, order in ((1, "cross"), (3, ("windows 4",)))))
+        self.conv = Conv2d(16, 16, 5, groups=16, bias=True)
+        self.name_layers()
+        rng = np.random.default_rng(3)
+        for _, layer, name in self.named_parameters():
+            setattr(layer, name, layer.initial(name, rng).astype(np.float32))
+
+    def forward(self, x):
+        self.check_input(x)
+        x = F.relu(self.stem(x))
+        for scan in self.scans.children.values():
+            x = x + scan(self.norm(x)) * F.sigmoid(self.conv(x))
+        return self.head(F.global_average_pool(x))
+
+
+def test_a_network_of_ones_own():
+    """A network that is not MobileMamba refused, or called otherwise; numbers of its own fixed into the graph."""
+    model = Tiny()
+    for opset in (17, 23):
+        proto = to_onnx(model, opset)
+        check_same(model, proto, picture(2, 2, 24, 24), picture(1, 2, 13, 50), picture(3, 2, 1, 1))
+    assert [(value.name, *shape(value)) for value in proto.graph.output] == [("logits", "batch", 3)]
+    assert {prop.key for prop in proto.metadata_props} == {"model", "mmref_version"}
+
+
+def test_a_changed_model_is_exported_as_changed():
+    """A layer exchanged by the user, or a subclass's text, passed over for what the configuration or the class says."""
+    class Bounded(ConvBN):
         def forward(self, x):
-            return 2 * x
-    model = nano[0].fold_batchnorm()
-    model.blocks1.children["0"].ffn0.m = Doubled()
-    with pytest.raises(ValueProblem, match="Doubled at 'blocks1.0.ffn0.m'"):
+            return F.sigmoid(super().forward(x))
+    model, x = lively(), picture(2, 3, 40, 70)
+    before = model(x)
+    setattr(model.patch_embed, "1", Sigmoid())
+    model.blocks1.children["0"].ffn0.m.pw1.__class__ = Bounded
+    assert np.abs(model(x) - before).max() > 0.1 * np.abs(before).max()
+    assert_close(run(to_onnx(model), x)[0], *rounding(of_layer(model, x)), dtype=np.float32)
+
+
+def test_several_results_and_inputs():
+    """Results in another order or of other sizes than the text returns them; inputs mistaken for each other."""
+    model, x = lively(), picture(2, 3, 70, 45)
+    proto = to_onnx(model, function=lambda model, x: model.forward_intermediates(x))
+    assert [value.name for value in proto.graph.output] == [f"output_{i}" for i in range(5)]
+    assert [shape(value) for value in proto.graph.output][:2] == [["batch", 160, 0, 0], ["batch", 64, 0, 0]]
+    assert [array.shape for array in run(proto, x)] == [array.shape for array in flat(model.forward_intermediates(x))]
+    for result, expected in zip(run(proto, x), flat(model.forward_intermediates(x)), strict=True):
+        assert_close(result, expected, TOLERANCE)
+    features = to_onnx(model, function=type(model).forward_features)
+    assert_close(run(features, x)[0], model.forward_features(x), TOLERANCE)
+    two = to_onnx(model, inputs={"a": ("n", 3, "height", "width"), "features": ("n", 3, "height", "width")},
+                  function=lambda model, a, b: (a + 2 * b, b))
+    results = run(two, x, x + 1)
+    assert np.array_equal(results[0], 3 * x + 2) or np.allclose(results[0], x + 2 * (x + 1))
+    assert np.array_equal(results[1], x + 1)
+    assert [shape(value) for value in two.graph.output] == [["n", 3, "height", "width"]] * 2
+
+
+@pytest.mark.parametrize("call", [
+    lambda x, a: x[:, :, :x.shape[2] // 2], lambda x, a: x + a(1, 8, *x.shape[2:]), lambda x, a: x[:, :, :-1],
+    lambda x, a: F.depthwise_conv2d(x, a(8, 1, 1, 1), padding=x.shape[2]),
+    lambda x, a: x if x.shape[3] > 100 else F.relu(x), lambda x, a: synthesis(x, a(8, 1, 2, 2), 2 * x.shape[2], 16)])
+def test_sizes_that_the_text_computes_with(call):
+    """A size of the traced picture fixed into a graph whose sizes are called free: other pictures would come out wrong
+    without a word."""
+    model = Written(call)
+    with pytest.raises(NotTraceable, match=r"layer 'layer' computes with the size.*fixed=\(height, width\)"):
         to_onnx(model)
+    proto = to_onnx(model, fixed=(8, 8))
+    check_same(model, proto, picture(1, 8, 8, 8), picture(3, 8, 8, 8))
+    assert shape(proto.graph.input[0]) == ["batch", 8, 8, 8]
+
+
+def test_what_cannot_be_exported():
+    """A silent fall-back for what ONNX is not told of; an error that does not say which operation and which layer."""
+    @operation(lambda x: x.shape, registry={})
+    def relu(x):  # not mmref's, though of the same name
+        return np.cbrt(x)
+    for function, match in ((relu, "'relu', which layer 'patch_embed.1' uses"), (np.tanh, "patch_embed.1.*tanh")):
+        model = lively()
+        setattr(model.patch_embed, "1", Odd(function))
+        with pytest.raises(NotTraceable, match=match):
+            to_onnx(model)
     with pytest.raises(ValueProblem, match="create_model"):
         to_onnx(lambda x: x)
+    model = Written(lambda x, a: F.relu(x))
+    with pytest.raises(NotTraceable, match="computes 'A' of operation 'selective_scan' from the network's input"):
+        to_onnx(model, inputs={"u": (2, 1, 8, 5), "A": (1, 8, 2)}, function=lambda model, u, A: selective_scan(
+            u, u, A, u[:, :, :2], u[:, :, :2], np.ones((1, 8), np.float32)))
+    for options in (dict(fixed=(0, 3)), dict(fixed=5), dict(fixed=(3, 3), inputs={"x": ("n", 8, 3, 3)}),
+                    dict(inputs={"x": ("n", "channels", 3, 3)}), dict(inputs={"x": ("n", 8, -3, 3)}),
+                    dict(inputs={}), dict(inputs=[("n", 8, 3, 3)]), dict(inputs={"": ("n", 8, 3, 3)}),
+                    dict(inputs={"x": 3}), dict(function=3), dict(function=lambda model, x: [])):
+        with pytest.raises(ValueProblem, match=" must "):
+            to_onnx(model, **options)
 
 
 def test_missing_onnx_names_the_command(monkeypatch):

@@ -405,7 +405,8 @@ def test_parts_that_do_not_agree_with_the_index(parts, tmp_path):
     with pytest.raises(CheckpointError, match="lacks the tensor 'x' against"):
         read_checkpoint(index)
     for text, message in (("{", "not JSON"), ("{}", "weight_map"), ('{"weight_map": []}', "weight_map"),
-                          ('{"weight_map": {"a": "x", "a": "y"}}', "name twice"), ('{"a": ' + "[" * 100_000, "not JSON"),
+                          ('{"weight_map": {"a": "x", "a": "y"}}', "name twice"),
+                          ('{"a": ' + "[" * 100_000, "not JSON"),
                           ('{"weight_map": {"a": "model.safetensors.index.json"}}', "must be a weights file"),
                           ('{"weight_map": {"a": ' + "9" * 5000 + "}}", "not JSON"),
                           ("{" + " " * (5 << 20), "more than")):

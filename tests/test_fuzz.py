@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import fuzz_readers
 import numpy as np
 import pytest
 
-from mmref.weights import fuzz
+FUZZER = Path(fuzz_readers.__file__)
 
 
 def command(*argv):
-    return subprocess.run([sys.executable, "-m", "mmref.weights.fuzz", *map(str, argv)], capture_output=True, text=True,
+    return subprocess.run([sys.executable, FUZZER, *map(str, argv)], capture_output=True, text=True,
                           check=False)
 
 
-@pytest.mark.parametrize("kind", fuzz.KINDS)
+@pytest.mark.parametrize("kind", fuzz_readers.KINDS)
 def test_a_short_run(tmp_path, kind):
     """Catches a reader that fails on damaged files: 1500 of a kind end in a typed error or a right result."""
     done = command("--inputs", 1500, "--kind", kind, "--seed", 7, "--save", tmp_path / "failures")
@@ -38,13 +40,15 @@ def test_real_files_as_seeds(tmp_path):
 
 def test_same_seed_same_inputs(tmp_path):
     """Catches inputs that cannot be made again from the number of the run."""
-    target = fuzz.Checkpoints(tmp_path, [])
+    target = fuzz_readers.Checkpoints(tmp_path, [])
     first, again = ([target.make(np.random.default_rng([3, n]))[1] for n in range(20)] for _ in range(2))
     assert first == again and len(set(first)) == 20
 
 
 PLANTED = """
-import sys, mmref.weights.checkpoint as c, mmref.weights.zip_records as z, mmref.weights.fuzz as f
+import sys
+sys.path[:0] = [sys.argv[3]]
+import fuzz_readers as f
 real = f.read_checkpoint
 def planted(path):
     found = real(path)
@@ -73,8 +77,8 @@ sys.exit(main())
 @pytest.mark.parametrize("what", ["import", "run", "open", "wrong numbers", "bare error", "huge", "nothing"])
 def test_planted_faults_are_seen(tmp_path, what):
     """Catches a fuzzer that looks and sees nothing: each planted fault is counted and its input kept."""
-    done = subprocess.run([sys.executable, "-c", PLANTED, what, str(tmp_path / "f")], capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run([sys.executable, "-c", PLANTED, what, str(tmp_path / "f"), str(FUZZER.parent)],
+                          capture_output=True, text=True, check=False)
     failed = int(done.stdout.split(" failed")[0].split()[-1])
     assert failed == (0 if what == "nothing" else 1 if what == "import" else 3), done.stdout + done.stderr
     assert len(list(tmp_path.glob("f/*.txt"))) == failed

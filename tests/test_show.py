@@ -85,7 +85,7 @@ def test_gradient_is_the_gradient(model):
 def test_bad_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
     """Catches a traceback."""
     monkeypatch.chdir(tmp_path)
-    assert main(["show", "--sample", "aero", "-o", "x.png", *arguments]) == 2
+    assert main(["show", "--sample", "cat", "-o", "x.png", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("mmref: error: ") and error.count("\n") == 1 and said in error
     assert not list(tmp_path.iterdir())
@@ -94,5 +94,5 @@ def test_bad_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
 def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path, capsys):
     """Catches an ImportError's traceback, and a plotting library that every user would have to have."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["show", "--sample", "aero", "--what", "scan", "-o", str(tmp_path / "x.png")]) == 2
+    assert main(["show", "--sample", "cat", "--what", "scan", "-o", str(tmp_path / "x.png")]) == 2
     assert 'pip install "mmref[viz]"' in capsys.readouterr().err

@@ -129,9 +129,9 @@ def _write_tag(url, partial, tag):
 
 
 def _copy(response, file, position, total, label):
-    from tqdm import tqdm
-    bar = tqdm(total=total, initial=position, unit="B", unit_scale=True, desc=str(label).rpartition("/")[2],
-               disable=None if label else True)
+    from mmref.progress import progress
+    bar = progress(total, "B", str(label).rpartition("/")[2], None if label else False, leave=True, initial=position,
+                   unit_scale=True)
     with bar:
         while True:
             try:

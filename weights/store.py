@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from mmref.errors import CheckpointError, MmrefError, ValueProblem
 from mmref.files import replacing, sync_folder
+from mmref.home import cache_folder
 from mmref.weights.checkpoint import read_checkpoint
 from mmref.weights.config_file import config_beside
 from mmref.weights.conversion import convert
@@ -60,20 +60,9 @@ def published(name: str) -> Published:
     return entry
 
 
-def home() -> Path:
-    """The user's folder for what mmref fetches: MMREF_HOME, else the platform's cache folder."""
-    if os.environ.get("MMREF_HOME"):
-        return Path(os.environ["MMREF_HOME"]).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "mmref"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mmref"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmref"
-
-
 def cached(name: str) -> tuple[Path, Path]:
     """Where the published file of a name and its converted form lie, or would lie."""
-    folder = home() / "weights"
+    folder = cache_folder() / "weights"
     name = published(name).name
     return folder / f"{name}.pth", folder / f"{name}.safetensors"
 

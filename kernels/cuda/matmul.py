@@ -22,7 +22,7 @@ from numba import float32
 from mmref.kernels.cuda.device import ZERO, device_function, load, store
 from mmref.kernels.cuda.driver import ALIGNMENT, cuda
 from mmref.kernels.cuda.epilogue import finish, shortcuts_of
-from mmref.kernels.cuda.launch import build, no_map, no_vector
+from mmref.kernels.cuda.launch import MOST_BLOCKS, build, no_map, no_vector
 
 STEP = 8                     # of the depth
 ACROSS, DOWN = 8, 16         # threads of a block
@@ -37,6 +37,13 @@ def tile_shape(rows: int, columns: int) -> tuple[int, int]:
     """(rows, columns) of a thread: columns that leave the least of the last tile empty, few rows for few."""
     across = min(COLUMNS, key=lambda choice: -(-columns // (ACROSS * choice[0])) * ACROSS * choice[0] * choice[1])[0]
     return (4 if rows <= 4 * DOWN * 64 else 8), across
+
+
+def tile_grid(rows: int, columns: int, down: int, across: int) -> tuple[int, int, int]:
+    """Blocks along x, y and z: tiles of the same rows side by side; more rows of tiles than y has room for, in z."""
+    tiles = -(-rows // (DOWN * down))
+    layers = -(-tiles // MOST_BLOCKS[1])
+    return -(-columns // (ACROSS * across)), -(-tiles // layers), layers
 
 
 @cache
@@ -119,8 +126,7 @@ def matmul_kernel(down: int, across: int, bias: bool, shortcuts: int, relu: bool
         total = cuda.local.array((down, across), float32)
         next_a = cuda.local.array(down, float32)
         next_b = cuda.local.array(fetched_b, float32)
-        across_tiles = (out.shape[1] + columns - 1) // columns
-        first_row, first_column = cuda.blockIdx.x // across_tiles * rows, cuda.blockIdx.x % across_tiles * columns
+        first_row, first_column = (cuda.blockIdx.z * cuda.gridDim.y + cuda.blockIdx.y) * rows, cuda.blockIdx.x * columns
         depth = a.shape[1]
         clear(total)
         fetch_a(a, first_row, 0, next_a)
@@ -154,5 +160,5 @@ def matmul(a, weight, bias, out, *, residual=None, residual2=None, relu=False, s
     shortcuts = shortcuts_of(residual, residual2)
     kernel = build(matmul_kernel, down, across, bias is not None, len(shortcuts), bool(relu), threads=THREADS)
     first, second = [*shortcuts, no_map(), no_map()][:2]
-    grid = -(-rows // (DOWN * down)) * -(-columns // (ACROSS * across))
-    kernel[grid, (ACROSS, DOWN), stream](a, weight, no_vector() if bias is None else bias, first, second, out)
+    kernel[tile_grid(rows, columns, down, across), (ACROSS, DOWN), stream](
+        a, weight, no_vector() if bias is None else bias, first, second, out)

@@ -32,7 +32,9 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status (and never raises for what a user can cause)."""
+    from mmref.cli.output import prepare_streams
     from mmref.errors import MmrefError
+    prepare_streams()
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = _parser(argv).parse_args(argv)
@@ -45,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         return _fail(f"{name}{error.strerror or error}")
     except MemoryError:
         return _fail("not enough memory for this")
@@ -54,13 +56,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(error) -> int:
-    print("mmref: error:", " ".join(str(error).split()), file=sys.stderr)
+    from mmref.cli.output import say
+    say(f"mmref: error: {error}", sys.stderr)
     return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):  # it repeats what was typed
+        from mmref.text import printable
+        super().error(printable(message))
 
 
 def _parser(argv):
     from mmref import __version__
-    parser = argparse.ArgumentParser("mmref", description="MobileMamba without a deep-learning framework.")
+    parser = _Parser("mmref", description="MobileMamba without a deep-learning framework.")
     parser.add_argument("--version", action="version", version=f"mmref {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     wanted = argv[0] if argv else None

@@ -1,10 +1,10 @@
-"""What several commands share: arguments of models, weights and transforms; JSON."""
+"""What several commands share: arguments of models, weights and transforms."""
 
 from __future__ import annotations
 
-import json
 import re
-import sys
+
+from mmref.cli.output import note
 
 
 def add_model_arguments(parser, positional: bool = False) -> None:
@@ -98,9 +98,8 @@ def model_from(args, untrained: bool = False, **options):
 
 def say_notes(model) -> None:
     """One line on stderr for what was decided in reading a model's weights; none where there was nothing to decide."""
-    notes = getattr(model, "notes", ())
-    if notes:
-        print(f"mmref: note: {model.source}: {'; '.join(notes)}", file=sys.stderr)
+    if model.notes:
+        note(f"{model.source}: {'; '.join(model.notes)}")
 
 
 def predictor_from(args, **options):
@@ -126,8 +125,3 @@ def size_from(option: str, text: str | None) -> tuple[int, int] | None:
     if 0 in size:
         raise ValueProblem(f"{option} must read HxW, for instance 224x224, got {text!r}")
     return size
-
-
-def print_json(value) -> None:
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    print()

@@ -16,7 +16,7 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    from mmref.cli.common import print_json
+    from mmref.cli.output import print_json
     from mmref.validate.compare import compare
     from mmref.validate.matching import read_mapping
     from mmref.validate.trace_file import read_trace
@@ -30,7 +30,7 @@ def run(args) -> int:
         from mmref.validate.page import write_page
         write_page(args.html, result, reference, candidate, args.reference, args.candidate)
     if args.json:
-        print_json(finite(result.as_dict()))
+        print_json(result.as_dict())
     else:
         print(text(result, args.all))
     return 0 if result.same else 1
@@ -67,19 +67,20 @@ def model_of_trace(manifest, weights=None):
 def text(result, every=False) -> str:
     """The table and the verdict, for people."""
     from mmref.tables import table
+    from mmref.text import printable
     rows = result.rows
     if not every and not result.same:
         at = next(i for i, row in enumerate(rows) if row.name == result.first)
         rows = rows[max(0, at - 4):at + 7]
     elif not every:
         rows = rows[:3] + rows[-3:] if len(rows) > 6 else rows
-    lines = [table([(printable(row.name), "x".join(map(str, row.shape)), row.layout, f"{row.max_abs:.2e}",
+    lines = table([(row.name, "x".join(map(str, row.shape)), row.layout, f"{row.max_abs:.2e}",
                      f"{row.max_relative:.2e}", f"{row.error:.3g}", row.verdict) for row in rows],
-                   ("record", "shape", "layout", "max abs", "max rel", "in roundings", "verdict"))]
+                  ("record", "shape", "layout", "max abs", "max rel", "in roundings", "verdict")).split("\n")
     if len(rows) < len(result.rows):
         lines.append(f"({len(result.rows)} records compared, {len(rows)} shown; --all shows the others)")
     if result.matched_by == "shape and order":
-        shown = (f"  {printable(row.name)} = {printable(row.candidate)}" for row in rows)
+        shown = (f"  {row.name} = {row.candidate}" for row in rows)
         lines += ["matched by shape and order:", *shown]
     lines.append(f"matched by {result.matched_by}; judged as {result.precision}; "
                  f"{result.unmatched_reference} of the reference's records have no partner, "
@@ -88,23 +89,8 @@ def text(result, every=False) -> str:
         lines.append("SAME: every record agrees to rounding")
         lines += [f"  not shown by this input: {text}" for text in result.blind_spots]
     else:
-        lines.append(f"DIFFERS first at {printable(result.first)}")
+        lines.append(f"DIFFERS first at {result.first}")
         lines += [f"  reproduced by: {d.text} (at {d.layer or 'the network'}) [{d.key}]" for d in result.diagnoses]
     if result.note:
         lines.append(f"  note: {result.note}")
-    return "\n".join(lines)
-
-
-def printable(name):
-    """A name from a file, without what a terminal would obey."""
-    return name if name.isprintable() else ascii(name)
-
-
-def finite(value):
-    """JSON has no infinity: None instead."""
-    import math
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return "\n".join(map(printable, lines))

@@ -14,9 +14,11 @@ from mmref.cli.common import (
     add_model_arguments,
     add_transform_arguments,
     predictor_from,
-    print_json,
 )
+from mmref.cli.output import note, print_json, say
+from mmref.errors import MmrefError
 from mmref.tables import table
+from mmref.text import name_fields
 
 
 def add_arguments(parser):
@@ -35,14 +37,18 @@ def add_arguments(parser):
                         "class for each sorted picture")
     parser.add_argument("--class-map", metavar="FILE", help="which folder or label is which output: names in output "
                         "order, or JSON {name: output}")
+    parser.add_argument("--order", choices=("lexicographic", "natural"), help="how folders or pictures are sorted "
+                        "where only their order says which is which: a1, a10, a2 as torchvision sorts, or a1, a2, a10 "
+                        "(default: both must be the same)")
     parser.add_argument("--workers", "-j", type=int, default=2, metavar="N",
                         help="threads that decode ahead, with one process (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=1, metavar="N",
                         help="copies of the model on this machine (default: %(default)s)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="spread over a Dask cluster: tcp://host:8786, a "
                         "scheduler file, or local:N (needs mmref[dask])")
-    parser.add_argument("--resume", metavar="FILE", help="journal: continue where it ends, or begin it")
-    parser.add_argument("--results-file", metavar="FILE", help="figures as CSV or JSON with timm's column names")
+    parser.add_argument("--resume", metavar="FILE", help="journal: go on where it ends, or begin it")
+    parser.add_argument("--results-file", metavar="FILE", help="figures as CSV or JSON with timm's column names; until "
+                        "it is written a journal is kept beside it")
     parser.add_argument("--results-format", choices=("csv", "json"), help="(default: by the file's name)")
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="classes to list (default: %(default)s)")
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=None,
@@ -51,33 +57,60 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    """0 if every picture got its answer, 2 if one could not be read; the figures are reported nevertheless."""
+    """0 if every picture got its answer, 2 if one (or a folder) could not be read; figures are there all the same."""
     from pathlib import Path
 
     from mmref.evaluate import evaluate, read_folder, write_results
     from mmref.evaluate.folder import FolderError
-    if args.results_file and not os.access(os.path.dirname(os.path.abspath(args.results_file)), os.W_OK):
-        raise FolderError(f"{args.results_file}: cannot be written")  # now, not after hours
+    from mmref.progress import progress
+    if args.results_file and (os.path.isdir(args.results_file) or not os.access(
+            os.path.dirname(os.path.abspath(args.results_file)), os.W_OK)):
+        raise FolderError(f"{args.results_file}: cannot be written there")  # now, not after hours
     predictor, loaded = predictor_from(args, workers=args.workers)
-    pictures = read_folder(Path(args.data, args.split or ""), loaded.labels, args.labels, args.class_map)
+    pictures = read_folder(Path(args.data, args.split or ""), loaded.labels, args.labels, args.class_map, args.order)
     if args.limit is not None:
         pictures = pictures.limit(args.limit)
-    print(f"mmref: {len(pictures)} pictures, {'; '.join(pictures.notes)}", file=sys.stderr)
-    with _Progress(len(pictures), args.progress) as progress, _quiet_logs(args.scheduler):
-        tally = evaluate(predictor, pictures, processes=args.processes, scheduler=args.scheduler, resume=args.resume,
-                         progress=progress)
+    say(f"mmref: {len(pictures)} pictures, {'; '.join(pictures.notes)}", sys.stderr)
+    for problem in pictures.problems:
+        say(f"mmref: error: {problem}", sys.stderr)
+    journal = args.resume or _own_journal(args.results_file)
+    try:
+        with progress(len(pictures), "img", wanted=args.progress, leave=True) as bar, _quiet_logs(args.scheduler):
+            tally = evaluate(predictor, pictures, processes=args.processes, scheduler=args.scheduler, resume=journal,
+                             progress=_shown(bar))
+    except KeyboardInterrupt:
+        if journal and os.path.exists(journal):
+            note(f"what is done is kept in {journal}: the same command goes on there")
+        raise
     results = figures(args.model, loaded, pictures, tally)
+    failure = None
     if args.results_file:
-        write_results(args.results_file, results, args.results_format)
+        try:
+            write_results(args.results_file, results, args.results_format)
+            if journal and journal != args.resume:
+                os.remove(journal)
+        except OSError as error:  # the figures are printed all the same
+            kept = f"; all answers are in {journal}: the same command writes the file from there" if journal else ""
+            failure = MmrefError(f"{args.results_file}: {error.strerror or error}{kept}")
     if args.json:
         print_json(results)
     else:
         _print(results, tally, args.worst)
     for bad in results["bad"][:20]:
-        print(f"mmref: bad picture: {bad['error']}", file=sys.stderr)
+        say(f"mmref: bad picture: {bad['error']}", sys.stderr)
     if len(results["bad"]) > 20:
-        print(f"mmref: and {len(results['bad']) - 20} more bad pictures (all of them with --json)", file=sys.stderr)
-    return 2 if results["bad"] else 0
+        say(f"mmref: and {len(results['bad']) - 20} more bad pictures (all of them with --json)", sys.stderr)
+    if failure:
+        raise failure
+    return 2 if results["bad"] or pictures.problems else 0
+
+
+def _own_journal(results_file):
+    """The journal beside a results file, kept until that is written: hours of work are not lost with the process. None
+    for what is no file: a device, a pipe."""
+    if not results_file or (os.path.exists(results_file) and not os.path.isfile(results_file)):
+        return None
+    return f"{results_file}.journal"
 
 
 def figures(name, loaded, pictures, tally) -> dict:
@@ -89,7 +122,8 @@ def figures(name, loaded, pictures, tally) -> dict:
             "interpolation": transform.interpolation, "pictures": len(pictures), "answered": answered,
             "correct_top1": first, f"correct_top{tally.topk}": among, "shrink_to": transform.shrink_to,
             "list_sha256": pictures.digest(), "classes": tally.per_class(),
-            "bad": [{"picture": pictures.paths[i], "error": tally.errors[i]} for i in sorted(tally.errors)]}
+            "bad": [{**name_fields("picture", pictures.paths[i]), "error": tally.errors[i]}
+                    for i in sorted(tally.errors)], "not_read": list(pictures.problems)}
 
 
 def _learned(model) -> int:
@@ -123,26 +157,18 @@ def _quiet_logs(wanted):
         logging.disable(before)
 
 
-class _Progress:
-    """tqdm over pictures. What an earlier run had done counts as done, not as speed."""
+def _shown(bar):
+    """Callback of `evaluate` that moves the bar. What an earlier run had done counts as done, not as speed."""
+    started = False
 
-    def __init__(self, total, wanted):
-        from tqdm import tqdm
-        self._bar = tqdm(total=total, unit="img", disable=None if wanted is None else not wanted, file=sys.stderr)
-        self._started = False
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._bar.close()
-
-    def __call__(self, tally, new):
-        if not self._started:
-            self._started = True
-            self._bar.reset()
-            self._bar.initial = self._bar.n = new
-            self._bar.refresh()
+    def show(tally, new):
+        nonlocal started
+        if not started:
+            started = True
+            bar.reset()
+            bar.initial = bar.n = new
+            bar.refresh()
             return
-        self._bar.set_postfix_str(f"top-1 {tally.running_top1:.2f} %", refresh=False)
-        self._bar.update(new)
+        bar.set_postfix_str(f"top-1 {tally.running_top1:.2f} %", refresh=False)
+        bar.update(new)
+    return show

@@ -7,11 +7,12 @@ from mmref.cli.common import (
     add_model_arguments,
     add_transform_arguments,
     model_from,
-    print_json,
     size_from,
     transform_from,
 )
+from mmref.cli.output import print_json, say
 from mmref.tables import table
+from mmref.text import name_fields
 
 
 def add_arguments(parser):
@@ -45,13 +46,14 @@ def run(args) -> int:
     inputs, outputs = ([{"name": v.name, "shape": [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]}
                         for v in values] for values in (proto.graph.input, proto.graph.output))
     if args.json:
-        print_json({"file": target, "model": model.config.name, "opset": args.opset, "bytes": proto.ByteSize(),
+        print_json({**name_fields("file", target), "model": model.config.name, "opset": args.opset,
+                    "bytes": proto.ByteSize(),
                     "nodes": len(proto.graph.node), "inputs": inputs, "outputs": outputs,
                     "metadata": {prop.key: prop.value for prop in proto.metadata_props},
                     "verified": [vars(row) | {"passed": row.passed} for row in compared]})
         return status
     weights = "random parameters" if args.untrained else args.weights or "the model's own weights"
-    print(f"{target}: {model.config.name} with {weights}, opset {args.opset}, {len(proto.graph.node)} nodes, "
+    say(f"{target}: {model.config.name} with {weights}, opset {args.opset}, {len(proto.graph.node)} nodes, "
           f"{proto.ByteSize() / 1e6:.1f} MB")
     for kind, values in (("input", inputs), ("output", outputs)):
         for value in values:

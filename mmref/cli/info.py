@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import sys
 
-from mmref.cli.common import add_backend_arguments, add_model_arguments, model_from, print_json
+from mmref.cli.common import add_backend_arguments, add_model_arguments, model_from
+from mmref.cli.output import print_json
 from mmref.errors import ValueProblem
 from mmref.tables import table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import print_json
+from mmref.cli.output import print_json
 from mmref.tables import table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import add_model_arguments, model_from, print_json
+from mmref.cli.common import add_model_arguments, model_from
 
 
 def add_arguments(parser):
@@ -11,6 +11,7 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
+    from mmref.cli.output import print_json
     from mmref.validate.selftest import report, selftest
     result = selftest(model_from(args))
     if args.json:

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import sys
-
 from mmref.cli.common import add_model_arguments, model_from
+from mmref.cli.output import note, say
+from mmref.cli.pictures import picture_from
 from mmref.data.samples import SAMPLES
 
 
 def add_arguments(parser):
-    parser.add_argument("picture", nargs="?", metavar="PICTURE", help="a picture file")
-    parser.add_argument("--sample", choices=SAMPLES, help="an included picture, instead of a file")
+    parser.add_argument("picture", nargs="?", metavar="PICTURE", help="a picture file; - is standard input")
+    parser.add_argument("--sample", choices=SAMPLES, help="a picture that comes along, instead of a file")
     parser.add_argument("--what", required=True, choices=("wavelet", "scan", "delta", "erf", "features", "graph"),
                         help="sub-bands before and after their convolution; the orders of the scan; its step sizes; "
                         "the effective receptive field; feature maps; the network as a drawing (no PICTURE)")
@@ -27,11 +27,10 @@ def add_arguments(parser):
 def run(args) -> int:
     from pathlib import Path
 
-    from tqdm import tqdm
-
     from mmref.data.picture import open_picture
     from mmref.data.samples import sample_picture
     from mmref.errors import ValueProblem
+    from mmref.progress import progress
     from mmref.show.pictures import draw
     given = (args.picture is not None) + (args.sample is not None)
     if args.what == "graph" and given:
@@ -52,12 +51,12 @@ def run(args) -> int:
     if args.sample:
         picture, notes = sample_picture(args.sample).convert("RGB"), []
     else:
-        picture, notes = open_picture(args.picture)
-    for note in notes:
-        print(f"mmref: note: {args.picture}: {note}", file=sys.stderr)
+        picture, notes = open_picture(picture_from(args.picture))
+    for text in notes:
+        note(f"{args.picture}: {text}")
     model = model_from(args)
     total = args.cells ** 2 if args.what == "erf" else 1
-    with tqdm(total=total, unit="cell", leave=False, disable=total == 1 or not sys.stderr.isatty()) as bar:
+    with progress(total, "cell", wanted=None if total > 1 else False) as bar:
         figure = draw(args.what, model, picture, args.layer, args.size, args.cells, bar.update)
     return _save(figure, args.output, kind, args.what, model)
 
@@ -66,5 +65,5 @@ def _save(figure, output, kind, what, model) -> int:
     from mmref.files import replacing
     with replacing(output) as temporary:
         figure.savefig(temporary, format=kind)
-    print(f"{output}: {what} of {model.config.name}")
+    say(f"{output}: {what} of {model.config.name}")
     return 0

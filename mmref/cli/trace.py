@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 from mmref.cli.common import add_model_arguments, model_from
+from mmref.cli.output import say
+from mmref.cli.pictures import check_once, picture_from
 
 
 def add_arguments(parser):
     parser.add_argument("inputs", nargs="+", metavar="INPUT",
-                        help="pictures (a batch of them), or one .npy (B, 3, H, W) "
-                        "that is normalised already")
+                        help="pictures (a batch of them; - is standard input), or one .npy (B, 3, H, W) that is "
+                        "normalised already")
     add_model_arguments(parser)
     parser.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
     parser.add_argument("--filter", default="*", metavar="PATTERN",
@@ -23,7 +25,8 @@ def add_arguments(parser):
 def run(args) -> int:
     import numpy as np
 
-    from mmref.validate.trace import estimate, trace_model
+    from mmref.progress import progress
+    from mmref.validate.trace import estimate, runs, trace_model
     from mmref.validate.trace_file import check_room, write_trace
     model = model_from(args, dtype=np.dtype(args.dtype))
     x = read_input(args.inputs, model)
@@ -32,12 +35,12 @@ def run(args) -> int:
     if args.dry_run:
         return 0
     check_room(args.output, size)
-    with progress(model) as seen:
-        trace = trace_model(model, x, args.filter, seen)
+    with progress(runs(model) * sum(1 for _ in model.walk()), "layer") as bar:
+        trace = trace_model(model, x, args.filter, lambda name, value: bar.update())
     trace.manifest["weights"] = str(Path(args.weights).resolve()) if args.weights else "pretrained"
     trace.manifest["prefer"] = args.prefer
     write_trace(args.output, trace)
-    print(f"{args.output}: {len(trace.records)} records of {model.config.name} on {tuple(x.shape)}, {args.dtype}")
+    say(f"{args.output}: {len(trace.records)} records of {model.config.name} on {tuple(x.shape)}, {args.dtype}")
     return 0
 
 
@@ -47,7 +50,8 @@ def read_input(paths, model):
     from mmref.errors import ShapeError
     from mmref.validate.trace_file import read_npy
     if not any(path.endswith(".npy") for path in paths):
-        return load_batch(paths, model.transform)
+        check_once(paths)
+        return load_batch(list(map(picture_from, paths)), model.transform)
     if len(paths) > 1:
         raise ShapeError(f"INPUT must be pictures or one .npy, got {len(paths)} files with an .npy among them")
     x = read_npy(paths[0])
@@ -56,19 +60,3 @@ def read_input(paths, model):
         raise ShapeError(f"{paths[0]}: INPUT must be floats (batch, {model.config.in_chans}, height, width), "
                          f"got {x.dtype} {x.shape}")
     return x
-
-
-class progress:
-    """A bar over the layers of all runs, on a terminal only."""
-
-    def __init__(self, model):
-        from mmref.validate.trace import runs
-        self.total = runs(model) * sum(1 for _ in model.walk())
-
-    def __enter__(self):
-        from tqdm import tqdm
-        self.bar = tqdm(total=self.total, unit="layer", leave=False, disable=not sys.stderr.isatty())
-        return lambda name, value: self.bar.update()
-
-    def __exit__(self, *_):
-        self.bar.close()

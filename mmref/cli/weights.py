@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from mmref.cli.common import add_prefer_argument, print_json
+from mmref.cli.common import add_prefer_argument
 from mmref.cli.convert import listed
+from mmref.cli.output import print_json, say
 from mmref.tables import table
+from mmref.text import name_fields
 
 
 def add_arguments(parser):
@@ -51,9 +53,9 @@ def _fetch(args):
     done = []
     for name in names:
         path = fetch(name, force=args.force)
-        done.append({"name": name, "path": str(path), "sha256": recorded_sha256(path)})
+        done.append({"name": name, **name_fields("path", path), "sha256": recorded_sha256(path)})
         if not args.json:
-            print(f"{path}  sha256 {done[-1]['sha256']}")
+            say(f"{path}  sha256 {done[-1]['sha256']}")
     if args.json:
         print_json(done)
     return 0
@@ -71,7 +73,8 @@ def _verify(args):
         expected = args.sha256.lower() if args.sha256 else recorded_sha256(file)
         if expected not in (None, digest):
             raise CheckpointError(f"{file}: sha256 must be {expected}, got {digest}")
-        done.append({"file": file, "format": found.format, "sha256": digest, "sha256_checked": expected is not None,
+        done.append({**name_fields("file", file), "format": found.format, "sha256": digest,
+                     "sha256_checked": expected is not None,
                      "tensors": len(found.tensors), "taken": found.source, "others": list(found.others),
                      "prefix": found.prefix, "notes": list(found.notes), "foreign": list(found.foreign),
                      "fits": [variant.name + " (folded)" * is_folded(found.tensors)
@@ -85,20 +88,21 @@ def _verify(args):
 
 def _report(found):
     checked = "as recorded" if found["sha256_checked"] else "no hash on record"
-    print(f"{found['file']}: whole; {found['tensors']} tensors ({found['format']}, taken: {found['taken']})")
-    print(f"  fits    {', '.join(found['fits']) or found['fit'].removeprefix('fits ')}")
-    print(f"  sha256  {found['sha256']} ({checked})")
+    say(f"{found['file']}: whole; {found['tensors']} tensors ({found['format']}, taken: {found['taken']})")
+    say(f"  fits    {', '.join(found['fits']) or found['fit'].removeprefix('fits ')}")
+    say(f"  sha256  {found['sha256']} ({checked})")
     if found["foreign"]:
-        print(f"  passed over, not executed: {listed(found['foreign'])}")
+        say(f"  passed over, not executed: {listed(found['foreign'])}")
     for note in found["notes"]:
-        print(f"  note    {note}")
+        say(f"  note    {note}")
 
 
 def _path(args):
-    from mmref.weights.store import cached, home
+    from mmref.home import cache_folder
+    from mmref.weights.store import cached
     if args.name is None:
-        print(home() / "weights")
+        say(cache_folder() / "weights")
         return 0
     source, converted = cached(args.name)
-    print(source if source.exists() and not converted.exists() else converted)
+    say(source if source.exists() and not converted.exists() else converted)
     return 0

@@ -79,7 +79,7 @@ class Contents:
 
 
 def inspect(data: bytes) -> Contents:
-    """Look at a file's container. Raises PictureError where it is none of the four formats, is cut off before its
+    """Look at a file's container. Raises PictureError if it is none of the four formats, is cut off before its
     picture, or asks for more than the limits."""
     for kind, read in _READERS.items():
         if data.startswith(PARTS[kind]) and (kind != "WEBP" or data[8:12] == b"WEBP"):

@@ -65,7 +65,7 @@ class Transform:
     interpolation: str = "bicubic"
 
     def __post_init__(self):
-        grey = isinstance(self.mean, (list, tuple)) and len(self.mean) == 1
+        grey = all(isinstance(values, (list, tuple)) and len(values) == 1 for values in (self.mean, self.std))
         for name in ("mean", "std"):
             object.__setattr__(self, name, check_numbers(f"transform: {name}", getattr(self, name), 1 if grey else 3))
         if min(self.std) <= 0:
@@ -301,7 +301,7 @@ def _source_range(size, new, start, crop):
 
 def check_pictures(pictures):
     """`pictures` itself, which must be several: one path would otherwise be taken for one picture per letter, and an
-    open file for one picture per line. Raises ValueProblem."""
+    open file for one per line. Raises ValueProblem."""
     if isinstance(pictures, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)) or hasattr(pictures, "read"):
         raise ValueProblem(f"pictures must be a list of pictures, got one {type(pictures).__name__}: write [picture]")
     if not isinstance(pictures, Iterable) or (isinstance(pictures, np.ndarray) and pictures.dtype.kind not in "OU"):

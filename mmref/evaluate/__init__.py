@@ -4,11 +4,12 @@
     result = evaluate(predictor, read_folder("imagenet/val", predictor.load().labels))
     print(result.summary()["top1"])
 
-folder   which pictures there are and what is right         tally    what was answered, and the figures
-journal  the file that makes a run resumable                run      who computes which batch; cluster: with Dask
+folder   which pictures there are and what is right     batch    the unit of work, and the record of its answers
+tally    what was answered, and the figures              journal  the file that makes a run resumable
+run      who computes which batch: this process, others  cluster  the same with Dask
 
-The unit of work is a batch of the sorted list of pictures, cut in the same places whichever process computes
-it. Its answers are written down once, at their pictures' places; the figures are counted from there at the end.
+A batch is cut from the sorted list of pictures in the same places whoever computes it. Its answers are written down
+once, at their pictures' places; the figures are counted from there at the end.
 """
 
 from mmref.evaluate.folder import PictureSet, read_folder

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from itertools import islice
 
 from mmref.errors import MissingBackend, MmrefError
-from mmref.evaluate.run import batch_paths, run_batch
+from mmref.evaluate.batch import NEVER_BEGAN, batch_paths, run_batch
 
 __all__ = ["on_cluster"]
 
@@ -33,9 +33,12 @@ def on_cluster(predictor, pictures, starts, scheduler: str) -> Iterator[dict]:
     root, size, token = os.path.abspath(pictures.root), predictor.batch_size, uuid.uuid4().hex
     with ExitStack() as stack:
         if scheduler.startswith("local:"):
-            scheduler = stack.enter_context(LocalCluster(_count(scheduler), threads_per_worker=1, processes=True,
-                                                         dashboard_address=":0", silence_logs=logging.CRITICAL,
-                                                         preload=[_IGNORE_CTRL_C]))
+            try:
+                cluster = LocalCluster(_count(scheduler), threads_per_worker=1, processes=True, dashboard_address=":0",
+                                       silence_logs=logging.CRITICAL, preload=[_IGNORE_CTRL_C])
+            except RuntimeError as error:  # "Nanny failed to start"
+                raise MmrefError(NEVER_BEGAN) from error
+            scheduler = stack.enter_context(cluster)
         client = stack.enter_context(_connect(Client, scheduler))
 
         def submit(start):

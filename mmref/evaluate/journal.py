@@ -7,6 +7,7 @@ computed again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -43,17 +44,21 @@ class Journal:
         return self
 
     def __exit__(self, *_):
-        try:
+        with contextlib.suppress(OSError):  # what could not be written has been reported by `append`
             self._sync()
-        finally:
+        with contextlib.suppress(OSError):
             self._file.close()
 
     def append(self, record: dict) -> None:
         """Write one record: it outlives the process at once, the power supply after a second."""
-        self._file.write(_line(record))
-        self._file.flush()
-        if time.monotonic() - self._synced > 1:  # a sync per batch would hold up a large cluster
-            self._sync()
+        try:
+            self._file.write(_line(record))
+            self._file.flush()
+            if time.monotonic() - self._synced > 1:  # a sync for every batch would hold up a large cluster
+                self._sync()
+        except OSError as error:  # a full disk does not say where
+            raise OSError(error.errno, f"{error.strerror}; the evaluation goes on from here with --resume",
+                          str(self.path)) from error
 
     def _sync(self):
         os.fsync(self._file.fileno())
@@ -96,7 +101,8 @@ class Journal:
         for key in self.subject.keys() | subject.keys():
             ours, theirs = self.subject.get(key), subject.get(key)
             if ours != theirs:
-                raise JournalError(f"{self.path}: holds another evaluation: {key} must be {theirs!r}, got {ours!r}")
+                raise JournalError(f"{self.path}: holds another evaluation: {key} must be {theirs!r}, got {ours!r}; "
+                                   f"remove the file to begin anew")
 
 
 def _line(record):

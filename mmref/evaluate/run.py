@@ -13,12 +13,13 @@ from dataclasses import asdict
 
 from mmref.cores import usable_cores
 from mmref.errors import MmrefError, ValueProblem
+from mmref.evaluate.batch import NEVER_BEGAN, batch_paths, record, run_batch
 from mmref.evaluate.folder import PictureSet
 from mmref.evaluate.journal import Journal
 from mmref.evaluate.tally import Tally
 from mmref.tasks.predictor import Predictor
 
-__all__ = ["evaluate", "run_batch"]
+__all__ = ["evaluate"]
 
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -40,7 +41,7 @@ def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, 
     if processes < 1:
         raise ValueProblem(f"processes must be at least 1, got {processes}")
     if scheduler is not None and processes > 1:
-        raise ValueProblem("processes and scheduler: pass one of them, not both")
+        raise ValueProblem("processes and scheduler cannot be used together: pass one of them")
     loaded = predictor.load()
     tally = Tally(pictures.targets, loaded.labels, predictor.topk)
     with ExitStack() as stack:
@@ -52,44 +53,21 @@ def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, 
         size = predictor.batch_size
         starts = [start for start in range(0, len(pictures), size) if not tally.done[start:start + size].all()]
         if scheduler is not None:
-            from mmref.evaluate.cluster import on_cluster
+            from mmref.evaluate.cluster import on_cluster  # imports Dask
             records = on_cluster(predictor, pictures, starts, scheduler)
         elif processes > 1:
             records = _in_processes(predictor, pictures, starts, processes)
         else:
             records = _here(predictor, pictures, starts)
-        for record in stack.enter_context(closing(records)):  # ends pools and clusters now, not when it is collected
+        for answers in stack.enter_context(closing(records)):  # closing ends pools and clusters now, not sometime
             if journal is not None:
-                journal.append(record)
-            new = tally.add(record)
+                journal.append(answers)
+            new = tally.add(answers)
             if progress is not None:
                 progress(tally, new)
     if not tally.done.all():
         raise MmrefError(f"{int((~tally.done).sum())} pictures were never answered")  # no executor may lose a batch
     return tally
-
-
-def run_batch(predictor: Predictor, root: str, paths: list[str], start: int) -> dict:
-    """One unit of work, in any process: the answers for the pictures `paths` below `root`, as a record.
-
-    Raises MmrefError where the process cannot see `root`, so that a missing mount is not taken for bad pictures."""
-    _check_root(root)
-    return _record(start, predictor([os.path.join(root, path) for path in paths]))
-
-
-def _check_root(root):
-    if not os.path.isdir(root):
-        import socket
-        raise MmrefError(f"{root}: no such folder in process {os.getpid()} on {socket.gethostname()}; every worker "
-                         f"must see the pictures under the same path")
-
-
-def _record(start, answers):
-    return {"start": start, "top": [answer.error or list(answer.classes) for answer in answers]}
-
-
-def batch_paths(pictures: PictureSet, start: int, size: int) -> list[str]:
-    return list(pictures.paths[start:start + size])
 
 
 def _subject(predictor, loaded, pictures):
@@ -109,10 +87,14 @@ def _here(predictor, pictures, starts) -> Iterator[dict]:
     batches = ([os.path.join(root, path) for path in batch_paths(pictures, start, predictor.batch_size)]
                for start in starts)
     for start, answers in zip(starts, predictor.map_batches(batches), strict=True):
-        yield _record(start, answers)
+        yield record(start, answers)
 
 
 # -- processes -----------------------------------------------------------------------------------------------
+
+class _NeverBegan(BrokenProcessPool):
+    """No process of a pool got as far as its own work."""
+
 
 def _in_processes(predictor, pictures, starts, processes) -> Iterator[dict]:
     """Spawned, not forked: a child of a process with threads may find locked what no thread will unlock. A pool that
@@ -121,10 +103,12 @@ def _in_processes(predictor, pictures, starts, processes) -> Iterator[dict]:
     while left:
         before = len(left)
         try:
-            for record in _one_pool(predictor, pictures, list(left), processes):
-                del left[record["start"]]
-                yield record
+            for answers in _one_pool(predictor, pictures, list(left), processes):
+                del left[answers["start"]]
+                yield answers
         except BrokenProcessPool as error:
+            if isinstance(error, _NeverBegan) and before == len(starts):
+                raise MmrefError(NEVER_BEGAN) from error
             if len(left) == before:
                 raise MmrefError("worker processes keep dying (out of memory?) before they finish a batch; "
                                  "try a smaller --batch-size or fewer --processes") from error
@@ -136,6 +120,7 @@ def _one_pool(predictor, pictures, starts, processes):
     context = multiprocessing.get_context("spawn")
     with _environment(threads), ProcessPoolExecutor(processes, context, _start_worker) as pool:
         coming, running = iter(starts), set()
+        began = pool.submit(os.getpid)  # the first thing any process does
         try:
             while True:
                 while len(running) < 2 * processes and (start := next(coming, None)) is not None:
@@ -146,6 +131,10 @@ def _one_pool(predictor, pictures, starts, processes):
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
+        except BrokenProcessPool as error:
+            if began.done() and began.exception() is None:
+                raise
+            raise _NeverBegan from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from mmref.errors import MmrefError
 from mmref.files import replacing
+from mmref.text import to_json
 
 __all__ = ["Tally", "write_results"]
 
@@ -113,7 +113,7 @@ def write_results(path, results: dict, format: str | None = None) -> None:
     path = Path(path)
     kind = format or ("json" if path.suffix.lower() == ".json" else "csv")
     if kind == "json":
-        text = json.dumps(results, indent=4, ensure_ascii=False) + "\n"
+        text = to_json(results, indent=4) + "\n"
     else:
         columns = [key for key in results if key in COLUMNS or key.startswith("top")]
         buffer = io.StringIO()

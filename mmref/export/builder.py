@@ -20,7 +20,7 @@ class GraphBuilder:
 
     def node(self, op: str, inputs: list[str], outputs: int = 1, **attributes):
         """Append a node; returns its output, or the list of them where there are several."""
-        name = self.unique(f"{self.scope}/{op}" if self.scope else op)
+        name = self.unique(self.scoped(op))
         values = [name] if outputs == 1 else [f"{name}:{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(op, inputs, values, name=name, **attributes))
         return values[0] if outputs == 1 else values
@@ -59,6 +59,10 @@ class GraphBuilder:
         tensors = [numpy_helper.from_array(array, name) for name, array in self.initialisers.items()]
         return helper.make_graph(self.nodes, name, [describe(v) for v in inputs], [describe(v) for v in outputs],
                                  tensors)
+
+    def scoped(self, name: str) -> str:
+        """A name within the layer in hand."""
+        return f"{self.scope}/{name}" if self.scope else name
 
     def unique(self, name: str) -> str:
         """The name, with a number behind it where it is taken."""

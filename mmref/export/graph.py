@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mmref.arguments import check_integer
 from mmref.errors import NotTraceable
 from mmref.graph.graph import Constant, Graph, Node, collect, rewrite
 from mmref.graph.passes import fold_batch_norm, replaced
-from mmref.graph.trace import Extent, trace
+from mmref.graph.trace import Extent, plain, trace
 from mmref.nn.operation import operation
 
 
@@ -18,23 +17,24 @@ def size(x, axis):
     return x.shape[axis]
 
 
+SIZES = {"height", "width", "start", "stop"}  # attributes that emitters take as nodes
+BATCH = 7  # while tracing: one that no constant of a text is likely to have
+
+
 def graph_of(function: Callable, model, inputs: list[tuple], side: int) -> tuple[Graph, dict[Node, str]]:
     """(graph of `function` for inputs of these dimensions, {node: the layer it is named after}).
 
     Dimensions are numbers, or symbols that stand for any size; side: a height and width that the network takes. Raises
-    ValueProblem for a dimension that is neither, and NotTraceable where a size that should stay free enters a
-    computation, naming the layer.
+    NotTraceable where a size that should stay free enters a computation, naming the layer.
     """
-    for dims in inputs:
-        for axis, dim in enumerate(dims):
-            if not isinstance(dim, str) or axis == 1:
-                check_integer(f"dimension {axis} of an input", dim, 1)
-    shapes = [tuple((side if axis else 2) if isinstance(dim, str) else dim for axis, dim in enumerate(dims))
+    shapes = [tuple((side if axis else BATCH) if isinstance(dim, str) else dim for axis, dim in enumerate(dims))
               for dims in inputs]
     traced = trace(function, model, *shapes)
-    if traced.fixed_by and any(isinstance(dim, str) for dims in inputs for dim in dims[2:]):
-        raise NotTraceable(f"layer {traced.fixed_by!r} computes with the size of its input: such a network can be "
-                           f"exported for one size only (fixed=(height, width), --fixed HxW)")
+    fixed_by = traced.fixed_by or next((node.layer for node in traced for name, value in node.attributes.items()
+                                        if isinstance(value, Extent) and name not in SIZES), None)
+    if fixed_by is not None and any(isinstance(dim, str) for dims in inputs for dim in dims[2:]):
+        raise NotTraceable(f"layer {fixed_by!r} computes with the size of its input: such a network can be exported "
+                           f"for one size only (fixed=(height, width), --fixed HxW)")
     graph = fold_batch_norm(without_empty_parts(sizes_as_nodes(traced)))
     return graph, scopes(graph, traced)
 
@@ -44,8 +44,8 @@ def sizes_as_nodes(graph: Graph) -> Graph:
     new: dict[Node | Constant, Node] = {}
     for old in graph:
         operands = {name: new.get(value, value) for name, value in old.operands.items()}
-        sizes = {name: value for name, value in old.attributes.items() if isinstance(value, Extent)}
-        attributes = {name: value for name, value in old.attributes.items() if name not in sizes}
+        sizes = {name: value for name, value in old.attributes.items() if name in SIZES and isinstance(value, Extent)}
+        attributes = plain({name: value for name, value in old.attributes.items() if name not in sizes})
         for name, value in sizes.items():
             operands[name] = Node(size, {"x": new[value.node]}, {"axis": value.axis}, old.layer, (), old.dtype)
         new[old] = Node(old.operation, operands, attributes, old.layer, old.shape, old.dtype, old.elsewhere)
@@ -58,9 +58,9 @@ def without_empty_parts(graph: Graph) -> Graph:
         if node.name != "concatenate":
             return None
         parts = {name: part for name, part in node.operands.items() if 0 not in part.shape}
-        only_part, *more = [*parts.values(), None]
-        if isinstance(only_part, Node) and more == [None]:
-            return only_part
+        first = next(iter(parts.values()), None)
+        if len(parts) == 1 and isinstance(first, Node):
+            return first
         return replaced(node, node, node.operation, parts, **node.attributes) if parts else None
     return rewrite(graph, rule)
 

@@ -121,7 +121,7 @@ class Lowering(GraphBuilder):
         key = operand.key, what
         if key not in self._known:
             known = operand.name in self.parameters
-            name = operand.name if known else f"{self.scope}/{self._name_of(operand)}"
+            name = operand.name if known else self.scoped(self._name_of(operand))
             index = what if what.startswith("[") else ""
             self._known[key] = self.constant(self.unique(name + index), change(operand.value()))
         return self._known[key]
@@ -141,11 +141,11 @@ class Lowering(GraphBuilder):
     # --------------------------------------------------------------------------------------------------- sizes
 
     def axis(self, x: Node, axis: int) -> Axis | int:
-        """The length of an axis of x."""
+        """The length of an axis of x: a number where it is the same for all inputs."""
+        if x.shape[axis] == x.elsewhere[axis]:
+            return x.shape[axis]
         form, value = next(iter(self.values[x].items()))
         position = self.position(axis, form)
-        if position is None:
-            return len(value)
         return Axis(value[0] if form == STEPS else value, position)
 
     def sizes(self, *parts: Node | Axis | int) -> str:
@@ -186,10 +186,9 @@ class Lowering(GraphBuilder):
         bounds = self.sizes(start), self.sizes(stop), self.integers(position), self.integers(step)
         return self.each(lambda value: self.node("Slice", [value, *bounds]), form, x)
 
-
-    def cropped(self, x: str, height, width, axes=(2, 3)) -> str:
-        """The first rows and columns of a value."""
-        bounds = self.integers(0, 0), self.sizes(height, width), self.integers(*axes)
+    def cropped(self, x: str, height: Node | int, width: Node | int) -> str:
+        """The first rows and columns of a map (B, C, H, W)."""
+        bounds = self.integers(0, 0), self.sizes(height, width), self.integers(2, 3)
         return self.node("Slice", [x, *bounds])
 
 

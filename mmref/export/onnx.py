@@ -16,10 +16,10 @@ odd maps         the analysis always pads one row and column: the stride of 2 ne
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from mmref.arguments import check_integer, check_integers
+from mmref.arguments import check_callable, check_integer, check_integers, shown
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.files import replacing
 from mmref.models.network import Network, check_numpy_model
@@ -59,8 +59,8 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     fixed     (height, width), for a network that computes otherwise for every size: then the graph takes this one
     function  what to export: called with the model and its inputs, it returns an activation or several (in tuples and
               lists, which come one after another). Default: the model's forward
-    inputs    {name: dimensions} of the function's inputs, each dimension a number or a symbol that stands for any
-              size, the batch's first. Default: input (batch, in_chans, height, width)
+    inputs    {name: dimensions} of the function's inputs: a number, or a symbol that stands for any size; the batch
+              comes first, then channels, which are a number. Default: input (batch, in_chans, height, width)
 
     The output is called "logits" if it is (batch, num_classes), any other "features"; several are "output_0" and so on.
     Metadata: model, img_size, mean, std, transform, class_names, mmref_version (JSON where not text). The graph has
@@ -75,12 +75,12 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
         raise ValueProblem(f"{error} ({newest} is the newest that onnx {onnx.__version__} knows)") from error
     check_numpy_model(model)
     model, config = model.frozen(), model.config
-    if fixed is not None and inputs is not None:
-        raise ValueProblem("fixed must be None where inputs are given: write the sizes as numbers in their dimensions")
-    sides = ("height", "width") if fixed is None else check_integers("fixed", fixed, 2, 1)
-    inputs = inputs or {"input": ("batch", config.in_chans, *sides)}
+    inputs = _dimensions_of(inputs, fixed, config)
+    function = check_callable("function", function or Layer.__call__, "a function of the model and its inputs, or None")
     shapes = list(inputs.values())
-    graph, names = graph_of(partial(function or Layer.__call__, model), model, shapes, config.img_size)
+    graph, names = graph_of(partial(function, model), model, shapes, config.img_size)
+    if not graph.outputs:
+        raise ValueProblem("function must return an activation or several, got none")
     g, outputs = Lowering(names, model.state_dict()), []
     values = g.lower(graph, list(inputs))
     for i, (value, node) in enumerate(zip(values, graph.outputs, strict=True)):
@@ -96,6 +96,25 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     helper.set_model_props(proto, metadata(model))
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _dimensions_of(inputs, fixed, config):
+    """{name: dimensions} of the inputs, numbers and symbols."""
+    if inputs is None:
+        sides = ("height", "width") if fixed is None else check_integers("fixed", fixed, 2, 1)
+        return {"input": ("batch", config.in_chans, *sides)}
+    if fixed is not None:
+        raise ValueProblem("fixed must be None where inputs are given: write the sizes as numbers in their dimensions")
+    if not isinstance(inputs, Mapping) or not inputs or not all(isinstance(name, str) and name for name in inputs):
+        raise ValueProblem(f"inputs must be {{name: dimensions}} of at least one input, got {shown(inputs)}")
+    return {name: _checked(f"inputs[{name!r}]", dims) for name, dims in inputs.items()}
+
+
+def _checked(name, dims):
+    if not isinstance(dims, (tuple, list)) or not dims:
+        raise ValueProblem(f"{name} must be a tuple of dimensions, the batch's first, got {shown(dims)}")
+    return tuple(dim if isinstance(dim, str) and dim and axis != 1 else check_integer(f"{name}[{axis}]", dim, 1)
+                 for axis, dim in enumerate(dims))
 
 
 def metadata(model: Network) -> dict[str, str]:

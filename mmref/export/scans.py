@@ -22,7 +22,7 @@ FIRST = -2 ** 62  # where a slice that runs backwards stops: before the very fir
 @emits(scan_order.cross_scan)
 def cross_scan(g, x, order):
     ways = [way(direction) for direction in directions(order)]
-    shape = g.sizes(-1, g.axis(x, 0), x.shape[1])
+    shape = g.sizes(-1, g.axis(x, 0), g.axis(x, 1))
     blocks = {side: _blocks(g, x, side) for side in sorted({one.side for one in ways})}
     forwards = {one: g.node("Reshape", [_taken(g, blocks[one.side], one, x.shape[1]), shape])  # (L, B, C)
                 for one in dict.fromkeys(map(_forwards, ways))}
@@ -39,7 +39,7 @@ def cross_merge(g, y, order, height, width):
             sequence = g.node("Slice", [sequence, g.integers(0), length, g.integers(0)])
         forwards.setdefault(_forwards(one), []).append(_reversed(g, sequence) if one.backwards else sequence)
     for one, several in forwards.items():
-        part = _put_back(g, g.total(several), _counts(g, one, height, width), one)
+        part = _put_back(g, g.total(several), g.axis(y, 2), _counts(g, one, height, width), one)
         blocks.setdefault(one.side, {}).setdefault(one.cell, []).append(part)
     pixels = g.total(blocks.pop(1)[None]) if 1 in blocks else None          # (H, W, B, C)
     if not blocks:
@@ -91,10 +91,9 @@ def _counts(g, one, height, width):
     return sizes if one.side == 1 or one.cell else g.concatenate([sizes, g.integers(one.side ** 2)], 0)
 
 
-def _put_back(g, sequence, counts, one):
+def _put_back(g, sequence, channels, counts, one):
     """The inverse of `_taken` and of the reshaping behind it: (L, B, C) to (H/s, W/s, B, C or s*s*C)."""
-    shape = g.concatenate([counts, g.sizes(Axis(sequence, 1), Axis(sequence, 2))], 0)
-    part = g.node("Reshape", [sequence, shape])
+    part = g.node("Reshape", [sequence, g.concatenate([counts, g.sizes(-1, channels)], 0)])
     if one.by_column:
         part = g.transpose(part, 1, 0, 2, 3)
     if one.side == 1 or one.cell:
@@ -158,9 +157,11 @@ def selective_scan(g, u, delta, A, B, C, D):
 def _recurrence(g, decay, values, width):
     """h[l] = h[l-1] * decay[l] + values[l] along the first axis, from h = 0; all (L, B, *width)."""
     zero = g.node("ConstantOfShape", [g.sizes(Axis(decay, 1), *width)])
-    body, step = GraphBuilder(), ("batch", *width)
+    body, shape = GraphBuilder(), ("batch", *width)
+    body.scope = g.unique(g.scoped("step"))                                # names there must not be those around it
+    before, fading, driven = (f"{body.scope}/{name}" for name in ("h", "decay", "input"))
     # Factors in this order: OpenVINO 2026.4 with fixed shapes computes something else for decay * h.
-    h = body.node("Add", ["input", body.node("Mul", ["h", "decay"])])
+    h = body.node("Add", [driven, body.node("Mul", [before, fading])])
     shown = body.node("Identity", [h])                                      # a value can be an output only once
-    graph = body.graph("step", [("h", step), ("decay", step), ("input", step)], [(h, step), (shown, step)])
+    graph = body.graph("step", [(name, shape) for name in (before, fading, driven)], [(h, shape), (shown, shape)])
     return g.node("Scan", [zero, decay, values], 2, body=graph, num_scan_inputs=2)[1]

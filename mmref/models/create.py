@@ -14,7 +14,7 @@ from mmref.errors import MissingBackend, ValueProblem
 from mmref.models.description import Description, default_transform, describe_weights
 from mmref.models.parameters import load_parameters, random_parameters
 from mmref.models.registry import models, resolve
-from mmref.models.variants import MOST_CLASSES
+from mmref.models.variants import MOST_CHANNELS, MOST_CLASSES
 from mmref.nn.functional import check_backend
 
 __all__ = ["create_model", "list_models"]
@@ -60,7 +60,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     weights, pretrained = check_weights(weights), check_flag("pretrained", pretrained)
     dtype, seed = check_dtype("dtype", dtype), check_integer("seed", seed, 0, 2 ** 128 - 1)
     num_classes = None if num_classes is None else check_integer("num_classes", num_classes, 0, MOST_CLASSES)
-    in_chans = None if in_chans is None else check_integer("in_chans", in_chans, 1)
+    in_chans = None if in_chans is None else check_integer("in_chans", in_chans, 1, MOST_CHANNELS)
     check_kind("prefer", prefer, str, "the name of an entry, ema, raw or auto")
     threads = None if threads is None else check_integer("threads", threads, 1)
     graph = None if graph is None else check_flag("graph", graph)

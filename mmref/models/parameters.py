@@ -147,8 +147,9 @@ def fitting_variants(state: Mapping[str, np.ndarray]) -> list[Variant]:
 
 def described(variant: Variant) -> str:
     """A variant by name, with its classes, and its input channels where they are not three."""
+    head = f"with num_classes={variant.num_classes}" if variant.num_classes else "without head"
     channels = f", in_chans={variant.in_chans}" if variant.in_chans != 3 else ""
-    return f"{variant.name} with num_classes={variant.num_classes}{channels}"
+    return f"{variant.name} {head}{channels}"
 
 
 def account_of_fit(state: Mapping[str, np.ndarray]) -> str:

@@ -8,6 +8,7 @@ import io
 
 import numpy as np
 
+from mmref.text import printable
 from mmref.validate.matching import arranged
 
 PICTURES = 12
@@ -22,7 +23,7 @@ def write_page(path, result, reference, candidate, reference_name="", candidate_
 
 def page(result, reference, candidate, reference_name="", candidate_name="") -> str:
     """The HTML text. Names come from files, so every one of them is escaped."""
-    e = html.escape
+    e = _escape
     verdict = ("Same: every record agrees to rounding" if result.same else f"Differs first at {result.first}")
     rows = "".join(
         f'<tr class="{"same" if row.verdict == "same" else "differs"}{" first" if row.name == result.first else ""}">'
@@ -59,6 +60,11 @@ img{width:144px;height:144px;object-fit:contain;image-rendering:pixelated;backgr
 figcaption{font-size:12px;max-width:27.5rem;overflow-wrap:anywhere}small{color:#57606a}"""
 
 
+def _escape(text) -> str:
+    """Text of others as HTML: no markup, and nothing that turns the page's text around or is no Unicode."""
+    return html.escape(printable(text))
+
+
 def _gallery(result, reference, candidate):
     wrong = [row for row in result.rows if row.verdict == "DIFFERS" and len(row.shape) == 4][:PICTURES]
     figures = []
@@ -72,7 +78,7 @@ def _gallery(result, reference, candidate):
         images = "".join(_image(array[sample, channel], *limits, word) for array, limits, word in (
             (ours, (low, high), "reference"), (theirs, (low, high), "candidate"),
             (difference, (0, difference[sample, channel].max()), "difference")))
-        figures.append(f"<figure><div>{images}</div><figcaption>{html.escape(row.name)}<br><small>sample {sample}, "
+        figures.append(f"<figure><div>{images}</div><figcaption>{_escape(row.name)}<br><small>sample {sample}, "
                        f"channel {channel}; reference, candidate, absolute difference</small></figcaption></figure>")
     return f'<h2>Where they differ</h2><div class="gallery">{"".join(figures)}</div>' if figures else ""
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from simulator import run_in_simulator
 
-pytest.importorskip("numba_cuda")
+pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "mmref[test-cuda]"')
 
 
 def test_lowering():
@@ -30,7 +30,7 @@ def mmref(*arguments, **environment):
 
 def test_without_a_gpu():
     """Catches a traceback, a fall-back to another backend, and an error without a remedy."""
-    done = mmref("classify", "--sample", "aero", "--backend", "cuda")
+    done = mmref("classify", "--sample", "cat", "--backend", "cuda")
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("mmref: error: backend 'cuda' needs an NVIDIA GPU") and done.stderr.count("\n") == 1
     info = mmref("info", "mobilemamba_nano")

@@ -1,9 +1,9 @@
-"""Fuzz the readers: python -m mmref.weights.fuzz --inputs 200000 --seed 0 --kind KIND
+"""Fuzz the readers: python tests/fuzz_readers.py --inputs 200000 --seed 0 --kind KIND
 
 KIND is checkpoint, safetensors, index (a file in parts), config (timm's config.json) or picture. Every input is a good
 file, damaged: bytes flipped, cut, doubled, moved, and for checkpoints also the pickle or a record damaged inside an
-intact zip file, so that checksums do not shield what lies behind them. Each must end in a typed error or in a right
-result:
+intact zip file, and for PNG pictures every checksum put right again, so that checksums do not shield what lies behind
+them. Each must end in a typed error or in a right result:
 
     checkpoint   damage to the file as a whole: the very tensors of the good file; damage inside: well-formed tensors
     safetensors  the arrays that the safetensors library reads
@@ -11,9 +11,9 @@ result:
     config       a transform and class names, or neither
     picture      a (3, size, size) float32 array without NaN
 
-An audit hook watches that reading neither executes, imports nor opens anything; that it takes no more than SECONDS of
-processor time and MEMORY of address space is watched as well. Inputs that fail are kept in the folder --save. The same
-seed makes the same inputs.
+An audit hook watches that reading neither executes, imports nor opens anything; limits watch that it takes at most
+SECONDS of processor time and MEMORY beside what the process has when it begins. Inputs that fail are kept in the folder
+--save. The same seed makes the same inputs.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ import json
 import os
 import pickletools
 import signal
+import struct
 import sys
 import tempfile
 import time
 import traceback
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,7 @@ from mmref.weights.checkpoint import Checkpoint, read_checkpoint
 from mmref.weights.pth_writer import write_pth
 from mmref.weights.state_dicts import choose
 
-SECONDS, MEMORY = 2, 1 << 30  # of processor time an input, of address space beside what the process has at its start
+SECONDS, MEMORY = 2.0, 1 << 30  # of processor time an input, of address space beside what the process has at its start
 # What the interpreter tells an audit hook when code is run, loaded or let out; `open` is added for all but the input.
 FORBIDDEN = ("exec", "compile", "import", "marshal.loads", "pickle.find_class", "os.system", "os.exec", "os.fork",
              "os.posix_spawn", "subprocess.Popen", "socket.connect", "shutil.rmtree", "os.remove", "os.rename",
@@ -358,7 +360,7 @@ class Configs(Target):
 
 
 class Pictures(Target):
-    """JPEG, PNG (grey, palette, 16 bit, alpha), WEBP and BMP."""
+    """JPEG, PNG, WEBP and BMP in the forms that their decoders tell apart."""
 
     error = PictureError
 
@@ -369,18 +371,31 @@ class Pictures(Target):
         self.open, self.to_array, self.transform = open_picture, to_array, Transform(32)
         rng = np.random.default_rng(0)
         colour = Image.fromarray(rng.integers(0, 256, (24, 33, 3), np.uint8))
-        pictures = [("JPEG", colour), ("PNG", colour), ("WEBP", colour), ("BMP", colour), ("PNG", colour.convert("P")),
-                    ("PNG", colour.convert("RGBA")), ("JPEG", colour.convert("CMYK")), ("PNG", colour.convert("L")),
-                    ("PNG", Image.fromarray(rng.integers(0, 65536, (9, 7), np.uint16)))]
+        alpha, grey, deep = colour.convert("RGBA"), colour.convert("L"), rng.integers(0, 65536, (9, 7), np.uint16)
+        frames = {"save_all": True, "append_images": [grey.convert("RGB"), colour.rotate(90)]}
+        exif = Image.Exif()
+        exif[0x0112], exif[0x010F] = 6, "a camera"
+        pictures = [("JPEG", colour, {}), ("JPEG", colour.convert("CMYK"), {}), ("JPEG", grey, {"progressive": True}),
+                    ("JPEG", colour, {"progressive": True, "exif": exif, "comment": b"hello"}),
+                    ("JPEG", colour, {"subsampling": 0, "quality": 100, "restart_marker_blocks": 2}),
+                    ("PNG", colour, {"exif": exif, "dpi": (72, 72)}), ("PNG", colour.convert("P"), {}),
+                    ("PNG", colour.quantize(7), {"transparency": bytes(7)}), ("PNG", alpha, {}), ("PNG", grey, {}),
+                    ("PNG", grey.convert("1"), {}), ("PNG", Image.fromarray(deep), {}), ("PNG", colour, frames),
+                    ("PNG", colour.convert("LA"), {}), ("WEBP", colour, {}), ("WEBP", alpha, {"lossless": True}),
+                    ("WEBP", alpha, {"exif": exif}), ("WEBP", colour, frames), ("BMP", colour, {}),
+                    ("BMP", colour.convert("P"), {}), ("BMP", grey.convert("1"), {})]
         self.files = [path.read_bytes() for path in extra]
-        for form, picture in pictures:
+        for form, picture, options in pictures:
             buffer = io.BytesIO()
-            picture.save(buffer, form)
+            picture.save(buffer, form, **options)
             self.files.append(buffer.getvalue())
+        self.files += [_run_length_bmp(8, b"\4\5\0\3abc\0\1\1\0\0\7\3\1\4\0\0\3\7\0\2\5\0\0\1"),
+                       _run_length_bmp(4, b"\x08\x12\0\0\x08\x34\0\0\0\4\x12\x34\4\x56\0\0\0\1")]
         self.input = folder / "input.picture"
 
     def make(self, rng):
-        return None, damage(self.files[int(rng.integers(len(self.files)))], rng)
+        data = damage(self.files[int(rng.integers(len(self.files)))], rng)
+        return None, _png_put_right(data) if rng.integers(2) else data
 
     def read(self, path):
         return self.to_array(self.open(path)[0], self.transform)
@@ -388,6 +403,27 @@ class Pictures(Target):
     def check(self, origin, data, array):
         if array.shape != (3, 32, 32) or array.dtype != np.float32 or not np.isfinite(array).all():
             raise Fault(f"{array.shape} {array.dtype}")
+
+
+def _run_length_bmp(bits, body):
+    palette = b"".join(bytes([i, i, 255 - i, 0]) for i in range(1 << bits))
+    start = 54 + len(palette)
+    return b"BM" + struct.pack("<IHHIIiiHHIIiiII", start + len(body), 0, 0, start, 40, 8, 3, 1, bits,
+                               {8: 1, 4: 2}[bits], len(body), 1, 1, 1 << bits, 0) + palette + body
+
+
+def _png_put_right(data):
+    """A damaged PNG with right checksums, as far as its chunks can be followed; anything else as it is."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data
+    out, at = bytearray(data), 8
+    while at + 12 <= len(out):
+        end = at + 12 + int.from_bytes(out[at:at + 4], "big")
+        if end > len(out):
+            break
+        out[end - 4:end] = struct.pack(">I", zlib.crc32(out[at + 4:end - 4]))
+        at = end
+    return bytes(out)
 
 
 KINDS = {"checkpoint": Checkpoints, "safetensors": Safetensors, "index": Indices, "config": Configs,
@@ -438,9 +474,11 @@ def fuzz(kind: str, inputs: int, seed: int, save: Path, extra=(), every: float =
             _warm_errors(target, data)
         sys.addaudithook(_audit)
         signal.signal(signal.SIGPROF, _too_slow)
+        _limit_memory()
         for number in range(inputs):
             rng = np.random.default_rng([seed, number])
             origin, data = target.make(rng)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             try:
                 outcomes[attempt(target, origin, data)] += 1
             except Exception:
@@ -454,6 +492,16 @@ def fuzz(kind: str, inputs: int, seed: int, save: Path, extra=(), every: float =
     return outcomes
 
 
+def _limit_memory():
+    """Of address space, beside what is in use: libraries that are loaded take their share of that, used or not."""
+    try:
+        import resource
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    except (ImportError, ValueError, OSError) as error:
+        print(f"no limit on memory here: {error}", file=sys.stderr)
+
+
 def _warm_errors(target, data):
     for damaged in (data[:-1], data[:len(data) // 2], data[:20], b"", b"x", b"<html>"):
         target.place(None, damaged)
@@ -462,20 +510,13 @@ def _warm_errors(target, data):
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser("python -m mmref.weights.fuzz", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("fuzz_readers.py", description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path, default=Path("fuzz-failures"), help="where failing inputs are kept")
     parser.add_argument("--extra", type=Path, nargs="*", default=[], metavar="FILE", help="more good files to damage")
     args = parser.parse_args(argv)
-    try:
-        import resource
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    except (ImportError, ValueError, OSError) as error:
-        print(f"no limit on memory here: {error}", file=sys.stderr)
     started = time.monotonic()
     outcomes = fuzz(args.kind, args.inputs, args.seed, args.save, args.extra)
     print(f"{args.kind}: {args.inputs} inputs, seed {args.seed}: {outcomes['refused']} refused, {outcomes['read']} "

@@ -1,4 +1,4 @@
-"""What an evaluation costs per picture, the network not counted: `python -m mmref.evaluate.overhead`.
+"""What an evaluation costs beside the network, per picture: `python tests/time_evaluation.py`.
 
 A network that answers at once takes the place of the real one. Two figures matter: what is done in parallel (reading,
 decoding and resizing a photograph; it divides by the number of processes), and what one process, the head, does for
@@ -118,5 +118,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from mmref.evaluate import overhead  # under its own name, so that other processes find InstantModel
-    sys.exit(overhead.main())
+    import time_evaluation  # under its own name, so that other processes find InstantModel
+    sys.exit(time_evaluation.main())
