@@ -134,7 +134,7 @@ def test_folders_that_cannot_be_told(folder, tmp_path):
     for call, match in [
             (lambda: read_folder(tmp_path / "none", NAMES), "none: not a folder"),
             (lambda: read_folder(empty, NAMES), "neither class folders"),
-            (lambda: read_folder(folder, imagenet_names()), "6 .*1000 classes; name a class map"),
+            (lambda: read_folder(folder, imagenet_names()), "6 .*1000 classes; give a class map"),
             (lambda: read_folder(folder, ("red", "blue", "tree", "sky", "sea", "sun")), "4 of 6 are none.*'black'"),
             (lambda: read_folder(folder, NAMES, labels=labels), "labels.txt: No such file")]:
         with pytest.raises(FolderError, match=match):
@@ -493,7 +493,7 @@ def test_wrong_use(folder):
         run_batch(predict, "/nonexistent", ["a.png"], 0)
     with pytest.raises(ValueProblem, match="processes"):
         evaluate(predict, pictures, processes=0)
-    with pytest.raises(ValueProblem, match="cannot be used together"):
+    with pytest.raises(ValueProblem, match="pass one of them"):
         evaluate(predict, pictures, processes=2, scheduler="local:2")
 
 
