@@ -1,4 +1,4 @@
-"""Classify a picture with the weights in the box: python examples/classify_a_picture.py [PICTURE]
+"""Classify a picture with the included weights: python examples/classify_a_picture.py [PICTURE]
 
 Without an argument it takes the photograph of a cat that comes along.
 """

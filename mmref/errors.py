@@ -7,7 +7,7 @@ from mmref.text import printable
 
 
 class MmrefError(Exception):
-    """Base of all errors that are somebody's input, file or installation, never a bug in mmref.
+    """Base of all errors that come from the user's input, files or installation, never from a bug in mmref.
 
     The command line prints its message on one line and exits with status 2. A message names files and records, which
     may be called anything: what a terminal would obey or cannot show is escaped in it (`mmref.text.printable`)."""

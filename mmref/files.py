@@ -25,8 +25,8 @@ def replacing(path, mode: int | None = None) -> Iterator[Path]:
 
     A symbolic link stays, and the file it points to is replaced. A device or a pipe (/dev/stdout, /dev/null) is
     written into, never replaced. `mode` is the new file's permissions; None keeps those of the file that is replaced,
-    or takes what the umask leaves. Raises OSError that names `path`, before the block runs where its folder is missing
-    or cannot be written, ValueProblem where `path` is no path.
+    or takes what the umask leaves. Raises OSError that names `path`, before the block runs if its folder is missing or
+    cannot be written, ValueProblem if `path` is not a path.
     """
     path = check_path("path", path)
     named, target = str(path), Path(os.path.realpath(path))

@@ -1,7 +1,7 @@
 """Locks that a forked process finds usable.
 
 `os.fork` copies the memory of a process but only the thread that calls it. A lock that another thread held at that
-moment is locked in the child for ever: whoever asks for it there hangs. All locks of mmref are therefore of the class
+moment is locked in the child forever: whoever asks for it there hangs. All locks of mmref are therefore of the class
 `Lock`: in a forked child those held by threads that did not come along are open again. What such a lock protects must
 withstand that: here these are stores filled by one assignment, and buffers that every forward writes anew.
 

@@ -28,6 +28,8 @@ def progress(total: int | None, unit: str, text: str | None = None, wanted: bool
     total   how many units there will be, None where nobody knows
     text    in front of the bar
     wanted  True, False, or None for a terminal only
-    leave   whether the last state stays on the screen"""
+    leave   whether the last state stays on the screen
+
+    `options` are tqdm's."""
     return _bar()(total=total, unit=unit, desc=text, disable=None if wanted is None else not wanted, leave=leave,
                   file=sys.stderr, **options)

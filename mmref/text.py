@@ -1,6 +1,6 @@
 """Text that leaves the program: names of files and records, which may hold anything, made safe to show.
 
-A file may be called `a\\x1b[2J.jpg` or two lines of text, or by bytes that are no UTF-8 (Python keeps these as lone
+A file may be called `a\\x1b[2J.jpg` or two lines of text, or by bytes that are not UTF-8 (Python keeps these as lone
 surrogates). On a terminal the first is obeyed and the last is a UnicodeEncodeError. So there is one rule:
 
 people    `printable`: whatever does not show by itself (control characters, line ends, directions of writing, lone
@@ -39,7 +39,7 @@ def _escaped(character):
 
 
 def name_fields(key: str, name) -> dict[str, str]:
-    """{key: name} for JSON; and {key}_base64, its exact bytes, where the name is no Unicode text."""
+    """{key: name} for JSON; and {key}_base64, its exact bytes, where the name is not Unicode text."""
     name = os.fspath(name)
     if isinstance(name, bytes):
         name = os.fsdecode(name)

@@ -192,7 +192,7 @@ def test_settings_are_taken_or_refused_in_words(argument):
 @pytest.mark.parametrize("changes, said", [
     ({"num_classes": -1}, "num_classes must be an integer in 0..1000000, got -1"),
     ({"num_classes": 2.0}, "got 2.0: write 2"), ({"num_classes": "10"}, "got '10': write 10"),
-    ({"in_chans": 0}, "in_chans must be an integer >= 1, got 0"),
+    ({"in_chans": 0}, "in_chans must be an integer in 1..4096, got 0"),
     ({"weights": b"abc"}, "weights must be the path of .* or a state dict .*got bytes"),
     ({"weights": io.BytesIO(b"abc")}, "got an open file: pass its path"), ({"weights": [1]}, r"got \[1\]"),
     ({"weights": torch.nn.Linear(1, 1)}, r"got Linear: pass its state_dict\(\)"), ({"weights": ""}, "got ''"),

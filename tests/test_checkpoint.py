@@ -176,8 +176,8 @@ def good_records():
     (good_records()[1:], "without data.pkl"),
     (good_records()[:2], "record 'data/0' is missing"),
     ([*good_records(), ("code/model.py", b"x")], "TorchScript"),
-    ([*good_records(), ("../../evil", b"x")], "none that torch.save writes"),
-    ([*good_records(), ("data/x", b"x")], "none that torch.save writes"),
+    ([*good_records(), ("../../evil", b"x")], "not one that torch.save writes"),
+    ([*good_records(), ("data/x", b"x")], "not one that torch.save writes"),
     ([*good_records()[:2], ("data/0", bytes(20))], "20 bytes, expected 6 elements"),
 ])
 def test_records_that_do_not_belong(tmp_path, records, message):
@@ -294,13 +294,13 @@ HOSTILE = {
     "nested tuple for a key": (stream(b"}", b"N\x85\x85Ns."), "tuple for a key"),
     "escape codes in a name": (stream(b"c\x1b[31mos\nsystem\n."), "cannot be a name"),
     "pop into a mark": (stream(b"(N\x86."), "below a mark"),
-    "call without a tuple": (stream(b"ccollections\nOrderedDict\nNR."), "no tuple"),
+    "call without a tuple": (stream(b"ccollections\nOrderedDict\nNR."), "not a tuple"),
     "call with too many": (stream(b"ctorch._utils\n_rebuild_parameter\n)R."), "malformed"),
-    "items of a list": (stream(b"]NNs."), "no dict"),
-    "append to a dict": (stream(b"}Na."), "no list"),
-    "odd items": (stream(b"}(Nu."), "no dict|sets items"),
+    "items of a list": (stream(b"]NNs."), "not a dict"),
+    "append to a dict": (stream(b"}Na."), "not a list"),
+    "odd items": (stream(b"}(Nu."), "not a dict|sets items"),
     "protocol in the middle": (stream(b"\x80\x02N."), "opcode 0x80"),
-    "reduce of a dtype": (stream(b"ctorch\nfloat32\n)R."), "no function"),
+    "reduce of a dtype": (stream(b"ctorch\nfloat32\n)R."), "not a function"),
     "ordered dict of numbers": (stream(b"ccollections\nOrderedDict\nK\x01\x85R."), "list of pairs"),
     "bad utf-8": (stream(b"X\x01\x00\x00\x00\xff."), "malformed"),
     "nothing": (b"", "protocol 2"),
@@ -403,7 +403,7 @@ def test_time_stays_bounded():
 
 def test_long_record_names_and_signalling_nans(tmp_path, recwarn):
     """Faults that the fuzzer found: an error as long as a record's name, NumPy's warning instead of an error."""
-    refuse(zip_file(tmp_path / "a.pth", [*good_records(), ("x" * 60_000, b"")]), "none that torch.save writes")
+    refuse(zip_file(tmp_path / "a.pth", [*good_records(), ("x" * 60_000, b"")]), "not one that torch.save writes")
     raw = bytearray(zip_file(tmp_path / "b.pth", good_records()).read_bytes())
     at = raw.index(b"archive/data/0") - 4  # in the record's own header: its name, says this, is 60,000 bytes long
     raw[at:at + 2] = (60_000).to_bytes(2, "little")
@@ -449,8 +449,8 @@ SAFETENSORS = {
     "extra field": ({"x": {**entry(), "call": "os.system"}}, "header entry"),
     "no object": (b'["x"]                ', "broken|no weights|begin as one"),
     "metadata of numbers": ({"__metadata__": {"a": 1}, "x": entry()}, "must be text"),
-    "no json": (b'{"x": nonsense', "no JSON"),
-    "nest": (b'{"x":' + b"[" * 100_000, "no JSON"),
+    "no json": (b'{"x": nonsense', "not JSON"),
+    "nest": (b'{"x":' + b"[" * 100_000, "not JSON"),
     "escape in a name": ({"\x1b[2J": entry()}, "printable"),
     "surrogate in a name": (b'{"\\ud800":{"dtype":"F32","shape":[6],"data_offsets":[0,24]}}', "printable"),
 }

@@ -127,7 +127,7 @@ BAD_STREAMS = {
     "persistent id": (stream(text("data"), b"Q."), "persistent id"),
     "key outside": (stream(b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("../data/0") + text("cpu")
                            + b"K\x06tQ."), "persistent id"),
-    "tensor called": (stream(b"K\x01)R."), "no function"),
+    "tensor called": (stream(b"K\x01)R."), "not a function"),
 }
 
 

@@ -404,10 +404,11 @@ def test_parts_that_do_not_agree_with_the_index(parts, tmp_path):
     edited(index, lambda value: value["weight_map"].update({"x": second.name, "head.bias": second.name}))
     with pytest.raises(CheckpointError, match="lacks the tensor 'x' against"):
         read_checkpoint(index)
-    for text, message in (("{", "no JSON"), ("{}", "weight_map"), ('{"weight_map": []}', "weight_map"),
-                          ('{"weight_map": {"a": "x", "a": "y"}}', "name twice"), ('{"a": ' + "[" * 100_000, "no JSON"),
+    for text, message in (("{", "not JSON"), ("{}", "weight_map"), ('{"weight_map": []}', "weight_map"),
+                          ('{"weight_map": {"a": "x", "a": "y"}}', "name twice"),
+                          ('{"a": ' + "[" * 100_000, "not JSON"),
                           ('{"weight_map": {"a": "model.safetensors.index.json"}}', "must be a weights file"),
-                          ('{"weight_map": {"a": ' + "9" * 5000 + "}}", "no JSON"),
+                          ('{"weight_map": {"a": ' + "9" * 5000 + "}}", "not JSON"),
                           ("{" + " " * (5 << 20), "more than")):
         index.write_text(text)
         with pytest.raises(CheckpointError, match=message):

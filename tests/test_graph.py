@@ -414,15 +414,20 @@ class OneLayer(Network):
         return self.layer(x)
 
 
-@pytest.mark.parametrize("name", ODDITIES)
-def test_what_no_fused_kernel_covers(name):
-    """Catches operations that run only in the company that MobileMamba gives them."""
+def odd_network(name) -> OneLayer:
+    """One of ODDITIES, with parameters."""
     layer, rng = ODDITIES[name](), np.random.default_rng(1)
     for _, owner, parameter in layer.named_parameters():
         value = owner.initial(parameter, rng) + 0.3 * rng.standard_normal(owner.shapes[parameter])
         setattr(owner, parameter, (np.abs(value) if parameter == "running_var" else value).astype(np.float32))
-    model, x = OneLayer(layer), normal(3, 3, 8, 9, 6)
-    truth, tolerance = rounding(of_layer(layer, x))
+    return OneLayer(layer)
+
+
+@pytest.mark.parametrize("name", ODDITIES)
+def test_what_no_fused_kernel_covers(name):
+    """Catches operations that run only in the company that MobileMamba gives them."""
+    model, x = odd_network(name), normal(3, 3, 8, 9, 6)
+    truth, tolerance = rounding(of_layer(model.layer, x))
     for threads in (1, 2, 5):
         assert_close(CompiledModel(model, threads=threads)(x), truth, tolerance, dtype=np.float32)
 

@@ -2,8 +2,8 @@
 
 A network that answers at once takes the place of the real one. Two figures matter: what is done in parallel (reading,
 decoding and resizing a photograph; it divides by the number of processes), and what one process, the head, does for
-every picture whoever computes (listing, handing out, journal, figures; it does not). The second is measured with tiny
-pictures, so that nobody waits for anything else. Both are processor time.
+every picture, whichever process computes it (listing, handing out, journal, figures; it does not). The second is
+measured with tiny pictures, so that nothing else is waited for. Both are processor time.
 """
 
 from __future__ import annotations

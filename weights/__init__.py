@@ -1,4 +1,4 @@
-"""Weights: reading files from anyone safely, converting, and the trained weights in the box."""
+"""Weights: reading files from anyone safely, converting, and the trained weights that are included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read the tensors of a weights file, whoever made it, without executing anything of it.
+"""Read the tensors of a weights file from any source, without executing anything in it.
 
 `.pth` files in the zip form of `torch.save` go through an interpreter of pickle that calls nothing
 (pickle_tensors.py); `.safetensors` files through a strict check of their header (safetensors_file.py); files that come
@@ -31,8 +31,8 @@ class Checkpoint:
     tensors   {name: array}; float32, or integers as they were (`num_batches_tracked`)
     source    what was taken: "flat" for a file that is one state dict, else the entry's path, such as "net_E"
     others    other entries that hold tensors and could have been taken
-    foreign   names the file asked for that are no tensors, sorted; none of them was executed
-    metadata  text that a safetensors file brings along
+    foreign   names the file asked for that are not tensors, sorted; none of them was executed
+    metadata  text that a safetensors file carries
     prefix    what was cut from the beginning of every name, such as "module."
     notes     what else was decided in reading, in words
     """
@@ -69,7 +69,7 @@ def read_checkpoint(path, *, prefer: str = "auto", strict: bool = False, allow_n
     allow_nonfinite  accept NaN and infinity, and negative variances
 
     What the file is is determined by its first bytes. Raises CheckpointError, which names the file and the record, for
-    everything that is not a whole, plain, finite checkpoint, and ValueProblem where `path` is no path.
+    everything that is not a whole, plain, finite checkpoint, and ValueProblem if `path` is not a path.
     """
     path = check_path("path", path)
     try:

@@ -1,4 +1,4 @@
-"""Turn a checkpoint into a safetensors file that any program reads at once and nobody can hide code in."""
+"""Turn a checkpoint into a safetensors file, which many programs read and which cannot hide code."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One file over HTTPS, resumed where it was cut, with the standard library alone.
 
-The server is not trusted for the length it announces nor for honouring `Range`: a download is over when as many bytes
-are there as were announced, and whether these bytes are any good is for the caller to check.
+The server is not trusted for the length it announces nor for honouring `Range`: a download ends when as many bytes
+have arrived as were announced, and whether they are right is for the caller to check.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def download(url: str, partial, *, progress: bool = True) -> None:
-    """Bring the file `partial` to what `url` holds, going on from what an earlier call left there.
+    """Complete the file `partial` from `url`, resuming what an earlier call left there.
 
     Going on needs the server's entity tag, kept in a file beside it (`.tag`); without one, or where the server ignores
     ranges or has another file by now, it starts again. Raises CheckpointError (what the server answered, or that it
@@ -67,7 +67,7 @@ def download(url: str, partial, *, progress: bool = True) -> None:
         if failures == ATTEMPTS:
             break
         time.sleep(PAUSE * 2 ** failures)
-    raise CheckpointError(f"{url}: {problem}, again and again ({most} bytes are kept for the next time)")
+    raise CheckpointError(f"{url}: {problem}, repeatedly ({most} bytes are kept for the next attempt)")
 
 
 def discard(partial) -> None:
@@ -142,7 +142,7 @@ def _copy(response, file, position, total, label):
                 break
             position += len(data)
             if position > MAX_FILE:
-                raise CheckpointError(f"more than {MAX_FILE} bytes came")
+                raise CheckpointError(f"more than {MAX_FILE} bytes received")
             file.write(data)
             bar.update(len(data))
     if total is not None and position != total:

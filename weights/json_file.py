@@ -1,4 +1,4 @@
-"""JSON from strangers: bounded in size, and no key of an object twice."""
+"""JSON from untrusted files: bounded in size, and no key of an object twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse_json(data: bytes, what: str):
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what} is no JSON ({short(str(error))})") from error
+        raise CheckpointError(f"{what} is not JSON ({short(str(error))})") from error
     except CheckpointError as error:
         raise CheckpointError(f"{what} {error}") from error
 

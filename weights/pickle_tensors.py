@@ -1,6 +1,6 @@
 """An interpreter of pickle that builds tensors and nothing else.
 
-Unpickling, as Python does it, calls whatever the file names. This interpreter knows a short table of names by heart
+Unpickling, as Python does it, calls whatever the file names. This interpreter knows a fixed, short table of names
 (an ordered dict, PyTorch's rebuilding functions, its storage classes); it imports nothing and calls nothing but its own
 functions. Every other name becomes a `Foreign`: an inert marker that swallows calls and state, so that the tensors
 beside it can still be read. Opcodes outside those that `torch.save` writes, with protocols 2 to 5, are refused.
@@ -80,12 +80,12 @@ def _ordered_dict(pairs=()):
     if isinstance(pairs, Foreign):
         return pairs
     if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
-        raise CheckpointError("data.pkl makes an ordered dict of something that is no list of pairs")
+        raise CheckpointError("data.pkl makes an ordered dict of something that is not a list of pairs")
     return _checked_keys(dict, pairs)
 
 
 def _checked_keys(make, pairs):
-    """`make(pairs)` once every key is a plain value: hashing a nest of tuples can take for ever."""
+    """`make(pairs)` once every key is a plain value: hashing a nest of tuples can take forever."""
     for key, _ in pairs:
         if not all(map(_is_plain, key) if isinstance(key, tuple) and len(key) <= MAX_RANK else [_is_plain(key)]):
             raise CheckpointError(f"data.pkl has a {type(key).__name__} for a key, expected text or a number")
@@ -102,7 +102,7 @@ def _rebuild_tensor_v2(storage, offset, shape, stride, requires_grad, backward_h
     if isinstance(storage, Foreign):
         return storage
     if not isinstance(storage, Storage):
-        raise CheckpointError(f"data.pkl makes a tensor of {short(storage)}, which is no storage")
+        raise CheckpointError(f"data.pkl makes a tensor of {short(storage)}, which is not a storage")
     integers = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= MAX_RANK
     if not integers or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)):
         raise CheckpointError(f"tensor in record data/{storage.key}: offset, shape and stride must be integers >= 0 of "
@@ -136,9 +136,9 @@ def _negative(metadata, storage) -> bool:
 
 
 def _rebuild_parameter(data, requires_grad, backward_hooks, state=None):
-    """A parameter; `state` are attributes that Python code has set on it, which are no numbers."""
+    """A parameter; `state` are attributes that Python code has set on it, not numbers."""
     if not isinstance(data, (Tensor, Foreign)):
-        raise CheckpointError(f"data.pkl makes a parameter of {short(data)}, which is no tensor")
+        raise CheckpointError(f"data.pkl makes a parameter of {short(data)}, which is not a tensor")
     return data
 
 
@@ -147,12 +147,12 @@ def _rebuild_from_type_v2(function, kind, arguments, state):
     if isinstance(function, Foreign):
         return Foreign(function.name)
     if function is not _rebuild_tensor_v2 or not isinstance(arguments, tuple):
-        raise CheckpointError("data.pkl makes a tensor of a type from something that is none")
+        raise CheckpointError("data.pkl makes a tensor of a type from something that is not a type")
     tensor = _rebuild_tensor_v2(*arguments)
     if isinstance(tensor, Foreign) or kind is _TENSOR_TYPE:
         return tensor
     if not isinstance(kind, Foreign):
-        raise CheckpointError(f"data.pkl makes a tensor of the type {short(kind)}, which is none")
+        raise CheckpointError(f"data.pkl makes a tensor of the type {short(kind)}, which is not a type")
     if state not in (None, {}, ()):  # attributes such as a scale say what the numbers mean
         return Foreign(kind.name, "a tensor subclass with attributes of its own: save plain tensors, "
                                   "{name: t.as_subclass(torch.Tensor)}")
@@ -206,7 +206,7 @@ def described(value) -> str:
 
 
 def advice(value: Foreign) -> str:
-    """How to save a tensor of a kind that is not read; empty for what is no tensor."""
+    """How to save a tensor of a kind that is not read; empty for what is not a tensor."""
     return value.advice or next((words for part, words in _ADVICE.items() if part in value.name), "")
 
 
@@ -220,7 +220,7 @@ _repr.maxstring = _repr.maxother = 200
 
 
 def short(value) -> str:
-    """A repr bounded in depth and length: a plain one of a nest of tuples can take for ever."""
+    """A repr bounded in depth and length: a plain one of a nest of tuples can take forever."""
     text = _repr.repr(value)
     return text if len(text) <= 300 else f"{text[:300]}..."
 
@@ -267,7 +267,7 @@ class _Interpreter:
         if len(self.stack) != 1:
             raise CheckpointError(f"data.pkl ends with {len(self.stack)} values instead of one")
         if self.position != len(self.data):
-            raise CheckpointError(f"data.pkl goes on for {len(self.data) - self.position} bytes after its end")
+            raise CheckpointError(f"data.pkl continues for {len(self.data) - self.position} bytes after its end")
         self.result.value = self.stack[0]
         return self.result
 
@@ -354,7 +354,7 @@ class _Interpreter:
     def reduce(self):
         arguments, function = self.pop(), self.pop()
         if not isinstance(arguments, tuple):
-            raise CheckpointError("data.pkl calls something with arguments that are no tuple")
+            raise CheckpointError("data.pkl calls something with arguments that are not a tuple")
         if isinstance(function, Foreign):
             self.push(Foreign(function.name, function.advice))
         elif isinstance(function, Callable) and function in _FUNCTIONS:
@@ -363,7 +363,7 @@ class _Interpreter:
             self.count()
             self.push(self.container(function(*arguments), arguments))
         else:
-            raise CheckpointError(f"data.pkl calls {short(function)}, which is no function")
+            raise CheckpointError(f"data.pkl calls {short(function)}, which is not a function")
 
     def new_with_keywords(self):
         """NEWOBJ_EX: a class, arguments, keyword arguments; nothing in the table takes the last."""
@@ -409,7 +409,7 @@ class _Interpreter:
         """Items of a set, which is a marker: no set holds weights."""
         self.pop_to_mark()
         if not isinstance(self.top(), Foreign):
-            raise CheckpointError("data.pkl adds items to something that is no set")
+            raise CheckpointError("data.pkl adds items to something that is not a set")
 
     def frozen_set(self):
         self.pop_to_mark()
@@ -428,7 +428,7 @@ class _Interpreter:
         if isinstance(target, Foreign):
             return
         if not isinstance(target, dict) or len(items) % 2:
-            raise CheckpointError("data.pkl sets items of something that is no dict")
+            raise CheckpointError("data.pkl sets items of something that is not a dict")
         _checked_keys(target.update, list(zip(items[::2], items[1::2], strict=True)))
         self.container(target, items)
 
@@ -437,7 +437,7 @@ class _Interpreter:
         if isinstance(target, Foreign):
             return
         if not isinstance(target, list):
-            raise CheckpointError("data.pkl appends to something that is no list")
+            raise CheckpointError("data.pkl appends to something that is not a list")
         target.extend(items)
         self.container(target, items)
 

@@ -1,7 +1,7 @@
 """Write a state dict as `torch.save` would, without PyTorch: for examples, tests and the fuzzer.
 
 A zip file of stored records, one pickle of protocol 2 that names PyTorch's rebuilding function for every tensor, and
-one record of raw numbers a tensor.
+one record of raw numbers per tensor.
 """
 
 from __future__ import annotations

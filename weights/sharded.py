@@ -1,6 +1,6 @@
 """Weights that come in parts: a JSON index (`*.index.json`) that says which file beside it holds which tensor.
 
-The index comes from strangers like everything else: bounded in size, no name twice, and parts only by plain names of
+The index is untrusted like everything else: bounded in size, no name twice, and parts only by plain names of
 files in its own folder.
 """
 
@@ -40,7 +40,7 @@ def locate(path: Path) -> Path:
 
 
 def refuse_part(path: Path) -> None:
-    """CheckpointError for one part of several: half a network would only be told by what is missing."""
+    """CheckpointError for one part of several: half a network would only be noticed by what is missing."""
     part = _PART.search(path.name)
     if part and int(part[2]) > 1:
         raise CheckpointError(f"one of {int(part[2])} parts: name the index (.index.json) beside it, or the folder")

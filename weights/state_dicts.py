@@ -1,4 +1,4 @@
-"""Find the weights in what somebody saved: which entry, under which prefix, and what beside them is none.
+"""Find the weights in what was saved: which entry, under which prefix, and what beside them is not weights.
 
 Trainers save dicts of dicts: the raw weights, their moving average, an optimizer. Wrappers put their names before every
 parameter (`module.` of data-parallel training, `_orig_mod.` of torch.compile, `model.` of Lightning, `backbone.` of
@@ -332,7 +332,7 @@ def _nothing(top):
 # ------------------------------------------------------------------------------------------ which names
 
 def _clean(values, contents, exact=False) -> Choice:
-    """A state dict's tensors without prefixes, counters and what is no tensor."""
+    """A state dict's tensors without prefixes, counters and what is not a tensor."""
     tensors, left = {}, []
     for name, value in values.items():
         check_name(name)
@@ -377,7 +377,7 @@ def _clean(values, contents, exact=False) -> Choice:
 
 
 def _may_hold_weights(value, contents):
-    """Whether something that is no tensor might hold weights: objects, and collections with tensors in them."""
+    """Whether something that is not a tensor might hold weights: objects, and collections with tensors in them."""
     if isinstance(value, (Mapping, list, tuple)):
         return contents(value).suspect
     return not isinstance(value, (str, bytes, int, float, type(None)))

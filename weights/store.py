@@ -71,8 +71,8 @@ def fetch(name: str, *, force: bool = False, progress: bool = True) -> Path:
     """The published file of a name in the user's cache, fetched where it is not there yet (or with `force`).
 
     MMREF_WEIGHTS_URL takes the place of the manifest's address (a mirror), MMREF_OFFLINE=1 forbids the network.
-    Raises CheckpointError: not to be had (the message says what to get by hand), no checkpoint, or not the bytes that
-    were recorded first; then an older file stays as it was. OSError where the cache cannot be written.
+    Raises CheckpointError: not available (the message says what to get by hand), not a checkpoint, or not the bytes
+    that were recorded first; then an older file stays as it was. OSError where the cache cannot be written.
     """
     entry, (target, _) = published(name), cached(name)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def pretrained_path(name: str) -> Path:
     """The converted file of a published name; fetched and converted where it is not in the cache yet.
 
     Raises CheckpointError that says which file to get, from where, and how to convert it; ValueProblem for a name that
-    is none of the manifest's.
+    is not in the manifest.
     """
     entry, (source, converted) = published(name), cached(name)
     if not converted.exists():
@@ -205,7 +205,7 @@ def enforce_sha256(path, expected: str | None = None) -> str:
 
 @contextmanager
 def _locked(path) -> Iterator[None]:
-    """One process at a time for `path`; the system lets go of the lock when a process dies."""
+    """One process at a time for `path`; the system releases the lock when a process dies."""
     try:
         import fcntl
     except ImportError:  # Windows: two at once may both fetch, and the part is checked before it is used

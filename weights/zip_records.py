@@ -66,13 +66,13 @@ class Records:
         infos = {}
         prefixes = {info.filename.partition("/")[0] for info in self.zip.infolist()}
         if len(prefixes) != 1:
-            raise CheckpointError(f"a zip file with {len(prefixes)} top folders, expected one: no PyTorch checkpoint")
+            raise CheckpointError(f"a zip file with {len(prefixes)} top folders, not one: not a PyTorch checkpoint")
         for info in self.zip.infolist():
             name = info.filename.partition("/")[2]
             if name.startswith(("code/", "constants.pkl")):
                 raise CheckpointError("a TorchScript archive (it holds code), not a checkpoint: save its state_dict()")
             if not _KNOWN.fullmatch(name):
-                raise CheckpointError(f"record {short(info.filename)} is none that torch.save writes")
+                raise CheckpointError(f"record {short(info.filename)} is not one that torch.save writes")
             if name in infos:
                 raise CheckpointError(f"record {name!r} is there twice")
             if info.flag_bits & 0x1:
@@ -81,7 +81,7 @@ class Records:
                 raise CheckpointError(f"record {name!r} is compressed, which torch.save never does")
             infos[name] = info
         if "data.pkl" not in infos:
-            raise CheckpointError("a zip file without data.pkl: no PyTorch checkpoint")
+            raise CheckpointError("a zip file without data.pkl: not a PyTorch checkpoint")
         if sum(info.file_size for info in infos.values()) > file_size:
             raise CheckpointError("records overlap: together they are larger than the file")
         if infos["data.pkl"].file_size > MAX_PICKLE:

@@ -87,22 +87,17 @@ def geometry(out_height: int, out_width: int) -> tuple[int, int, int]:
     return strip, together, -(-strips // together)
 
 
-def convolve(x, weight, bias, out, *, images, height, width, k_h, k_w, stride, padding, activation=NONE, after=None,
-             stream=0):
-    """Launch for any filter: `depthwise` with k_h, k_w and padding of their own."""
+def depthwise(x, weight, bias, out, *, images, height, width, filter_shape, stride, padding, activation=NONE,
+              after=None, stream=0):
+    """Launch: out = activation(conv(x) + bias).
+
+    x (images * height * width, C), weight (k_h * k_w, C) and `after` (2, C) contiguous, bias (C,),
+    out (images * oh * ow, C); float32. `filter_shape` (k_h, k_w); activation "none", "relu", "silu" or "local", which
+    is relu(relu(v) * after[0] + after[1])."""
+    k_h, k_w = filter_shape
     out_height, out_width = (height + 2 * padding - k_h) // stride + 1, (width + 2 * padding - k_w) // stride + 1
     strip, together, blocks = geometry(out_height, out_width)
     kernel = build(depthwise_kernel, k_h, k_w, stride, padding, strip, activation, threads=LANES * together)
     slabs = -(-x.shape[1] // LANES)
     kernel[slabs * images * blocks, (LANES, together), stream](
         x, weight, bias, no_map() if after is None else after, out, height, width, out_height, out_width)
-
-
-def depthwise(x, weight, bias, out, *, images, height, width, kernel, stride=1, activation=NONE, after=None, stream=0):
-    """Launch: out = activation(conv(x) + bias), padding kernel // 2.
-
-    x (images * height * width, C), weight (kernel * kernel, C) and `after` (2, C) contiguous, bias (C,),
-    out (images * oh * ow, C); float32. Activation "none", "relu", "silu" or "local", which is
-    relu(relu(v) * after[0] + after[1])."""
-    convolve(x, weight, bias, out, images=images, height=height, width=width, k_h=kernel, k_w=kernel, stride=stride,
-             padding=kernel // 2, activation=activation, after=after, stream=stream)

@@ -23,6 +23,7 @@ import numpy as np
 from mmref.errors import ValueProblem
 from mmref.kernels.cuda import compiler
 from mmref.kernels.cuda.driver import SIMULATOR, call, cuda, device
+from mmref.locks import Lock
 
 MOST_BLOCKS = 2**31 - 1, 65_535, 65_535  # of a grid, along x, y and z: the same for all compute capabilities
 _local = threading.local()               # .needed: a set, while kernels are only looked for
@@ -70,7 +71,7 @@ class Loadable:
         self.values = (ctypes.c_int64 * sum(5 + 2 * rank if rank else 1 for rank in types))()
         start = ctypes.addressof(self.values)
         self.pointers = (ctypes.c_void_p * len(self.values))(*range(start, start + 8 * len(self.values), 8))
-        self.types, self.lock = types, threading.Lock()
+        self.types, self.lock = types, Lock()
 
     def __getitem__(self, configuration):
         return partial(self.launch, *configuration)
@@ -169,7 +170,7 @@ def needed(launches: Callable[[], None]) -> set[Loadable]:
     return kernels
 
 
-_loading = threading.Lock()
+_loading = Lock()
 
 
 def load(kernels) -> None:
@@ -204,9 +205,9 @@ def _shown(compiled, count):
     """The same, with a line on stderr that says why the first answer takes so long; none for a few kernels."""
     if count <= compiler.FEW:
         return compiled
-    from tqdm import tqdm
-    return tqdm(compiled, total=count, file=sys.stderr, desc="mmref: compiling CUDA kernels, kept for the next time",
-                bar_format="{desc}: {n}/{total}, {elapsed}")
+    from mmref.progress import progress
+    return progress(count, "kernel", "mmref: compiling CUDA kernels, kept for the next time", wanted=True, leave=True,
+                    iterable=compiled, bar_format="{desc}: {n}/{total}, {elapsed}")
 
 
 @lru_cache(maxsize=1)

@@ -96,6 +96,11 @@ def norm_gate_kernel(wide: int, vectors: int, rows_of_block: int):
     return kernel
 
 
+def is_able(channels: int) -> bool:
+    """Whether a pixel's channels go into the registers of a warp."""
+    return channels <= 64 * LANES
+
+
 def norm_gate(y, z, weight, bias, out, *, stream=0):
     """Launch: out = layer_norm(y) * silu(z), over the columns. y, z, out (rows, C), weight, bias (C,); float32."""
     rows, channels = y.shape

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmref.errors import ShapeError
-from mmref.kernels.cuda.depthwise import convolve
+from mmref.kernels.cuda.depthwise import depthwise
 from mmref.kernels.cuda.driver import cuda, device
 from mmref.kernels.cuda.selective_scan import scan_states
 
@@ -54,8 +54,8 @@ def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0)
         y += bias
     elif y.size:
         out = cuda.device_array((images * out_height * out_width, channels), np.float32)
-        convolve(_to_device(x.transpose(0, 2, 3, 1).reshape(-1, channels)),
-                 _to_device(weight.reshape(channels, -1).T), _to_device(bias), out, images=images, height=height,
-                 width=width, k_h=k_h, k_w=k_w, stride=stride, padding=padding)
+        depthwise(_to_device(x.transpose(0, 2, 3, 1).reshape(-1, channels)),
+                  _to_device(weight.reshape(channels, -1).T), _to_device(bias), out, images=images, height=height,
+                  width=width, filter_shape=(k_h, k_w), stride=stride, padding=padding)
         y = out.copy_to_host().reshape(y.shape)
     return y.transpose(0, 3, 1, 2)

@@ -215,6 +215,11 @@ def shared_bytes(rank: int, segments: int, lanes: int) -> int:
     return 4 * (2 * (rank + 2) * (STEPS * segments + 4) + max(2 * rank, 1) * width + (4 * segments + 2) * width)
 
 
+def is_able(rank: int) -> bool:
+    """Whether the smallest block's coefficients go into shared memory."""
+    return shared_bytes(rank, 1, 8) <= SHARED_BYTES
+
+
 @cache
 def block_shape(rank: int, length: int) -> tuple[int, int]:
     """(segments, lanes) of a block: the whole picture where 32 segments hold it and its coefficients fit.

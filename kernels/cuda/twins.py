@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from mmref.nn import functional as F
+from mmref.nn import wavelet
 from mmref.nn.recurrence import selective_scan
-from mmref.nn.wavelet import analysis, synthesis
 
 HAAR = np.array([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]], np.float32) / 2
 
@@ -29,11 +29,10 @@ def rows(x):
     return x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def depthwise(x, weight, bias, out, *, images, height, width, kernel, stride=1, activation="none", after=None,
-              stream=0):
-    taps = host(weight).T.reshape(-1, 1, kernel, kernel)
-    y = rows(F.depthwise_conv2d(pictures(x, images, height, width), taps, host(bias), stride=stride,
-                                padding=kernel // 2))
+def depthwise(x, weight, bias, out, *, images, height, width, filter_shape, stride, padding, activation="none",
+              after=None, stream=0):
+    taps = host(weight).T.reshape(-1, 1, *filter_shape)
+    y = rows(F.depthwise_conv2d(pictures(x, images, height, width), taps, host(bias), stride=stride, padding=padding))
     if activation == "local":
         scale, shift = host(after)
         y = F.relu(F.relu(y) * scale + shift)
@@ -57,8 +56,8 @@ def wavelet_branch(x, weight, out, *, images, height, width, kernel, stream=0):
     pixels, weight = pictures(x, images, height, width), host(weight)
     bank = np.tile(HAAR[:, None], (pixels.shape[1], 1, 1, 1))
     taps = 4 * weight.transpose(2, 0, 1).reshape(-1, 1, kernel, kernel)              # channel 4 * c + band
-    bands = F.depthwise_conv2d(analysis(pixels, bank), taps, padding=kernel // 2)
-    host(out)[...] = rows(synthesis(bands, bank, height, width))
+    bands = F.depthwise_conv2d(wavelet.analysis(pixels, bank), taps, padding=kernel // 2)
+    host(out)[...] = rows(wavelet.synthesis(bands, bank, height, width))
 
 
 def norm_gate(y, z, weight, bias, out, *, stream=0):
@@ -75,11 +74,12 @@ def gate(x, gates, *, images, length, stream=0):
     x[...] = (x.reshape(images, length, -1) * F.sigmoid(host(gates))[:, None]).reshape(x.shape)
 
 
-def stem(x, weight, bias, out, *, images, height, width, c_in, relu, nchw, stream=0):
+def stem(x, weight, bias, out, *, images, height, width, c_in, filter_shape, stride, padding, nchw, residual=None,
+         residual2=None, relu=False, stream=0):
     x = host(x).reshape(images, c_in, height, width) if nchw else pictures(x, images, height, width)
-    taps = host(weight).reshape(3, 3, c_in, -1).transpose(3, 2, 0, 1)
-    y = F.conv2d(x, taps, host(bias), stride=2, padding=1)
-    host(out)[...] = rows(F.relu(y) if relu else y)
+    taps = host(weight).reshape(*filter_shape, c_in, -1).transpose(3, 2, 0, 1)
+    y = rows(F.conv2d(x, taps, stride=stride, padding=padding))
+    epilogue(y, bias, residual=residual, residual2=residual2, relu=relu, out=out)
 
 
 def copy_relu(x, out, *, stream=0):
@@ -106,6 +106,81 @@ def to_contiguous(x, out, *, stream=0):
     host(out)[...] = host(x)
 
 
-LAUNCHERS = {"depthwise": depthwise, "scan": scan, "wavelet_branch": wavelet_branch, "norm_gate": norm_gate,
-             "mean": mean, "gate": gate, "stem": stem, "copy_relu": copy_relu, "epilogue": epilogue, "matmul": matmul,
-             "to_channels_first": to_channels_first}
+def move(x, out, box, *, sizes, add, stream=0):
+    begin, *steps = host(box)
+    row, column, to, along = np.moveaxis(begin + sum(
+        step * index[..., None] for step, index in zip(steps, np.indices(sizes), strict=True)), -1, 0)
+    value = host(x)[row, column]
+    host(out)[to, along] = host(out)[to, along] + value if add else value
+
+
+def combine(x, y, out, *, operation, length, stream=0):
+    x = host(x)
+    if y is not None:
+        y = host(y)[np.arange(len(x)) // length % len(y)]
+    host(out)[...] = (x if operation == "copy" else getattr(F, operation)(x) if y is None
+                      else getattr(F, operation)(x, y))
+
+
+def norm(x, weight, bias, epsilon, out, *, stream=0):
+    normed = F.layer_norm_channels(host(x).T[None, :, :, None], host(weight), host(bias), float(host(epsilon)[0]))
+    host(out)[...] = normed[0, :, :, 0].T
+
+
+def gather(x, table, out, *, images, stream=0):
+    x, total = host(x).reshape(images, -1, x.shape[1]), 0
+    for path in host(table):
+        total = total + np.where(path[:, None] < 0, 0, x[:, path])
+    host(out)[...] = total.reshape(out.shape)
+
+
+def project(x, weight, out, *, length, stream=0):
+    weight = host(weight)
+    host(out)[...] = (host(x).reshape(-1, len(weight), length, x.shape[1]) @ weight).reshape(out.shape)
+
+
+def _bank(bank, kernel):
+    return host(bank).reshape(-1, 1, kernel, kernel)
+
+
+def analysis(x, bank, out, *, height, width, kernel, stream=0):
+    images = x.shape[0] // (height * width)
+    host(out)[...] = rows(wavelet.analysis(pictures(x, images, height, width), _bank(bank, kernel)))
+
+
+def synthesis(x, bank, out, *, height, width, kernel, stream=0):
+    bands = pictures(x, out.shape[0] // (height * width), -(-height // 2), -(-width // 2))
+    host(out)[...] = rows(wavelet.synthesis(bands, _bank(bank, kernel), height, width))
+
+
+def path_scan(u, coefficients, dt_weight, dt_bias, A, D, table, out, *, images, rank, states, stream=0):
+    table, A = host(table), host(A)[:, :states].swapaxes(1, 2)
+    K, length = table.shape
+
+    def along(x, k):
+        """(images, channels, steps) of rows."""
+        x = host(x).reshape(images, -1, x.shape[1])
+        return np.where(table[k, :, None] < 0, 0, x[:, table[k]]).swapaxes(1, 2)
+    sequences = np.stack([along(u, k) for k in range(K)], 1)
+    own = np.stack([along(coefficients, k).reshape(images, K, rank + 2 * states, length)[:, k] for k in range(K)], 1)
+    dt = np.einsum("krd,bkrl->bkdl", host(dt_weight), own[:, :, :rank]) + host(dt_bias)[:, :, None]
+    y = selective_scan(sequences, F.softplus(dt), A, own[:, :, rank:rank + states], own[:, :, rank + states:], host(D))
+    total = np.zeros((images, len(u) // images, u.shape[1]), y.dtype)
+    for k in range(K):
+        inside = table[k] >= 0
+        total[:, table[k][inside]] += y[:, k].swapaxes(1, 2)[:, inside]
+    host(out)[...] = total.reshape(out.shape)
+
+
+def scan_rows(u, delta, A, B, C, D, out, *, length, states, stream=0):
+    A = host(A)[:, :states].swapaxes(1, 2)
+
+    def sequences(x):
+        return host(x).reshape(x.shape[0] // (len(A) * length), len(A), length, x.shape[1]).swapaxes(2, 3)
+    y = selective_scan(sequences(u), sequences(delta), A, sequences(B), sequences(C), host(D))
+    host(out)[...] = y.swapaxes(2, 3).reshape(out.shape)
+
+
+LAUNCHERS = {launcher.__name__: launcher for launcher in (
+    depthwise, scan, wavelet_branch, norm_gate, mean, gate, stem, copy_relu, epilogue, matmul, to_channels_first, move,
+    combine, norm, gather, project, analysis, synthesis, path_scan, scan_rows)}

@@ -120,6 +120,11 @@ def wavelet_branch_kernel(kernel: int, tile: int, overlap: int, pictures: int):
     return kernel_function
 
 
+def is_able(height: int, width: int, kernel: int) -> bool:
+    """Whether a tile and what k x k taps see around it go into shared memory."""
+    return max(height, width) <= 2 * LARGEST or 2 * (kernel // 2) < SHARED_SIDE
+
+
 @cache
 def tiling(height: int, width: int, kernel: int) -> tuple[int, int, int, int]:
     """(tile, overlap, pictures of a block, tiles of a picture)."""
@@ -131,7 +136,8 @@ def tiling(height: int, width: int, kernel: int) -> tuple[int, int, int, int]:
         overlap = kernel // 2
         pieces = -(-side // (SHARED_SIDE - 2 * overlap))
         tile = -(-side // pieces)
-    return tile, overlap, max(THREADS // (LANES * tile), 1), -(-rows // tile) * -(-columns // tile)
+    pictures = 1 if overlap else max(THREADS // (LANES * tile), 1)
+    return tile, overlap, pictures, -(-rows // tile) * -(-columns // tile)
 
 
 def wavelet_branch(x, weight, out, *, images, height, width, kernel, stream=0):

@@ -194,7 +194,7 @@ class Worker:
                 row = rows.setdefault(launch.kernel, {"launches": 0, "ms": 0.0, "mib": 0.0, "gmac": 0.0})
                 row["launches"] += 1
                 row["ms"] += 1e3 * seconds
-                row["mib"] += moved(launch, x) / 2**20
+                row["mib"] += moved(plan, launch, x) / 2**20
                 row["gmac"] += operation.macs / 1e9
             for kernel, row in rows.items():
                 self.say("kernels", f"{label}, batch {batch}", kernel, row)
@@ -320,7 +320,7 @@ def time_launches(plan, x, repeats=7) -> list[float]:
     Events on the stream take the times. Work is put before the first launch, so that Python is ahead of the device and
     the device never waits for it."""
     from mmref.kernels.cuda.driver import SIMULATOR, cuda
-    times, plan.input = [], x
+    times, plan.given = [], [x]
     if SIMULATOR:
         for launch in plan.launches:
             start = time.perf_counter()
@@ -342,15 +342,15 @@ def time_launches(plan, x, repeats=7) -> list[float]:
             event.record(plan.stream)
         plan.stream.synchronize()
         times.append([1e-3 * a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)])
-    plan.input = None
+    plan.given = None
     return np.median(times, axis=0).tolist()
 
 
-def moved(launch, pictures) -> int:
+def moved(plan, launch, x) -> int:
     """Bytes a launch cannot do without: each array once, twice what is changed in place."""
-    arrays = [value for value in launch.arguments.values() if getattr(value, "__cuda_ndarray__", False)]
-    if launch.kernel == "stem" and "x" not in launch.arguments:
-        arrays.append(pictures)
+    plan.given = [x]
+    arrays = [value for value in plan.filled(launch.arguments).values() if getattr(value, "__cuda_ndarray__", False)]
+    plan.given = None
     if "out" not in launch.arguments:
         arrays.append(launch.arguments["x"])
     return sum(4 * int(np.prod(array.shape)) for array in arrays)

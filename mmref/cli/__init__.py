@@ -1,4 +1,4 @@
-"""The command `mmref`: one module a command, each loaded only when it is called for.
+"""The command `mmref`: one module per command, each loaded only when it is needed.
 
 A command module has two functions, add_arguments(parser) and run(args) -> exit status. Errors of use and input
 (MmrefError, a file that cannot be opened) become one line on stderr and status 2; Ctrl-C gives 130; a closed pipe

@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import sys
 
-from mmref.cli.output import print_json
+from mmref.cli.output import print_json, say
 
 
 class _Tool(argparse._SubParsersAction):
@@ -137,13 +137,14 @@ def _gpu_report(args) -> int:
         print_json(report)
     else:
         print(report_text(report))
-        print(f"\nwritten to {args.file}")
+        say()
+        say(f"written to {args.file}")
     return 0 if right(report) else 1
 
 
 @contextlib.contextmanager
 def _progress():
     """A function that shows a line of text on stderr, in place of the one before; on a terminal only."""
-    from tqdm import tqdm
-    with tqdm(file=sys.stderr, disable=None, leave=False, bar_format="{desc}") as bar:
+    from mmref.progress import progress
+    with progress(None, "step", bar_format="{desc}") as bar:
         yield bar.set_description_str

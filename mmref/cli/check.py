@@ -23,7 +23,7 @@ def add_arguments(parser):
 def run(args) -> int:
     from dataclasses import asdict
 
-    from mmref.cli.output import print_json
+    from mmref.cli.output import print_json, say
     from mmref.errors import ValueProblem
     from mmref.validate.check import check, load_callable
     if min(args.examples, args.max_side, args.max_batch) < 1:
@@ -34,12 +34,12 @@ def run(args) -> int:
     if args.json:
         print_json({"same": failure is None, "tried": tried, "failure": failure and asdict(failure)})
     elif failure is None:
-        print(f"SAME on all {tried} inputs tried")
+        say(f"SAME on all {tried} inputs tried")
     else:
-        print(f"DIFFERS; the smallest input found ({tried} tried): batch {failure.batch}, {failure.height} x "
+        say(f"DIFFERS; the smallest input found ({tried} tried): batch {failure.batch}, {failure.height} x "
               f"{failure.width} pixels, {failure.fill} of magnitude {failure.magnitude:g}, seed {failure.seed}")
-        print(f"  {failure.reason}")
+        say(f"  {failure.reason}")
         shape = (failure.batch, model.config.in_chans, failure.height, failure.width)
-        print(f"  input again: mmref.validate.check.make_input({shape}, "
+        say(f"  input again: mmref.validate.check.make_input({shape}, "
               f"{failure.fill!r}, {failure.magnitude:g}, {failure.seed})")
     return 0 if failure is None else 1

@@ -13,7 +13,7 @@ def add_model_arguments(parser, positional: bool = False) -> None:
         parser.add_argument("model", metavar="MODEL", help="a name that `mmref models` lists")
     else:
         parser.add_argument("--model", "-m", default="mobilemamba_nano", help="a name that `mmref models` lists "
-                            "(default: %(default)s, whose weights are in the box)")
+                            "(default: %(default)s, whose weights are included)")
     parser.add_argument("--weights", "--checkpoint", metavar="FILE", help=".safetensors or .pth file, an index of one "
                         "in parts, or a folder with one of these (default: the model's own)")
     add_prefer_argument(parser)

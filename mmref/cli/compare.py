@@ -37,7 +37,7 @@ def run(args) -> int:
 
 
 def model_of_trace(manifest, weights=None):
-    """(float64 model of a trace, "") or (None, why there is none). Weights named by hand must have its hash."""
+    """(float64 model of a trace, "") or (None, why there is none). Weights given explicitly must have its hash."""
     import numpy as np
 
     from mmref.errors import CheckpointError, MmrefError

@@ -12,10 +12,13 @@ SHOWN = 20  # names; a file can hold a million
 def add_arguments(parser):
     parser.add_argument("source", metavar="IN", help=".pth (zip form) or .safetensors, an index of one in parts, or a "
                         "folder with one of these")
-    parser.add_argument("target", metavar="OUT", help="a .safetensors file; an old one is replaced when all is well")
+    parser.add_argument("target", metavar="OUT", help="a .safetensors file; an existing one is replaced if all goes "
+                        "well")
     add_prefer_argument(parser)
     parser.add_argument("--model", metavar="MODEL", help="the network it must fit: anything else is an error, and "
                         "nothing is written (default: only say which it fits)")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="with --model: how many its head must answer; 0 "
+                        "allows a file without head (default: any number)")
     add_class_names_argument(parser)
     parser.add_argument("--strict", action="store_true", help="refuse files that name anything but tensors")
     parser.add_argument("--allow-nonfinite", action="store_true", help="accept NaN and infinity")
@@ -26,15 +29,21 @@ def run(args) -> int:
     import json
 
     from mmref.data.labels import check_class_names, load_class_names
+    from mmref.errors import ParameterMismatch, ValueProblem
     from mmref.models.parameters import account_of_fit, described, fitting_variants, head_classes, load_parameters
     from mmref.models.registry import resolve
     from mmref.weights import convert
+    if args.num_classes is not None and not args.model:
+        raise ValueProblem("--num-classes must be left out without --model: nothing is checked then")
     wanted = resolve(args.model)[0] if args.model else None
     names = load_class_names(args.class_names) if args.class_names else None
 
     def check(found):
         if wanted is not None:
-            load_parameters(wanted, found.tensors, source=found.named)
+            if args.num_classes is None and not any(name.startswith("head.") for name in found.tensors):
+                raise ParameterMismatch(f"{found.named}: --model {args.model} wants a head, and the file has none; "
+                                        f"--num-classes 0 allows that")
+            load_parameters(wanted, found.tensors, source=found.named, num_classes=args.num_classes)
         if names is not None and (classes := head_classes(found.tensors)) is not None:
             check_class_names("--class-names", names, classes)
 

@@ -1,4 +1,4 @@
-"""`mmref eval DIR`: accuracy over a folder of pictures. Flags are timm's validate.py's where it has one."""
+"""`mmref eval DIR`: accuracy over a folder of pictures. Flags are those of timm's validate.py where it has them."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def add_arguments(parser):
                         "a map (features), any layer (graph)")
     parser.add_argument("--size", type=int, metavar="N", help="show the network N x N pixels (default: 512; for erf "
                         "about the model's own size)")
-    parser.add_argument("--cells", type=int, default=32, help="of erf, a side; one run each (default: %(default)s)")
+    parser.add_argument("--cells", type=int, default=32, help="of erf, per side; one run each (default: %(default)s)")
 
 
 def run(args) -> int:

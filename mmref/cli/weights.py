@@ -12,10 +12,10 @@ from mmref.text import name_fields
 def add_arguments(parser):
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="the published files, and which of them are here")
-    fetching = actions.add_parser("fetch", help="get published files into the cache")
+    fetching = actions.add_parser("fetch", help="download published files into the cache")
     fetching.add_argument("names", nargs="+", metavar="NAME", help="mobilemamba_t2, mobilemamba_t2s (dagger), ...")
-    fetching.add_argument("--force", action="store_true", help="get them again; the recorded sha256 stays in force")
-    verifying = actions.add_parser("verify", help="is a file a whole, harmless checkpoint, and of which network")
+    fetching.add_argument("--force", action="store_true", help="download again; the recorded sha256 stays in force")
+    verifying = actions.add_parser("verify", help="whether a file is a complete checkpoint, and of which network")
     verifying.add_argument("files", nargs="+", metavar="FILE", help=".pth (zip form) or .safetensors")
     verifying.add_argument("--sha256", metavar="HEX", help="what the file's sha256 must be")
     add_prefer_argument(verifying)
@@ -89,8 +89,8 @@ def _verify(args):
 def _report(found):
     checked = "as recorded" if found["sha256_checked"] else "no hash on record"
     say(f"{found['file']}: whole; {found['tensors']} tensors ({found['format']}, taken: {found['taken']})")
-    print(f"  fits    {', '.join(found['fits']) or found['fit'].removeprefix('fits ')}")
-    print(f"  sha256  {found['sha256']} ({checked})")
+    say(f"  fits    {', '.join(found['fits']) or found['fit'].removeprefix('fits ')}")
+    say(f"  sha256  {found['sha256']} ({checked})")
     if found["foreign"]:
         say(f"  passed over, not executed: {listed(found['foreign'])}")
     for note in found["notes"]:

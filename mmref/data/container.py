@@ -6,7 +6,7 @@ containers of the four formats itself, by a few fields, and keeps three promises
 
 sides      at most MAX_SIDE pixels, MAX_PIXELS in all
 work       an estimate of seconds and bytes, from the size and what the format makes of it, within MAX_SECONDS and
-           MAX_MEMORY. One rule for all formats; the table COST says what is dear
+           MAX_MEMORY. One rule for all formats; the table COST says what is expensive
 parts      only those that make pixels go to the decoder: colour profiles, comments, thumbnails and later frames stay
            behind. EXIF is searched for one number, the orientation
 
@@ -37,8 +37,8 @@ PARTS = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF", "BMP
 
 @dataclass(frozen=True)
 class Cost:
-    """Of decoding to 8-bit RGB: nanoseconds a pixel, a byte of the file, a pixel in every scan; bytes a pixel, and of
-    copies of the file."""
+    """Of decoding to 8-bit RGB: nanoseconds per pixel, per byte of the file, per pixel in every scan; bytes per pixel,
+    and of copies of the file."""
 
     pixel: float
     byte: float = 0.0
@@ -79,7 +79,7 @@ class Contents:
 
 
 def inspect(data: bytes) -> Contents:
-    """Look at a file's container. Raises PictureError where it is none of the four formats, is cut off before its
+    """Look at a file's container. Raises PictureError if it is none of the four formats, is cut off before its
     picture, or asks for more than the limits."""
     for kind, read in _READERS.items():
         if data.startswith(PARTS[kind]) and (kind != "WEBP" or data[8:12] == b"WEBP"):
@@ -95,7 +95,7 @@ def check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise PictureError(f"no pixels: {width} x {height}")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise PictureError(f"too many pixels: {width} x {height}, at most {MAX_SIDE:,} a side and {MAX_PIXELS:,} in "
+        raise PictureError(f"too many pixels: {width} x {height}, at most {MAX_SIDE:,} per side and {MAX_PIXELS:,} in "
                            f"all")
 
 

@@ -1,7 +1,7 @@
 """Names of the classes, in the order of the networks' outputs.
 
 Which classes a network answers is known by its weights and by whoever trained it, never by how many there are: a
-network of ten classes of one's own must not answer with CIFAR-10's names. So names come from the weights' own metadata,
+user's network of ten classes must not answer with CIFAR-10's names. So names come from the weights' own metadata,
 from a description beside them, or from `read_class_names`; without any of these they are "class 0", "class 1", ...
 
 `imagenet_classes.txt` has ImageNet-1k's classes, one per line: WordNet identifier, then a short English name. They

@@ -248,12 +248,12 @@ def _scale_16_bit(image):
 def to_array(image: Image.Image, transform: Transform) -> np.ndarray:
     """(3, size, size) float32: the RGB image resized, cropped and normalised; (1, size, size) for a grey transform.
 
-    Raises ShapeError where the image is no 8-bit RGB (`open_picture` gives such) or has no pixels."""
+    Raises ShapeError where the image is not 8-bit RGB (`open_picture` makes it so) or has no pixels."""
     if not isinstance(image, Image.Image):
         raise ShapeError(f"image must be a PIL image (open_picture gives one), got {shown(image)}")
     check_kind("transform", transform, Transform, "a Transform, such as model.transform")
     if image.mode != "RGB" or min(image.size) < 1:
-        raise ShapeError(f"image must be 8-bit RGB with at least one pixel (open_picture gives such), "
+        raise ShapeError(f"image must be 8-bit RGB with at least one pixel (open_picture makes it so), "
                          f"got mode {image.mode}, {image.width} x {image.height}")
     if transform.channels == 1:
         image = image.convert("L")

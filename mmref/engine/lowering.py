@@ -2,18 +2,23 @@
 
 What CPU and device plans share. A subclass has a method for each operation of the graphs that it takes, named like the
 operation, which calls `emit` once for each kernel; a node without a method is an error that names operation and layer.
+What becomes of copies, slices, joins and elementwise operations is the same everywhere, and stands here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import prod
 from typing import NamedTuple
 
+import numpy as np
+
 from mmref.engine.memory import Arena, Map
-from mmref.engine.schedule import Buffer, Region, Schedule, is_join
+from mmref.engine.schedule import Buffer, Region, Schedule, channel_axis, is_join, rows_of
 from mmref.errors import NotTraceable
-from mmref.graph.graph import Graph, Node
+from mmref.graph.graph import Constant, Graph, Node, derived
+from mmref.kernels.target import FLOAT_BYTES
 
 TOGETHER = -1
 
@@ -52,8 +57,59 @@ class Touch(NamedTuple):
         return self.start < other.end and other.start < self.end
 
 
+# ------------------------------------------------------------------------------------------- what nodes are
+
+def is_pointwise(node: Node) -> bool:
+    """Whether a convolution is a matrix product of rows."""
+    return node.name == "convolution" and node.operands["weight"].shape[2:] == (1, 1) \
+        and node.attributes["stride"] == 1 and node.attributes["padding"] == 0
+
+
+def in_place(node: Node) -> list[Node]:
+    """Operands that a kernel may overwrite with its result: it reads a value of them before it writes it."""
+    names = {"convolution": ("shortcut", "shortcut2"), "product": ("shortcut", "shortcut2"), "gate": ("x",),
+             "norm_gate": ("y",), "layer_norm_channels": ("x",), "batch_norm": ("x",), "relu": ("x",), "silu": ("x",),
+             "sigmoid": ("x",), "softplus": ("x",), "add": ("x", "y"), "multiply": ("x", "y")}.get(node.name, ())
+    return [node.operands[name] for name in names if isinstance(node.operands.get(name), Node)]
+
+
+# ---------------------------------------------------------- multiply-adds, and bytes that each move once at least
+
+def product_cost(rows: int, depth: int, columns: int, shortcuts: int = 0) -> tuple[int, int]:
+    """Of rows (rows, depth) times a matrix."""
+    return rows * depth * columns, FLOAT_BYTES * (rows * (depth + columns * (1 + shortcuts)) + depth * columns)
+
+
+def window_cost(images: int, x: Node, node: Node, depth: int, shortcuts: int) -> tuple[int, int]:
+    """Of a convolution over windows of `depth` values."""
+    channels, pixels = node.shape[1], images * prod(node.shape[2:])
+    return (depth * channels * pixels,
+            FLOAT_BYTES * (images * prod(x.shape[1:]) + channels * pixels * (1 + shortcuts) + depth * channels))
+
+
+def depthwise_cost(images: int, x: Node, node: Node, taps: int) -> tuple[int, int]:
+    """Of filters of `taps` values."""
+    results = images * prod(node.shape[1:])
+    return results * taps, FLOAT_BYTES * (images * prod(x.shape[1:]) + results)
+
+
+def wavelet_branch_cost(images: int, x: Node, kernel: int) -> tuple[int, int]:
+    """Of four sub-bands, convolved."""
+    _, channels, height, width = x.shape
+    squares = 4 * (-(-height // 2)) * (-(-width // 2))
+    return images * channels * kernel ** 2 * squares, 8 * images * channels * height * width
+
+
+def scan_cost(steps: int, directions: int, channels: int, rank: int) -> tuple[int, int]:
+    """Of a scan of `steps` in all directions together, step sizes inside."""
+    return steps * channels * rank, 12 * steps // directions * channels
+
+
 class Lowering:
-    """Emits the operations of some images, in order, on one arena."""
+    """Emits the operations of some images, in order, on one arena.
+
+    A subclass has, beside its methods for operations, `result(node, index)`, `weights`, and what the kernels are given
+    that all have: `move_fields`, `combine_fields`, `norm_fields`, `gate_fields`."""
 
     backend = ""
 
@@ -95,17 +151,11 @@ class Lowering:
     def release(self, buffer: Buffer) -> None:
         self.arena.free(self.maps[buffer])
 
-    def join(self, node: Node, **parts) -> None:
-        """Copy what could not be written where it belongs."""
-        whole, start = self.plan.region[node], 0
-        for part in node.operands.values():
-            channels = self.plan.region[part].channels
-            here = Region(whole.buffer, whole.start + start, channels)
-            if self.plan.region[part] != here:
-                self.copy(part, here)
-            start += channels
+    # ------------------------------------------------------------------------------------------ memory
 
-    # ---------------------------------------------------------------------------------- for subclasses
+    def rows(self, node: Node) -> int:
+        """Rows of a node's value, of all images."""
+        return self.images * rows_of(node)
 
     def map(self, node: Node) -> Map:
         """Where a node's value lies."""
@@ -142,8 +192,138 @@ class Lowering:
         return Touch(whole.place.offset, whole.place.offset + whole.size, region.buffer, region.start,
                      region.start + region.channels, written)
 
-    def copy(self, source: Node, target: Region) -> None:
-        raise NotImplementedError
+    # ---------------------------------------------------------------------------- copies, slices, joins
 
-    def result(self, node: Node, index: int) -> None:
-        raise NotImplementedError
+    def join(self, node: Node, **parts) -> None:
+        """Copy what could not be written where it belongs."""
+        whole, start = self.plan.region[node], 0
+        for part in node.operands.values():
+            channels = self.plan.region[part].channels
+            self.copy(part, Region(whole.buffer, whole.start + start, channels))
+            start += channels
+
+    def copy(self, source: Node, target: Region) -> None:
+        """Have a node's value there, if it is not."""
+        if self.plan.region[source] != target:
+            self.combine("copy", source, None, target)
+
+    def lower_slice_axis(self, node, x):
+        """Any other slice than neighbouring channels: values copied one by one."""
+        axis, start, step = (node.attributes[name] for name in ("axis", "start", "step"))
+        strides = self.strides(x)
+        self.move(x, [s * (step if i == axis else 1) for i, s in enumerate(strides)], node.shape, node,
+                  self.strides(node), start=start * strides[axis])
+
+    def lower_concatenate(self, node, **parts):
+        """Along another axis than the channels."""
+        axis, start = node.attributes["axis"], 0
+        strides = self.strides(node)
+        for part in node.operands.values():
+            self.move(part, self.strides(part), part.shape, node, strides, to=start * strides[axis])
+            start += part.shape[axis]
+
+    def lower_low_low(self, node, bands):
+        strides = self.strides(bands)
+        strides[1] *= 4
+        self.move(bands, strides, node.shape, node, self.strides(node))
+
+    def lower_add_to_low_low(self, node, bands, low):
+        self.copy(bands, self.plan.region[node])
+        target = self.strides(node)
+        target[1] *= 4
+        self.move(low, self.strides(low), low.shape, node, target, add=1)
+
+    def strides(self, node, pitch=None):
+        """Bytes from one index to the next, for every axis."""
+        axis, pitch = channel_axis(node), pitch or self.map(node).pitch
+        strides, step = [0] * node.ndim, pitch
+        for i in reversed(range(node.ndim)):
+            if i == axis:
+                strides[i] = FLOAT_BYTES
+            else:
+                strides[i] = step
+                step *= node.shape[i] if i else 1
+        return strides
+
+    def move(self, x: Node, strides, shape, out: Node | Map, target, start=0, to=0, add=0):
+        """A box of `shape` from x, `start` bytes on, with these strides, to `out`, `to` bytes on, with strides
+        `target`; `add` 1: added to what is there."""
+        axis = channel_axis(self.node)
+        first, second = ([i for i in range(1, len(shape)) if i != axis] + [None, None])[:2]
+
+        def of(values, nothing):
+            """Of images, rows, columns and channels."""
+            return values[0], *(nothing if i is None else values[i] for i in (first, second)), values[axis]
+        sizes = self.images, *of(shape, 1)[1:]
+        self.emit("move", 0, 8 * prod(sizes), (x,), (out,),
+                  **self.move_fields(x, start, of(strides, 0), out, to, of(target, 0), sizes, add))
+
+    def spread(self, value: Node, node: Node) -> Map:
+        """A copy of a value with its axes of length 1 as long as those of `node`."""
+        shape, axis = node.shape, channel_axis(node)
+        strides = [0 if size == 1 and i else step
+                   for i, (size, step) in enumerate(zip(value.shape, self.strides(value), strict=True))]
+        copy = self.temporary(self.rows(node), shape[axis])
+        self.move(value, strides, shape, copy, self.strides(node, copy.pitch))
+        return copy
+
+    # ------------------------------------------------------------------------------- elementwise, norms
+
+    def lower_sigmoid(self, node, x):
+        self.combine(node.name, x, None, node)
+
+    lower_silu = lower_softplus = lower_relu = lower_sigmoid
+
+    def lower_add(self, node, x, y):
+        if isinstance(x, Constant) or x.shape != node.shape:  # both operations commute
+            x, y = y, x
+        if isinstance(x, Constant) or isinstance(y, Constant) and x.shape != node.shape:
+            x, y = (y, x) if isinstance(x, Constant) else (x, y)
+        self.combine(node.name, x if x.shape == node.shape else self.spread(x, node), y, node)
+
+    lower_multiply = lower_add
+
+    def combine(self, operation, x, y, target):
+        """target = operation(x, y), row by row, of nodes, regions or temporary maps; y may be a constant, or None."""
+        node, length, reads = self.node, 1, [x]
+        if isinstance(y, Node) and y.shape != node.shape:
+            if rows_of(y) == 1 and self.map(y).channels == self.map_of(x).channels:  # one row for each image
+                length = rows_of(node)
+            else:
+                y = self.spread(y, node)
+        if y is not None and not isinstance(y, Constant):
+            reads.append(y)
+        rows, channels = self.rows(node), self.map_of(x).channels
+        self.emit("combine", 0, FLOAT_BYTES * rows * channels * (2 + (y is not None)), reads, (target,),
+                  **self.combine_fields(operation, x, y, length, target))
+
+    def lower_batch_norm(self, node, x, weight, bias, running_mean, running_var):
+        """A batch norm that no convolution could take over: one factor and one shift a channel."""
+        eps, shape = node.attributes["eps"], (1, node.shape[1], *(1,) * (node.ndim - 2))
+
+        def scale(weight, variance):
+            return (weight / np.sqrt(variance.astype(np.float64) + eps)).reshape(shape)
+
+        def shift(weight, variance, bias, mean):
+            return bias.reshape(shape) - mean.reshape(shape) * scale(weight, variance)
+        factor = derived(f"batch norm's scale {shape}, eps {eps}", shape, scale, weight, running_var)
+        added = derived(f"batch norm's shift {shape}, eps {eps}", shape, shift, weight, running_var, bias, running_mean)
+        self.combine("multiply", x, factor, node)
+        self.combine("add", node, added, node)
+
+    def lower_layer_norm_channels(self, node, x, weight, bias):
+        self.emit("norm", 0, 8 * self.rows(node) * node.shape[1], (x,), (node,),
+                  **self.norm_fields(x, weight, bias, node.attributes["eps"], node))
+
+    def norm_and_gate(self, node, y, weight, bias, z):
+        """`norm_gate` in three steps."""
+        self.lower_layer_norm_channels(node, y, weight, bias)
+        scratch = self.temporary(self.rows(node), node.shape[1])
+        self.combine("silu", z, None, scratch)
+        self.combine("multiply", node, scratch, node)
+
+    def lower_gate(self, node, x, values):
+        """In the result's place."""
+        self.copy(x, self.plan.region[node])
+        self.emit("gate", 0, 8 * self.rows(node) * node.shape[1], (node, values), (node,),
+                  **self.gate_fields(node, values))

@@ -13,9 +13,20 @@ from math import prod
 
 import numpy as np
 
-from mmref.engine.lowering import TOGETHER, Lowering, Operation
+from mmref.engine.lowering import (
+    TOGETHER,
+    Lowering,
+    Operation,
+    depthwise_cost,
+    in_place,
+    is_pointwise,
+    product_cost,
+    scan_cost,
+    wavelet_branch_cost,
+    window_cost,
+)
 from mmref.engine.memory import Arena, Map, Place, aligned_zeros
-from mmref.engine.schedule import Buffer, Region, Schedule, channel_axis, rows_of, schedule
+from mmref.engine.schedule import Buffer, Schedule, channel_axis, rows_of, schedule
 from mmref.engine.weights import Weights, by_vectors
 from mmref.graph.graph import Constant, Graph, Node, derived
 from mmref.kernels import records
@@ -56,12 +67,6 @@ class Plan:
 
 # --------------------------------------------------------------------------------------- what kernels can do
 
-def is_pointwise(node: Node) -> bool:
-    """Whether a convolution is a matrix product of rows."""
-    return node.name == "convolution" and node.operands["weight"].shape[2:] == (1, 1) \
-        and node.attributes["stride"] == 1 and node.attributes["padding"] == 0
-
-
 def is_window(node: Node) -> bool:
     return node.name in ("convolution", "conv2d") and not is_pointwise(node)
 
@@ -79,14 +84,6 @@ def is_regular(node: Node) -> bool:
 def is_exact(node: Node) -> bool:
     """Whether a kernel writes no more than the node's channels, so that others may lie beside them."""
     return node.name in EXACT or node.name == "depthwise" and is_regular(node)
-
-
-def in_place(node: Node) -> list[Node]:
-    """Operands that a kernel may overwrite with its result: it reads a value of them before it writes it."""
-    names = {"convolution": ("shortcut", "shortcut2"), "product": ("shortcut", "shortcut2"), "gate": ("x",),
-             "norm_gate": ("y",), "layer_norm_channels": ("x",), "batch_norm": ("x",), "relu": ("x",), "silu": ("x",),
-             "sigmoid": ("x",), "softplus": ("x",), "add": ("x", "y"), "multiply": ("x", "y")}.get(node.name, ())
-    return [node.operands[name] for name in names if isinstance(node.operands.get(name), Node)]
 
 
 def cpu_schedule(graph: Graph) -> Schedule:
@@ -161,9 +158,6 @@ class CpuLowering(Lowering):
         if buffer.border is None:
             super().release(buffer)
 
-    def rows(self, node):
-        return self.images * rows_of(node)
-
     # ------------------------------------------------------------------------------- in and out, copies
 
     def lower_input(self, node):
@@ -184,75 +178,19 @@ class CpuLowering(Lowering):
                   channels=x.channels, cell=self.cell(len(self.graph.inputs) + index),
                   offset=self.first_image * rows_of(node) * x.channels * FLOAT_BYTES)
 
-    def copy(self, source: Node, target: Region):
-        self.combine("copy", source, None, target)
-
-    def lower_slice_axis(self, node, x):
-        """Any other slice than neighbouring channels: values copied one by one."""
-        axis, start, step = (node.attributes[name] for name in ("axis", "start", "step"))
-        strides = self.strides(x)
-        self.move(self.map(x).place + start * strides[axis], [s * (step if i == axis else 1)
-                                                              for i, s in enumerate(strides)], node.shape, (x,), node)
-
-    def lower_concatenate(self, node, **parts):
-        """Along another axis than the channels."""
-        axis, start = node.attributes["axis"], 0
-        strides = self.strides(node)
-        for part in node.operands.values():
-            self.move(self.map(part).place, self.strides(part), part.shape, (part,), node,
-                      self.map(node).place + start * strides[axis])
-            start += part.shape[axis]
-
-    def strides(self, node, pitch=None):
-        """Bytes from one index to the next, for every axis."""
-        axis, pitch = channel_axis(node), pitch or self.map(node).pitch
-        strides, step = [0] * node.ndim, pitch
-        for i in reversed(range(node.ndim)):
-            if i == axis:
-                strides[i] = FLOAT_BYTES
-            else:
-                strides[i] = step
-                step *= node.shape[i] if i else 1
-        return strides
-
-    def move(self, place, strides, shape, reads, node, out=None, target=None, add=0):
-        """A box of `shape` from `place`, with these strides, to `out` (the node's own place) with strides `target`."""
-        axis = channel_axis(node)
-        axes = [i for i in range(1, node.ndim) if i != axis]
-        target = target or self.strides(node)
-        writes = (out,) if isinstance(out, Map) else (node,)
-        out = out.place if isinstance(out, Map) else out or self.map(node).place
-        first, second = (axes + [None, None])[:2]
-
-        def of(values, axis, nothing):
-            return nothing if axis is None else values[axis]
-        self.emit("move", 0, 8 * self.images * prod(shape[1:]), reads, writes, x=place, x_image=strides[0],
-                  x_row=of(strides, first, 0), x_column=of(strides, second, 0), x_channel=strides[axis],
-                  out=out, out_image=target[0], out_row=of(target, first, 0),
-                  out_column=of(target, second, 0), out_channel=target[axis], images=self.images,
-                  rows=of(shape, first, 1), columns=of(shape, second, 1), channels=shape[axis], add=add)
-
-    def lower_low_low(self, node, bands):
-        strides = self.strides(bands)
-        strides[1] *= 4
-        self.move(self.map(bands).place, strides, node.shape, (bands,), node)
-
-    def lower_add_to_low_low(self, node, bands, low):
-        if self.plan.region[bands] != self.plan.region[node]:
-            self.copy(bands, self.plan.region[node])
-        axis, target = 1, self.strides(node)
-        strides = self.strides(low)
-        target[axis] *= 4
-        self.move(self.map(low).place, strides, low.shape, (low,), node, target=target, add=1)
+    def move_fields(self, x, start, strides, out, to, target, sizes, add):
+        return (dict(zip(("x_image", "x_row", "x_column", "x_channel"), strides, strict=True))
+                | dict(zip(("out_image", "out_row", "out_column", "out_channel"), target, strict=True))
+                | dict(zip(("images", "rows", "columns", "channels"), sizes, strict=True))
+                | dict(x=self.map_of(x).place + start, out=self.map_of(out).place + to, add=add))
 
     # -------------------------------------------------------------------------------- matrix products
 
     def matmul(self, node, x: Map, matrix, out: Map, rows, reads, residuals=(), relu=False, **fields):
         chunk = max(TARGET.tile_rows, CHUNK_BYTES // x.pitch // TARGET.tile_rows * TARGET.tile_rows)
         residual, residual2 = [*(self.map(other).place for other in residuals), 0, 0][:2]
-        self.emit("matmul", rows * matrix.depth * matrix.columns,
-                  FLOAT_BYTES * (rows * (matrix.depth + matrix.columns * (1 + len(residuals)))
-                                 + matrix.depth * matrix.columns), (*reads, *residuals), (node,),
+        self.emit("matmul", *product_cost(rows, matrix.depth, matrix.columns, len(residuals)), (*reads, *residuals),
+                  (node,),
                   a=x.place, pitch=x.pitch, rows=rows, depth=matrix.depth, panels=matrix.panels,
                   panel_table=matrix.panel_table, bias=matrix.bias, out=out.place, out_pitch=out.pitch,
                   residual=residual, residual2=residual2, relu=int(relu), chunk=chunk, tiles=self.tiles,
@@ -301,10 +239,7 @@ class CpuLowering(Lowering):
         same = [other for other in others if self.map(other).pitch == out.pitch and not out.row]
         relu = node.attributes.get("activation") == "relu"
         residual, residual2 = [*(self.map(other).place for other in same), 0, 0][:2]
-        c_out, pixels = node.shape[1], self.rows(node)
-        self.emit("stem", matrix.depth * c_out * pixels,
-                  FLOAT_BYTES * (self.images * c_in * height * width + c_out * pixels * (1 + len(same))
-                                 + matrix.depth * c_out), (*reads, *same), (node,),
+        self.emit("stem", *window_cost(self.images, x, node, matrix.depth, len(same)), (*reads, *same), (node,),
                   x=source.place, pixel=source.pitch, row=in_row, image=(height + 2 * border) * in_row,
                   depth=c_in * (kernel[1] if packed else 1), kernel=kernel[0], tap_row=in_row,
                   taps=1 if packed else kernel[1], tap=source.pitch, stride=stride,
@@ -356,8 +291,7 @@ class CpuLowering(Lowering):
         own = self.plan.region[node].start + round_up(channels) <= round_up(self.plan.region[node].buffer.channels) \
             and self.plan.region[node].start + channels == self.plan.region[node].buffer.channels
         activation = records.ACTIVATION_LOCAL if scale is not None else ACTIVATIONS[node.attributes["activation"]]
-        self.emit("depthwise", self.images * channels * taps.kernel ** 2 * out_height * out_width,
-                  FLOAT_BYTES * self.images * channels * (height * width + out_height * out_width), (x,), (node,),
+        self.emit("depthwise", *depthwise_cost(self.images, x, node, taps.kernel ** 2), (x,), (node,),
                   x=source.place, pitch=source.pitch, height=height, width=width, kernel=taps.kernel, stride=stride,
                   out_height=out_height, out_width=out_width, weights=taps.weights, bias=taps.bias, out=out.place,
                   out_pitch=out.pitch, activation=activation, after=taps.after, vectors=vectors, images=self.images,
@@ -368,12 +302,12 @@ class CpuLowering(Lowering):
         """Any filter, stride and padding, over a copy of the map whose padding is a part of it."""
         padding, (k_h, k_w), out = node.attributes["padding"], weight.shape[2:], self.map(node)
         source, (_, channels, height, width) = self.with_border(x, padding), x.shape
-        taps, pixels = self.weights.taps(weight, bias), self.rows(node)
-        self.emit("depthwise_any", pixels * channels * k_h * k_w, FLOAT_BYTES * channels * (self.rows(x) + pixels),
-                  (source,), (node,), x=source.place, pitch=source.pitch, height=height + 2 * padding,
-                  width=width + 2 * padding, kernel_h=k_h, kernel_w=k_w, stride=node.attributes["stride"],
-                  out_height=node.shape[2], out_width=node.shape[3], weights=taps.weights, bias=taps.bias,
-                  out=out.place, out_pitch=out.pitch, vectors=round_up(channels) // LANES, images=self.images)
+        taps = self.weights.taps(weight, bias)
+        self.emit("depthwise_any", *depthwise_cost(self.images, x, node, k_h * k_w), (source,), (node,),
+                  x=source.place, pitch=source.pitch, height=height + 2 * padding, width=width + 2 * padding,
+                  kernel_h=k_h, kernel_w=k_w, stride=node.attributes["stride"], out_height=node.shape[2],
+                  out_width=node.shape[3], weights=taps.weights, bias=taps.bias, out=out.place, out_pitch=out.pitch,
+                  vectors=round_up(channels) // LANES, images=self.images)
         if node.attributes["activation"] != "none":
             self.combine(node.attributes["activation"], node, None, node)
         if scale is not None:
@@ -388,9 +322,7 @@ class CpuLowering(Lowering):
         source, out = self.map(x), self.map(node)
         size = records.wavelet_scratch_bytes(height, width, kernel)
         scratch = self.bytes(self.shares * size)
-        squares = 4 * (-(-height // 2)) * (-(-width // 2))
-        self.emit("wavelet_branch", self.images * channels * kernel ** 2 * squares,
-                  8 * self.images * channels * height * width, (x,), (node, scratch), x=source.place,
+        self.emit("wavelet_branch", *wavelet_branch_cost(self.images, x, kernel), (x,), (node, scratch), x=source.place,
                   pitch=source.pitch, height=height, width=width, kernel=kernel, weights=self.weights.bands(weight),
                   out=out.place, out_pitch=out.pitch, vectors=round_up(channels) // LANES, images=self.images,
                   scratch=scratch.place, scratch_size=size)
@@ -419,7 +351,7 @@ class CpuLowering(Lowering):
         shared = dict(u=u.place, pitch=u.pitch, coefficients=c.place, coefficients_pitch=c.pitch, rank=rank,
                       out=out.place, out_pitch=out.pitch, vectors=round_up(inner) // LANES, images=self.images)
         steps = self.images * K * paths(order, *node.shape[2:]).shape[1]
-        macs, moved, reads = steps * inner * rank, 12 * steps // K * inner, (x, coefficients)
+        (macs, moved), reads = scan_cost(steps, K, inner, rank), (x, coefficients)
         if order == "bidirectional" and N == 1:
             self.emit("scan", macs, moved, reads, (node,), **shared, length=pixels, zero=self.weights.zero_vector(),
                       parameters=self.weights.scan(dt_weight, dt_bias, A, D, False))
@@ -485,32 +417,23 @@ class CpuLowering(Lowering):
     def lower_norm_gate(self, node, y, weight, bias, z):
         source, gate, out, rows = self.map(y), self.map(z), self.map(node), self.rows(node)
         if source.channels % LANES or node.attributes["eps"] != 1e-5:
-            self.norm(node, y, weight, bias)
-            scratch = self.temporary(rows, source.channels)
-            self.combine("silu", z, None, scratch)
-            self.combine("multiply", node, scratch, node)
+            self.norm_and_gate(node, y, weight, bias, z)
             return
         self.emit("norm_gate", 0, 16 * rows * source.channels, (y, z), (node,), y=source.place, pitch=source.pitch,
                   z=gate.place, z_pitch=gate.pitch, rows=rows, vectors=source.channels // LANES,
                   parameters=self.weights.layer_norm(weight, bias), out=out.place, out_pitch=out.pitch)
 
-    def lower_layer_norm_channels(self, node, x, weight, bias):
-        self.norm(node, x, weight, bias)
-
-    def norm(self, node, x, weight, bias):
-        source, out, rows, eps = self.map(x), self.map(node), self.rows(node), node.attributes["eps"]
+    def norm_fields(self, x, weight, bias, eps, out):
+        source, rows, out = self.map(x), self.rows(out), self.map(out)
         epsilon = self.weights.once("epsilon", lambda: self.weights.put(np.float32([eps])), options=eps)
-        self.emit("norm", 0, 8 * rows * source.channels, (x,), (node,), x=source.place, pitch=source.pitch, rows=rows,
-                  channels=source.channels, weight=self.weights.array(weight), bias=self.weights.array(bias),
-                  epsilon=epsilon, out=out.place, out_pitch=out.pitch)
+        return dict(x=source.place, pitch=source.pitch, rows=rows, channels=source.channels,
+                    weight=self.weights.array(weight), bias=self.weights.array(bias), epsilon=epsilon, out=out.place,
+                    out_pitch=out.pitch)
 
-    def lower_gate(self, node, x, values):
-        if self.plan.region[x] != self.plan.region[node]:
-            self.copy(x, self.plan.region[node])
-        source, gates, images = self.map(node), self.map(values), self.images
-        self.emit("gate", 0, 8 * self.rows(node) * source.channels, (node, values), (node,), x=source.place,
-                  pitch=source.pitch, images=images, length=rows_of(node), vectors=round_up(source.channels) // LANES,
-                  gate=gates.place, gate_pitch=gates.pitch)
+    def gate_fields(self, x, values):
+        source, gates = self.map(x), self.map(values)
+        return dict(x=source.place, pitch=source.pitch, images=self.images, length=rows_of(x),
+                    vectors=round_up(source.channels) // LANES, gate=gates.place, gate_pitch=gates.pitch)
 
     def lower_global_average_pool(self, node, x):
         source, out, length = self.map(x), self.map(node), rows_of(x)
@@ -524,64 +447,17 @@ class CpuLowering(Lowering):
                   pitch=source.pitch, rows=self.rows(node), channels=source.channels, out=out.place,
                   out_pitch=out.pitch)
 
-    def lower_sigmoid(self, node, x):
-        self.combine(node.name, x, None, node)
-
-    lower_silu = lower_softplus = lower_sigmoid
-
-    def lower_add(self, node, x, y):
-        if isinstance(x, Constant) or x.shape != node.shape:  # both operations commute
-            x, y = y, x
-        if isinstance(x, Constant) or isinstance(y, Constant) and x.shape != node.shape:
-            x, y = (y, x) if isinstance(x, Constant) else (x, y)
-        self.combine(node.name, x if x.shape == node.shape else self.spread(x, node), y, node)
-
-    lower_multiply = lower_add
-
-    def spread(self, value, node) -> Map:
-        """A copy of a value with its axes of length 1 as long as those of `node`."""
-        shape, axis = node.shape, channel_axis(node)
-        strides = [0 if size == 1 and i else step
-                   for i, (size, step) in enumerate(zip(value.shape, self.strides(value), strict=True))]
-        copy = self.temporary(self.rows(node), shape[axis])
-        self.move(self.map(value).place, strides, shape, (value,), node, copy, self.strides(node, copy.pitch))
-        return copy
-
-    def lower_batch_norm(self, node, x, weight, bias, running_mean, running_var):
-        """A batch norm that no convolution could take over: one factor and one shift a channel."""
-        eps, shape = node.attributes["eps"], (1, node.shape[1], *(1,) * (node.ndim - 2))
-
-        def scale(weight, variance):
-            return (weight / np.sqrt(variance.astype(np.float64) + eps)).reshape(shape)
-
-        def shift(weight, variance, bias, mean):
-            return bias.reshape(shape) - mean.reshape(shape) * scale(weight, variance)
-        factor = derived(f"batch norm's scale {shape}, eps {eps}", shape, scale, weight, running_var)
-        added = derived(f"batch norm's shift {shape}, eps {eps}", shape, shift, weight, running_var, bias, running_mean)
-        self.combine("multiply", x, factor, node)
-        self.combine("add", node, added, node)
-
-    def combine(self, operation, x, y, target):
-        """target = operation(x, y), row by row, of nodes, regions or temporary maps; y may be a constant, or None."""
-        node, source, out = self.node, self.map_of(x), self.map_of(target)
-        rows, reads = self.rows(node), [x]
-        y_place, y_pitch, y_length, y_count = 0, 0, 1, 1
+    def combine_fields(self, operation, x, y, length, target):
+        source, out, rows = self.map_of(x), self.map_of(target), self.rows(self.node)
+        fields = dict(y=0, y_pitch=0, y_length=length, y_count=1)
         if isinstance(y, Constant):
-            y_place, y_count = self.weights.rows(y, channel_axis(node), node.shape)
-            y_pitch = round_up(source.channels) * FLOAT_BYTES
+            place, count = self.weights.rows(y, channel_axis(self.node), self.node.shape)
+            fields |= dict(y=place, y_pitch=round_up(source.channels) * FLOAT_BYTES, y_count=count)
         elif y is not None:
-            if isinstance(y, Node) and y.shape != node.shape:
-                if rows_of(y) == 1 and self.map(y).channels == source.channels:  # one row for each image
-                    y_length, y_count = rows_of(node), self.images
-                else:
-                    y = self.spread(y, node)
             other = self.map_of(y)
-            y_place, y_pitch, y_count = other.place, other.pitch, rows if y_length == 1 else y_count
-            reads.append(y)
-        self.emit("combine", 0, FLOAT_BYTES * rows * source.channels * (2 + (y is not None)), reads, (target,),
-                  x=source.place, pitch=source.pitch, y=y_place, y_pitch=y_pitch, y_length=y_length, y_count=y_count,
-                  rows=rows, channels=source.channels, out=out.place, out_pitch=out.pitch,
-                  operation=records.COMBINATIONS[operation])
+            fields |= dict(y=other.place, y_pitch=other.pitch, y_count=rows if length == 1 else self.images)
+        return fields | dict(x=source.place, pitch=source.pitch, rows=rows, channels=source.channels, out=out.place,
+                             out_pitch=out.pitch, operation=records.COMBINATIONS[operation])
 
 
 # ------------------------------------------------------------------------------------------------ the plan

@@ -46,24 +46,60 @@ def by_vectors(array: np.ndarray) -> np.ndarray:
     return pack_channels(array.reshape(len(array), -1))
 
 
-class Weights:
-    """Packs on demand; keeps what it packed, by the constants' keys."""
+def window_matrix(weight: np.ndarray, groups: int = 1) -> np.ndarray:
+    """Of a k x k convolution, rows in the order (tap y, tap x, channel); groups lie on the diagonal."""
+    if groups > 1:
+        out, own = weight.shape[:2]
+        whole = np.zeros((out, own * groups, *weight.shape[2:]), weight.dtype)
+        for g in range(groups):
+            rows = slice(g * out // groups, (g + 1) * out // groups)
+            whole[rows, g * own:(g + 1) * own] = weight[rows]
+        weight = whole
+    return weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
+
+
+def row_axes(constant: Constant, axis: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a constant that goes with an array of `shape` whose channels are axis `axis`: the lengths of the axes but for
+    those of images and channels; ones where one row of channels is the same for all of them."""
+    one = all(size == 1 for i, size in enumerate(constant.shape) if i != axis)
+    return tuple(1 if one else size for i, size in enumerate(shape) if i not in (0, axis))
+
+
+def as_rows(values: np.ndarray, axis: int, others: tuple[int, ...], channels: int) -> np.ndarray:
+    """A constant as rows of channels, one for each of an image's `row_axes`."""
+    return np.broadcast_to(np.moveaxis(values, axis, -1)[0], (*others, channels)).reshape(-1, channels)
+
+
+def haar_bands(weight: np.ndarray) -> np.ndarray:
+    """A Haar wavelet branch's filters (4*C, 1, k, k) times the filters' 1/2 * 1/2, (C, 4, k * k)."""
+    return (weight[:, 0] * np.float32(0.25)).reshape(len(weight) // 4, 4, -1)
+
+
+class Kept:
+    """What is made of constants, once for a model, by their keys."""
+
+    def __init__(self):
+        self.made: dict[tuple, object] = {}
+
+    def once(self, form: str, make, *constants: Constant | None, options=()):
+        """make(*their values), the first time this form of these constants is asked for."""
+        key = form, *(constant and constant.key for constant in constants), options
+        if key not in self.made:
+            self.made[key] = make(*(None if constant is None else constant.value() for constant in constants))
+        return self.made[key]
+
+
+class Weights(Kept):
+    """Packs on demand."""
 
     def __init__(self, threads: int = 1):
+        super().__init__()
         self.threads = threads
-        self.packed: dict[tuple, object] = {}
         self.slabs = Slabs()  # what the addresses point to
 
     def put(self, array: np.ndarray) -> int:
         """Address of a copy of `array` (float32, or a table as it is)."""
         return self.slabs.put(array)
-
-    def once(self, form: str, make, *constants: Constant | None, options=()):
-        """make(*their values), the first time this form of these constants is asked for."""
-        key = form, *(constant and constant.key for constant in constants), options
-        if key not in self.packed:
-            self.packed[key] = make(*(None if constant is None else constant.value() for constant in constants))
-        return self.packed[key]
 
     def pack_matrix(self, matrix: np.ndarray, bias: np.ndarray | None, threads: int = 1) -> Matrix:
         """matrix (depth, columns), whose columns `threads` will share."""
@@ -96,17 +132,8 @@ class Weights:
                          bias)
 
     def window(self, weight: Constant, bias: Constant | None, groups: int = 1) -> Matrix:
-        """A k x k convolution, rows in the order (tap y, tap x, channel); groups lie on the diagonal of one matrix."""
-        def make(w, b):
-            if groups > 1:
-                out, own = w.shape[:2]
-                whole = np.zeros((out, own * groups, *w.shape[2:]), w.dtype)
-                for g in range(groups):
-                    rows = slice(g * out // groups, (g + 1) * out // groups)
-                    whole[rows, g * own:(g + 1) * own] = w[rows]
-                w = whole
-            return self.pack_matrix(w.transpose(2, 3, 1, 0).reshape(-1, len(w)), b)
-        return self.once("window", make, weight, bias, options=groups)
+        return self.once("window", lambda w, b: self.pack_matrix(window_matrix(w, groups), b), weight, bias,
+                         options=groups)
 
     def slice_of_projection(self, weight: Constant, direction: int) -> Matrix:
         """One direction's matrix of a `project`."""
@@ -126,9 +153,7 @@ class Weights:
 
     def bands(self, weight: Constant) -> int:
         """The filters of a Haar wavelet branch's sub-bands, (4*C, 1, k, k)."""
-        def make(w):
-            return self.put(by_vectors((w[:, 0] * np.float32(0.25)).reshape(len(w) // 4, -1)))
-        return self.once("bands", make, weight)
+        return self.once("bands", lambda w: self.put(by_vectors(haar_bands(w))), weight)
 
     def scan(self, dt_weight: Constant, dt_bias: Constant, A: Constant, D: Constant, D_first: bool) -> int:
         """For each vector of channels and direction: R rows of the step-size projection and its bias, then D and A by
@@ -148,16 +173,12 @@ class Weights:
         return self.once("array", lambda values: self.put(np.ascontiguousarray(values)), constant)
 
     def rows(self, constant: Constant, axis: int, shape: tuple[int, ...]) -> tuple[int, int]:
-        """(address, count) of a constant as rows of channels (axis `axis`, laid last), to go with an array of `shape`:
-        one row where it is the same for all of them, else one for each of an image's."""
-        others = [size for i, size in enumerate(shape) if i not in (0, axis)]
-        one = all(size == 1 for i, size in enumerate(constant.shape) if i != axis)
+        """(address, count) of a constant's rows (`as_rows`)."""
+        others, channels = row_axes(constant, axis, shape), shape[axis]
 
         def make(values):
-            values = np.moveaxis(values, axis, -1)[0]
-            values = np.broadcast_to(values, (*([1] * len(others) if one else others), shape[axis]))
-            values = values.reshape(-1, shape[axis])
-            padded = np.zeros((len(values), round_up(shape[axis])), np.float32)
-            padded[:, :shape[axis]] = values
+            values = as_rows(values, axis, others, channels)
+            padded = np.zeros((len(values), round_up(channels)), np.float32)
+            padded[:, :channels] = values
             return self.put(padded), len(values)
-        return self.once("rows", make, constant, options=(axis, shape[axis], None if one else tuple(others)))
+        return self.once("rows", make, constant, options=(axis, channels, others))

@@ -1,8 +1,8 @@
-"""An append-only file of finished batches: after a kill -9 the evaluation goes on where the file ends.
+"""An append-only file of finished batches: after a kill -9 the evaluation continues where the file ends.
 
 Each line is a checksum and one JSON object. The first says what is being evaluated; a run about anything else is
-refused. Each of the others holds the answers of one batch. A line that is torn or damaged counts as not there: its
-batch is computed again.
+refused. Each of the others holds the answers of one batch. A line that is torn or damaged is ignored: its batch is
+computed again.
 """
 
 from __future__ import annotations

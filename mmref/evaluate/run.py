@@ -26,7 +26,7 @@ _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, scheduler: str | None = None,
              resume=None, progress: Callable[[Tally, int], None] | None = None) -> Tally:
-    """Ask `predictor` about every picture; returns the answers.
+    """Let `predictor` answer every picture; returns the answers.
 
     processes  1 computes here (with predictor.workers threads that decode ahead); more starts that many
     scheduler  address of a Dask scheduler, or "local:N" for a cluster of N processes on this machine; instead of
@@ -36,7 +36,7 @@ def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, 
 
     Every batch is cut from the list in the same place, so the figures do not depend on any of these, nor on kills and
     resumes. A process or cluster worker that dies costs its running batches, which are computed again.
-    Raises MmrefError for what makes the evaluation as a whole impossible; bad pictures are in `Tally.errors`.
+    Raises MmrefError for what makes the whole evaluation impossible; bad pictures are in `Tally.errors`.
     """
     if processes < 1:
         raise ValueProblem(f"processes must be at least 1, got {processes}")
@@ -141,7 +141,7 @@ def _one_pool(predictor, pictures, starts, processes):
 
 @contextmanager
 def _environment(threads):
-    """Settings that the libraries in new processes read once, at import: share the cores, do not fight for them."""
+    """Settings that the libraries in new processes read once, at import, so that they share the cores."""
     before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
     os.environ.update({name: str(threads) for name in _THREAD_SETTINGS if before[name] is None})
     try:

@@ -22,7 +22,7 @@ class Tally:
     """The answers to `targets`, each at its picture's place: a batch that comes twice changes nothing.
 
     targets  (pictures,) int32
-    topk     how many classes are kept of an answer
+    topk     how many classes of an answer are kept
     """
 
     def __init__(self, targets: np.ndarray, class_names: Sequence[str], topk: int = 5):
@@ -109,7 +109,7 @@ class Tally:
 def write_results(path, results: dict, format: str | None = None) -> None:
     """Write figures as timm does: CSV (one header, one line, timm's columns) or JSON (all there is).
 
-    format  "csv" or "json"; None goes by the file's name. The file is replaced as a whole or not at all."""
+    format  "csv" or "json"; None decides by the file's name. The file is replaced as a whole or not at all."""
     path = Path(path)
     kind = format or ("json" if path.suffix.lower() == ".json" else "csv")
     if kind == "json":

@@ -69,9 +69,10 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     and for a network that cannot be exported with free sizes.
     """
     newest = onnx.defs.onnx_opset_version()
-    if isinstance(opset, bool) or not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
-        raise ValueProblem(f"opset must be {OLDEST_OPSET} to {newest}, the newest that onnx {onnx.__version__} knows, "
-                           f"got {opset!r}")
+    try:
+        opset = check_integer("opset", opset, OLDEST_OPSET, newest)
+    except ValueProblem as error:
+        raise ValueProblem(f"{error} ({newest} is the newest that onnx {onnx.__version__} knows)") from error
     check_numpy_model(model)
     model, config = model.frozen(), model.config
     inputs = _dimensions_of(inputs, fixed, config)

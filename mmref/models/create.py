@@ -37,7 +37,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
                  dagger weights (`mobilemamba_t2s`)
     weights      a .safetensors or .pth file, an index or a folder (see `mmref.read_checkpoint`), or a state dict
                  {name: array}; None for untrained parameters drawn from `seed`
-    pretrained   use the weights in the box (mobilemamba_nano) or the published file in the user's cache
+    pretrained   use the included weights (mobilemamba_nano) or the published file in the user's cache
     num_classes  checked against the weights; None takes theirs, or the variant's own; 0 leaves the head out
                  (the result is then the pooled features)
     in_chans     channels of the input, checked against the weights; None takes theirs, or 3
@@ -100,7 +100,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
 
 
 def pretrained_weights(name: str) -> Path:
-    """The file with the trained weights of a model: in the box for mobilemamba_nano, else in the user's cache.
+    """The file with the trained weights of a model: included for mobilemamba_nano, else in the user's cache.
 
     Raises CheckpointError that says which file to get, from where, and how to convert it."""
     if name == "mobilemamba_nano":

@@ -27,7 +27,7 @@ def split_channels(dim: int, global_ratio: float, local_ratio: float) -> tuple[i
     """How many of `dim` channels are global, local and identity (the last may be 0)."""
     glob = nearest_multiple(int(global_ratio * dim), 16)
     if glob > dim:
-        raise ValueProblem(f"global_ratio must leave {dim} channels enough after rounding to 16, got {global_ratio}")
+        raise ValueProblem(f"global_ratio {global_ratio} needs {glob} of {dim} channels, rounded to multiples of 16")
     local = min(int(local_ratio * dim), dim - glob)
     return glob, local, dim - glob - local
 

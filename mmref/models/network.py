@@ -1,4 +1,4 @@
-"""What every network shares: its input's door, its parameters, other precisions, folding, a frozen copy for engines."""
+"""What every network shares: checks of its input, parameters, other precisions, folding, a frozen copy for engines."""
 
 from __future__ import annotations
 

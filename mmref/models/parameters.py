@@ -42,7 +42,7 @@ def load_parameters(config: Variant, state: Mapping[str, np.ndarray], dtype=np.f
                     num_classes: int | None = None, in_chans: int | None = None) -> Network:
     """A model with the parameters of `state`, folded where they are folded.
 
-    num_classes, in_chans  what is wanted; None takes what the state has (no head, where it has none), 0 classes leave
+    num_classes, in_chans  what is wanted; None takes what the state has (no head if it has none), 0 classes leave
                            its head out
 
     Arrays are converted to `dtype` (copied if that changes them). Raises ParameterMismatch: a head or channels that
@@ -91,7 +91,7 @@ def _sized(config, state, source, num_classes=None, in_chans=None):
     """The variant with the classes and channels of `state`, or an error where others are wanted."""
     classes, channels = head_classes(state), stem_channels(state)
     if num_classes and classes is None and not any(name.startswith("head.") for name in state):
-        raise ParameterMismatch(f"{source}: num_classes={num_classes} wants a head, and the weights have none; without "
+        raise ParameterMismatch(f"{source}: num_classes={num_classes} needs a head, and the weights have none; without "
                                 f"num_classes the network gives pooled features")
     if num_classes and classes not in (None, num_classes):
         raise ParameterMismatch(f"{source}: num_classes must be {classes}, which its head answers, or 0 for no head, "
@@ -125,7 +125,7 @@ def _advice(state):
     if fits:
         return f"They fit {' or '.join(described(variant) for variant in fits)}."
     prefix, inside = "", state
-    for _ in range(4):  # names of somebody's own before the network's: visual.trunk.
+    for _ in range(4):  # prefixes of a larger model: visual.trunk.
         first = next(iter(inside), "").partition(".")[0] + "."
         prefix += first
         inside = {name.removeprefix(first): array for name, array in inside.items() if name.startswith(first)}
@@ -147,8 +147,9 @@ def fitting_variants(state: Mapping[str, np.ndarray]) -> list[Variant]:
 
 def described(variant: Variant) -> str:
     """A variant by name, with its classes, and its input channels where they are not three."""
+    head = f"with num_classes={variant.num_classes}" if variant.num_classes else "without head"
     channels = f", in_chans={variant.in_chans}" if variant.in_chans != 3 else ""
-    return f"{variant.name} with num_classes={variant.num_classes}{channels}"
+    return f"{variant.name} {head}{channels}"
 
 
 def account_of_fit(state: Mapping[str, np.ndarray]) -> str:

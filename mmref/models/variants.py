@@ -53,7 +53,8 @@ class Variant:
         if not check_kind("name", self.name, str, "a name"):
             raise ValueProblem("name must be a name, got an empty one")
         for field, low, high in (("img_size", 1, 4096), ("ssm_ratio", 1, 64), ("d_state", 1, 1024),
-                                 ("wavelet_levels", 1, 16), ("num_classes", 0, MOST_CLASSES), ("in_chans", 1, MOST_CHANNELS)):
+                                 ("wavelet_levels", 1, 16), ("num_classes", 0, MOST_CLASSES),
+                                 ("in_chans", 1, MOST_CHANNELS)):
             put(field, check_integer(field, getattr(self, field), low, high))
         for field, low, high in (("widths", 16, 8192), ("depths", 0, 1000), ("kernels", 1, 63)):
             put(field, check_integers(field, getattr(self, field), 3, low, high))

@@ -55,7 +55,7 @@ def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: i
     x (B, C_in, H, W); weight (C_out, C_in / groups, k_h, k_w); bias (C_out,) or None.
     Returns (B, C_out, (H + 2*padding - k_h) // stride + 1, likewise for W), of x's dtype.
     Raises ShapeError where ranks, dtypes, channels or groups disagree or the kernel is larger than the padded picture,
-    ValueProblem for a stride, padding or number of groups that is no integer or too small.
+    ValueProblem for a stride, padding or number of groups that is not an integer or too small.
     """
     check_rank("x", x, "batch channels height width")
     check_rank("weight", weight, "out_channels in_channels/groups k_h k_w")
@@ -68,7 +68,7 @@ def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: i
 
 @operation(shapes.conv2d, name="conv2d")
 def _conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: int = 1):
-    """`conv2d` as one matrix product a group: the neighbourhoods are copied side by side."""
+    """`conv2d` as one matrix product per group: the neighbourhoods are copied side by side."""
     (c_out, c_group, k_h, k_w) = weight.shape
     windows = _windows(x, k_h, k_w, stride, padding)                        # (B, H', W', k_h, k_w, C_in)
     out_shape = windows.shape[:3]
@@ -95,8 +95,8 @@ def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0,
 
     x (B, C, H, W); weight (C, 1, k_h, k_w); bias (C,) or None. Returns (B, C, H', W') of x's dtype.
     `backend="numba"` and `backend="cuda"` run the compiled kernels of mmref.kernels (float32 only).
-    Raises ShapeError where shapes or dtypes disagree, ValueProblem for a stride or padding that is no integer or too
-    small, MissingBackend where the backend is not installed.
+    Raises ShapeError where shapes or dtypes disagree, ValueProblem for a stride or padding that is not an integer or
+    too small, MissingBackend where the backend is not installed.
     """
     if check_backend(backend) != "numpy":
         from mmref.kernels import load_op
@@ -126,7 +126,7 @@ def depthwise_conv_transpose2d(x, weight, *, groups: int, stride: int = 1, paddi
     result, as in `torch.nn.functional.conv_transpose2d(x, weight, groups=groups)`; M = 4 for a wavelet synthesis.
     Returns (B, groups, (H-1)*stride - 2*padding + k_h, likewise for W), of x's dtype. Raises ShapeError where
     shapes or dtypes disagree or nothing would be left, ValueProblem for a stride, padding or number of groups that is
-    no integer or too small.
+    not an integer or too small.
     """
     (k_h, k_w), per_group = weight.shape[2:], x.shape[1] // groups
     x = channels_last(x)
@@ -153,7 +153,7 @@ def batch_norm(x, weight, bias, running_mean, running_var, eps: float = 1e-5):
     """Inference batch norm: (x - mean) / sqrt(var + eps) * weight + bias, per channel.
 
     x (B, C, H, W) or (B, C); the four parameters (C,). Returns the shape and dtype of x. Raises ShapeError where shapes
-    or dtypes disagree, ValueProblem for an eps that is no number >= 0.
+    or dtypes disagree, ValueProblem for an eps that is not a number >= 0.
     """
     scale = weight / np.sqrt(running_var + float(eps))
     shift = bias - running_mean * scale
@@ -167,7 +167,7 @@ def batch_norm(x, weight, bias, running_mean, running_var, eps: float = 1e-5):
 @operation(shapes.layer_norm_channels)
 def layer_norm_channels(x, weight, bias, eps: float = 1e-5):
     """Layer norm over the channels of every pixel. x (B, C, H, W), C >= 1; weight, bias (C,). Returns the shape and
-    dtype of x. Raises ShapeError where shapes or dtypes disagree, ValueProblem for an eps that is no number >= 0."""
+    dtype of x. Raises ShapeError where shapes or dtypes disagree, ValueProblem for an eps that is not a number >= 0."""
     pixels = channels_last(x)                                               # (B, H, W, C)
     centred = pixels - pixels.mean(-1, keepdims=True)
     variance = np.mean(centred * centred, -1, keepdims=True)

@@ -221,7 +221,7 @@ class LayerNorm(Layer):
 
 
 class Scale(Layer):
-    """One learned factor a channel, `weight` (1, C, 1, 1); upstream `_ScaleModule`."""
+    """One learned factor per channel, `weight` (1, C, 1, 1); upstream `_ScaleModule`."""
 
     def __init__(self, dim, start=1.0):
         super().__init__()

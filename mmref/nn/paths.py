@@ -32,7 +32,7 @@ PADDING = -1
 
 def paths(order: str | tuple[str, ...], height: int, width: int) -> np.ndarray:
     """Table (K, L) of int64 pixel numbers of a height x width map; read-only. ValueProblem for an unknown order, and
-    for a height or width that is no integer in 0..2^24."""
+    for a height or width that is not an integer in 0..2^24."""
     return _table(directions(order), check_integer("height", height, 0, 1 << 24),
                   check_integer("width", width, 0, 1 << 24))
 

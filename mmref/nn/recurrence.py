@@ -26,7 +26,7 @@ from mmref.nn.operation import operation
 def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):
     """Run the recurrence over every sequence.
 
-    Letters: batch, K directions, D channels, N states a channel, L steps.
+    Letters: batch, K directions, D channels, N states per channel, L steps.
     u, delta (batch, K, D, L); A (K, D, N), negative for a stable system; B, C (batch, K, N, L); D (K, D).
     delta is the step size itself: softplus and bias have been applied. One dtype for all, float32 or float64.
     `backend="numba"` and `backend="cuda"` run the compiled kernels of mmref.kernels (float32 only).

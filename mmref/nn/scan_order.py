@@ -33,7 +33,7 @@ def cross_merge(y: np.ndarray, order, height: int, width: int) -> np.ndarray:
 
     Each sample adds up its own directions only (the published CPU path adds up over the batch; its GPU path,
     which we follow, does not). Raises ShapeError where shapes disagree, ValueProblem for an unknown order and for a
-    height or width that is no integer >= 0.
+    height or width that is not an integer >= 0.
     """
     batch, K, dim, _ = y.shape
     pixels = np.zeros((batch, height * width, dim), y.dtype)

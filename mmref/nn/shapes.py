@@ -1,4 +1,4 @@
-"""What every operation takes, and the shape of its result: one function an operation, of the same arguments.
+"""What every operation takes, and the shape of its result: one function per operation, of the same arguments.
 
 They look at ranks, shapes and dtypes only, so they answer for symbols as well as for arrays (operation.py). Every one
 raises ShapeError or ValueProblem (arguments.py), which names the argument, what was expected and what was received.

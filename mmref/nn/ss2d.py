@@ -1,7 +1,7 @@
 """SS2D: the two-dimensional selective scan, MobileMamba's token mixer (paper section 3.2; upstream `SS2D`).
 
 Letters: B batch, C channels, D = ssm_ratio*C inner channels, H x W pixels, L = H*W, K scan directions,
-N = d_state states a channel, R = ceil(C/16) the rank of the step-size projection.
+N = d_state states per channel, R = ceil(C/16) the rank of the step-size projection.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SS2D(Layer):
         K, D, R, N = len(directions(self.order)), self.inner, self.rank, self.d_state
         u = cross_scan(x, self.order)                                       # (B, K, D, L)
         dt, B, C = F.split(project(self.x_proj_weight, u), (R, N, N), axis=2)  # (B, K, R or N, L)
-        # A rank-R step size a pixel, lifted to one for each channel; softplus keeps every step positive.
+        # A rank-R step size per pixel, lifted to one for each channel; softplus keeps every step positive.
         delta = F.softplus(project(self.dt_projs_weight, dt) + self.dt_projs_bias[None, :, :, None])  # (B, K, D, L)
         A = -np.exp(self.A_logs).reshape(K, D, N)                           # negative: old states fade
         y = selective_scan(u, delta, A, B, C, self.Ds.reshape(K, D))        # (B, K, D, L)

@@ -1,6 +1,6 @@
 """Two-dimensional discrete wavelet transform, as a strided depthwise correlation and its adjoint.
 
-Four sub-bands a channel, in this order: low-low, high along H, high along W, high-high; channel 4*c + s of the
+Four sub-bands per channel, in this order: low-low, high along H, high along W, high-high; channel 4*c + s of the
 result is sub-band s of channel c. MobileMamba uses one level of `db1` (Haar); any wavelet PyWavelets knows and any
 number of levels work. Upstream: `create_wavelet_filter`, `wavelet_transform`, `inverse_wavelet_transform`.
 """
@@ -66,7 +66,7 @@ def synthesis(bands: np.ndarray, bank: np.ndarray, height: int, width: int) -> n
     """The inverse of `analysis`: (B, 4*C, ceil(H/2), ceil(W/2)) -> (B, C, H, W), cropped to `height` x `width`.
 
     Exact for Haar; a longer wavelet, zero-padded as here, loses up to k - 2 pixels along the border. Raises ShapeError
-    where shapes or dtypes disagree, ValueProblem for a height or width that is no integer >= 1.
+    where shapes or dtypes disagree, ValueProblem for a height or width that is not an integer >= 1.
     """
     margin = bank.shape[-1] // 2 - 1
     full = depthwise_conv_transpose2d(bands, bank, groups=bands.shape[1] // 4, stride=2, padding=margin)

@@ -26,7 +26,7 @@ def draw_graph(model, layer: str | None = None, size: int | None = None):
     """A matplotlib Figure: left the network from picture to answer, right `layer` opened.
 
     layer   a layer's dotted name; default: the first of the kind that makes up most of the network (a block)
-    size    pixels a side of the input (default: the model's own)
+    size    pixels per side of the input (default: the model's own)
 
     Raises ValueProblem for a layer that the network does not call, NotTraceable where its text cannot be traced.
     """

@@ -1,4 +1,4 @@
-"""For those who port the network: record a run, compare two, find the first layer that differs and why.
+"""For porting the network: record a run, compare two, find the first layer that differs and why.
 
     trace.py      every named activation of a run, with its rounding noise      trace_file.py  files, safely read
     matching.py   which record of one trace is which of the other                compare.py     errors and verdicts

@@ -23,7 +23,7 @@ LIMIT = 64.0  # units of rounding noise
 
 @dataclass
 class Failure:
-    """The smallest input found on which the callable and the network part."""
+    """The smallest input found on which the callable and the network differ."""
 
     batch: int
     height: int

@@ -1,4 +1,4 @@
-"""The published network's figures in the box, and the parameters and inputs that they were made with.
+"""The published network's figures, and the parameters and inputs that they were made with.
 
 `golden_t2.npz` holds, for two inputs, the logits of the published PyTorch model (commit 0980f48, CPU, float64, samples
 kept apart) and mean, deviation and largest magnitude of every module's output. It is an excerpt of the figures in

@@ -13,7 +13,7 @@ from mmref.validate.trace import canonical
 
 # How a map may be stored: name and the axes of the stored array that give (B, C, H, W).
 LAYOUTS = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2), "HWNC": (2, 3, 0, 1)}
-MAX_ALIGNED = 4000  # records a side; alignment takes the product of the two in steps
+MAX_ALIGNED = 4000  # records per side; alignment takes the product of the two in steps
 
 
 def read_mapping(path) -> dict[str, str]:

@@ -102,7 +102,7 @@ def estimate(model, x, pattern: str = "*") -> tuple[int, int]:
 
     def measure(name, value):
         if keep(name):
-            shared = name.endswith(":A")  # the one record that is no sample's
+            shared = name.endswith(":A")  # the one record that belongs to no sample
             sizes[name] = value.size * (1 if shared else len(x)) * model.dtype.itemsize
     run_recorded(model, np.asarray(x[:1], model.dtype), lambda name: False, measure)
     return len(sizes), sum(sizes.values())

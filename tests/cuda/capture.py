@@ -48,12 +48,12 @@ def graphs(stand_in=None):
 
     class Graph:
         def __init__(self, stream, launch):
-            self.plan, self.captured, self.replays = launch.__self__, launch.__self__.input, 0
+            self.plan, self.captured, self.replays = launch.__self__, launch.__self__.given, 0
             with capturing(stand_in):
                 launch()
             made.append(self)
 
         def launch(self):
-            self.replays, self.plan.input = self.replays + 1, self.captured
+            self.replays, self.plan.given = self.replays + 1, self.captured
             self.plan.launch()
     return Graph, made

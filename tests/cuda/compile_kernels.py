@@ -43,8 +43,8 @@ from mmref.kernels.cuda import compiler, launch
 CAPABILITIES = ((7, 5), (8, 0), (9, 0), (10, 0))
 MAIN = ((9, 0),)
 BUDGET = Path(__file__).parent / "registers.json"
-MODULES = ("depthwise", "epilogue", "join", "layout", "matmul", "norm_gate", "pool", "rows", "scan", "selective_scan",
-           "squeeze_excite", "stem", "wavelet_branch")
+MODULES = ("depthwise", "epilogue", "join", "layout", "matmul", "norm_gate", "plain", "pool", "rows", "scan",
+           "selective_scan", "squeeze_excite", "stem", "wavelet_branch")
 
 
 class Shape:
@@ -124,7 +124,11 @@ def kernels(launches=None) -> dict[str, Launched]:
 def _alone(modules):
     """Forms of the launchers that no variant's plan needs, and the operations."""
     one, x = Shape(1), Shape(64, 64)
-    modules["depthwise"].convolve(x, one, one, x, images=1, height=8, width=8, k_h=2, k_w=5, stride=3, padding=4)
+    map_of = dict(images=1, height=8, width=8)
+    modules["depthwise"].depthwise(x, one, one, x, filter_shape=(2, 5), stride=3, padding=4, **map_of)
+    for side, more in ((5, {"residual": x, "relu": True}), (9, {"residual": x, "residual2": x})):
+        modules["stem"].stem(x, x, None, x, c_in=64, filter_shape=(side, side), stride=2, padding=side // 2,
+                             nchw=False, **map_of, **more)
     for columns in (64, 63):  # four at a time, and one
         y, vector = Shape(64, columns), Shape(columns)
         for relu in (False, True):
@@ -144,9 +148,26 @@ def _alone(modules):
     modules["layout"].to_contiguous(Shape(1, 3, 8, 8), one)
     modules["rows"].repeat_rows(x, x)
     modules["rows"].compare_rows(x, x, one)
+    _plain(modules["plain"], x, one)
     for states in (0, 1, 4, 16, 17):
         u, few = Shape(1, 2, 64, 64), Shape(1, 2, states, 64)
         modules["selective_scan"].scan_states(u, u, Shape(2, 64, states), few, few, Shape(2, 64), u)
+
+
+def _plain(plain, x, one):
+    for add in (False, True):
+        plain.move(x, x, one, sizes=(1, 8, 8, 64), add=add)
+    for operation in ("copy", "relu", "sigmoid", "silu", "softplus", "add", "multiply"):
+        plain.combine(x, x, x, operation=operation, length=1)
+    plain.norm(x, one, one, one, x)
+    plain.gather(x, Shape(4, 64), x, images=1)
+    plain.project(x, one, x, length=64)
+    for k in (2, 4, 6):
+        plain.analysis(x, one, x, height=8, width=8, kernel=k)
+        plain.synthesis(x, one, x, height=8, width=8, kernel=k)
+    for states in (0, 1, 2, 5, 16, 17, 32):
+        plain.path_scan(x, x, one, one, one, one, one, x, images=1, rank=4, states=states)
+        plain.scan_rows(x, x, one, x, x, one, x, length=64, states=states)
 
 
 def compile_kernel(kernel: compiler.Kernel, capability, ptxas: str) -> dict:
@@ -169,7 +190,7 @@ def compile_kernel(kernel: compiler.Kernel, capability, ptxas: str) -> dict:
 def parameters_differ(kernel: compiler.Kernel, ptx: str) -> int:
     """1 unless the kernel takes what launches pass: of 64 bits each, but for its integers, which say their own size."""
     taken = re.findall(r"\.param \.[usbf](\d+) ", ptx[ptx.index(".entry"):].partition(")")[0])
-    integers = iter(re.findall(r"\bint(\d+)", kernel.signature))
+    integers = iter(re.findall(r"\bint(\d+)(?!\d|\[)", kernel.signature))
     passed = [size for rank in launch.parameter_types(kernel.signature)
               for size in (["64"] * (5 + 2 * rank) if rank else [next(integers)])]
     return int(taken != passed)

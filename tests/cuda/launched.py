@@ -8,10 +8,11 @@ import numpy as np
 
 from mmref.engine.cuda import device
 from mmref.engine.cuda import weights as device_weights
-from mmref.engine.cuda.plan import make_plan
+from mmref.engine.cuda.plan import device_schedule, make_plan
 from mmref.engine.cuda.products import OwnProducts
 from mmref.engine.cuda.weights import DeviceWeights
-from mmref.engine.folding import FoldedParameters
+from mmref.graph.passes import fused
+from mmref.graph.trace import Constants, trace
 from mmref.models.parameters import random_parameters
 from mmref.models.variants import VARIANTS
 
@@ -23,24 +24,28 @@ class _Host:
 
 
 def launch_forwards(batches=(1, 32, 256)) -> None:
-    """Call every launcher as a forward of each variant at its own size does: our own matrix product, and the epilogue
-    that would follow one by cuBLAS. The launchers' `build` must be replaced before."""
+    """Call every launcher as a forward of each variant at its own size does, its feature maps asked for, too: our own
+    matrix product, and the epilogue that would follow one by cuBLAS. The launchers' `build` must be replaced before."""
     from mmref.kernels.cuda.epilogue import epilogue
     with (patch.object(device, "allocate", lambda shape: np.empty(shape, np.float32)),
           patch.object(device, "wait_for_uploads", lambda: None),
           patch.object(device, "prepare", lambda launches: None),
           patch.object(device_weights, "cuda", _Host)):
-        uploaded = {}  # b1, b2 and b4 have the same
+        known = {}  # b1, b2 and b4 are the same at other sizes
         for config in VARIANTS.values():
-            if config.widths not in uploaded:
-                uploaded[config.widths] = DeviceWeights(FoldedParameters(random_parameters(config)))
-            weights = uploaded[config.widths]
-            for batch in batches:
-                shape = batch, config.in_chans, config.img_size, config.img_size
-                plan = make_plan(config, weights, shape, ("0", "logits"), OwnProducts(0), 0, lambda: False)
-                plan.input = plan.pictures
-                plan.launch()
-                for launch in plan.launches:
-                    if launch.kernel == "matmul":
-                        a = launch.arguments
-                        epilogue(x=a["out"], **{name: a[name] for name in ("bias", "residual", "residual2", "relu")})
+            if config.widths not in known:
+                model = random_parameters(config)
+                known[config.widths] = model, Constants(model), DeviceWeights()
+            model, constants, weights = known[config.widths]
+            shape = 1, config.in_chans, config.img_size, config.img_size
+            for call in (model.forward, model.forward_features):
+                graph = fused(trace(call, model, shape, constants=constants))
+                for batch in batches:
+                    plan = make_plan(graph, device_schedule(graph), batch, weights, OwnProducts(0), 0, lambda: False)
+                    plan.given = plan.inputs
+                    plan.launch()
+                    for launch in plan.launches:
+                        if launch.kernel == "matmul":
+                            a = launch.arguments
+                            epilogue(x=a["out"], **{name: a[name] for name in ("bias", "residual", "residual2",
+                                                                              "relu")})

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from strategies import normal, seeds
 
 from mmref.errors import ShapeError
+from mmref.kernels.cuda import plain, twins
 from mmref.kernels.cuda import scan as scan_module
-from mmref.kernels.cuda import twins
 from mmref.kernels.cuda.depthwise import depthwise
 from mmref.kernels.cuda.driver import SIMULATOR, cuda
 from mmref.kernels.cuda.epilogue import epilogue
@@ -26,14 +26,16 @@ from mmref.kernels.cuda.join import copy_relu
 from mmref.kernels.cuda.launch import width
 from mmref.kernels.cuda.layout import to_channels_first, to_contiguous
 from mmref.kernels.cuda.matmul import matmul
+from mmref.kernels.cuda.norm_gate import is_able as norm_able
 from mmref.kernels.cuda.norm_gate import norm_gate
 from mmref.kernels.cuda.pool import mean
 from mmref.kernels.cuda.rows import compare_rows, repeat_rows
 from mmref.kernels.cuda.scan import scan
 from mmref.kernels.cuda.squeeze_excite import gate
 from mmref.kernels.cuda.stem import stem
-from mmref.kernels.cuda.wavelet_branch import tiling, wavelet_branch
+from mmref.kernels.cuda.wavelet_branch import is_able, tiling, wavelet_branch
 from mmref.nn.functional import depthwise_conv2d
+from mmref.nn.paths import paths
 from mmref.nn.recurrence import selective_scan
 
 assert SIMULATOR
@@ -66,7 +68,7 @@ def check(launcher, result, whole=(), aliases=(), settings=None, **arguments):
     rest = {name: value for name, value in arguments.items() if name not in arrays}
 
     def exact(move):
-        moved = {name: move(value) for name, value in arrays.items()}
+        moved = {name: move(value) if value.dtype == np.float32 else value for name, value in arrays.items()}
         moved |= {name: moved[result].copy() for name in aliases}
         getattr(twins, launcher.__name__)(**moved, **rest)
         return moved[result]
@@ -102,7 +104,8 @@ def test_depthwise(kernel, stride, activation, height, width, channels):
     check(depthwise, "out", whole=("weight", "after"), x=normal(1, images * height * width, channels),
           weight=normal(2, kernel * kernel, channels), bias=normal(3, channels), out=blank(out, channels),
           after=normal(4, 2, channels) if activation == "local" else None,
-          images=images, height=height, width=width, kernel=kernel, stride=stride, activation=activation)
+          images=images, height=height, width=width, filter_shape=(kernel, kernel), stride=stride,
+          padding=kernel // 2, activation=activation)
 
 
 @pytest.mark.parametrize("images, length, rank, channels, shape", [
@@ -127,10 +130,11 @@ def test_scan_of_large_and_small_steps():
           D=np.zeros((2, channels), np.float32), out=blank(length, channels), images=1, length=length, rank=rank)
 
 
-@pytest.mark.parametrize("rank", [1, 7, 10, 17, 22, 40])
+@pytest.mark.parametrize("rank", [1, 7, 10, 17, 22, 40, 150, 200])
 def test_scan_block_fits(rank):
     """Catches a block whose shared memory no device has."""
     for length in (1, 8, 9, 16, 64, 196, 256, 1024):
+        assert scan_module.is_able(rank)
         segments, lanes = scan_module.block_shape(rank, length)
         assert scan_module.shared_bytes(rank, segments, lanes) <= 48 * 1024
         assert segments & (segments - 1) == 0 and segments * lanes <= 256
@@ -147,7 +151,14 @@ def test_wavelet_branch(kernel, height, width, images, channels):
           height=height, width=width, kernel=kernel)
 
 
-@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_what_fits_no_block():
+    """Catches a block that no device has, promised for a rank, a filter or a width that is too large."""
+    assert not scan_module.is_able(300) and scan_module.shared_bytes(300, 1, 8) > 48 * 1024
+    assert is_able(16, 16, 31) and not is_able(17, 16, 13) and is_able(17, 400, 11)
+    assert norm_able(2048) and not norm_able(2049)
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7, 11])
 @pytest.mark.parametrize("height, width", [(1, 1), (3, 3), (16, 16), (17, 5), (24, 24), (32, 32), (100, 41)])
 def test_wavelet_tiles(kernel, height, width):
     """Catches tiles that leave pixels out, or want more shared memory than a block has."""
@@ -263,18 +274,108 @@ def test_more_tiles_than_a_grid_is_high(monkeypatch):
     check(matmul, "out", settings=dict(shape=(4, 4)), a=normal(1, 250, 2), weight=normal(2, 2, 33), bias=None,
           out=blank(250, 33))  # 4 x 2 tiles in layers of 2
     check(stem, "out", settings=dict(shape=(4, 4)), x=normal(1, 1, 1, 31, 31), weight=normal(2, 9, 5),
-          bias=normal(3, 5), out=blank(256, 5), images=1, height=31, width=31, c_in=1, nchw=True, relu=False)
+          bias=normal(3, 5), out=blank(256, 5), images=1, height=31, width=31, c_in=1, filter_shape=(3, 3),
+          stride=2, padding=1, nchw=True)
 
 
-@pytest.mark.parametrize("images, height, width, c_in, columns, nchw, relu", [
-    (1, 1, 1, 3, 1, True, False), (2, 5, 7, 3, 5, True, True), (2, 5, 6, 5, 9, False, False),
-    (3, 1, 1, 9, 33, False, True), (1, 16, 17, 1, 2, False, True)])
-def test_stem(images, height, width, c_in, columns, nchw, relu):
-    """Catches a border, a tap of the next row or picture, the picture's channels in another order."""
+@pytest.mark.parametrize("images, height, width, c_in, columns, nchw, relu, filter_shape, stride, padding, shortcuts", [
+    (1, 1, 1, 3, 1, True, False, (3, 3), 2, 1, 0), (2, 5, 7, 3, 5, True, True, (3, 3), 2, 1, 0),
+    (2, 5, 6, 5, 9, False, False, (3, 3), 2, 1, 0), (3, 1, 1, 9, 33, False, True, (3, 3), 2, 1, 0),
+    (1, 16, 17, 1, 2, False, True, (3, 3), 2, 1, 0), (2, 4, 5, 3, 7, False, True, (3, 3), 1, 1, 2),
+    (2, 5, 4, 2, 3, True, False, (2, 4), 3, 0, 1), (1, 3, 3, 2, 3, False, False, (1, 1), 2, 0, 0),
+    (2, 3, 2, 1, 2, False, False, (1, 2), 1, 3, 0), (2, 9, 10, 2, 3, False, True, (9, 8), 2, 4, 1),
+    (1, 8, 9, 1, 3, True, False, (8, 8), 8, 0, 0)])
+def test_stem(images, height, width, c_in, columns, nchw, relu, filter_shape, stride, padding, shortcuts):
+    """Catches a border, a tap of the next row or picture, the picture's channels in another order, filters that are not
+    square or have more taps than a word has bits, shortcuts behind the ReLU."""
     x = normal(1, images, c_in, height, width) if nchw else normal(1, images * height * width, c_in)
-    out = blank(images * -(-height // 2) * -(-width // 2), columns)
-    check(stem, "out", x=x, weight=normal(2, 9 * c_in, columns), bias=normal(3, columns), out=out, images=images,
-          height=height, width=width, c_in=c_in, nchw=nchw, relu=relu)
+    out_height, out_width = ((side + 2 * padding - k) // stride + 1
+                             for side, k in zip((height, width), filter_shape, strict=True))
+    rows = images * out_height * out_width
+    more = {name: normal(4 + i, rows, columns) for i, name in enumerate(("residual", "residual2")[:shortcuts])}
+    check(stem, "out", x=x, weight=normal(2, filter_shape[0] * filter_shape[1] * c_in, columns),
+          bias=None if shortcuts == 1 else normal(3, columns), out=blank(rows, columns), images=images, height=height,
+          width=width, c_in=c_in, filter_shape=filter_shape, stride=stride, padding=padding, nchw=nchw, relu=relu,
+          **more)
+
+
+# ------------------------------------------------------------------------------------------ plain kernels
+
+@pytest.mark.parametrize("add", [False, True])
+def test_move(add):
+    """Catches steps of one axis taken for those of another, a box that begins elsewhere, values moved twice."""
+    box = np.int64([[3, 1, 1, 0], [6, 0, 12, 0], [2, 0, 4, 0], [1, 0, 0, 2], [0, 2, 1, 0]])
+    check(plain.move, "out", whole=("box",), x=normal(1, 20, 5), out=normal(2, 23, 5), box=box, sizes=(2, 3, 2, 2),
+          add=add)
+
+
+@pytest.mark.parametrize("operation", ["copy", "relu", "sigmoid", "silu", "softplus", "add", "multiply"])
+@pytest.mark.parametrize("rows, channels, count, length", [(1, 1, 1, 1), (70, 3, 70, 1), (12, 33, 3, 4), (9, 2, 3, 1)])
+def test_combine(operation, rows, channels, count, length):
+    """Catches a row of another picture, a column beyond the map, an operation taken for another."""
+    y = normal(2, count, channels) if operation in ("add", "multiply") else None
+    x = normal(1, rows, channels, scale=9)
+    check(plain.combine, "out", x=x, y=y, out=blank(rows, channels), operation=operation, length=length)
+    check(plain.combine, "out", aliases=("x",), x=x, y=y, out=x.copy(), operation=operation, length=length)
+
+
+@pytest.mark.parametrize("rows, channels, offset", [(1, 1, 0), (9, 33, 0), (7, 2, 300), (2, 65, 0)])
+def test_norm(rows, channels, offset):
+    """Catches a variance from squares that cancel, another epsilon, padding in the mean, a row read when written."""
+    x = normal(1, rows, channels) + np.float32(offset)
+    more = dict(weight=normal(3, channels), bias=normal(4, channels), epsilon=np.float32([0.01]))
+    check(plain.norm, "out", x=x, out=blank(rows, channels), **more)
+    check(plain.norm, "out", aliases=("x",), x=x, out=x.copy(), **more)
+
+
+def test_gather():
+    """Catches a row of the picture before, and pixels of zeros that are somebody's."""
+    table = np.int32([[0, 3, 2, -1, 1], [4, 4, -1, -1, 0]])
+    check(plain.gather, "out", whole=("table",), x=normal(1, 3 * 6, 35), table=table, out=blank(3 * 5, 35), images=3)
+    check(plain.gather, "out", whole=("table",), x=normal(1, 4, 1), table=np.int32([[3]]), out=blank(1, 1), images=1)
+
+
+def test_project():
+    """Catches the matrix of another direction."""
+    check(plain.project, "out", x=normal(1, 2 * 3 * 7, 5), weight=normal(2, 3, 5, 9), out=blank(2 * 3 * 7, 9), length=7)
+
+
+@pytest.mark.parametrize("kernel", [2, 4, 6])
+@pytest.mark.parametrize("height, width, channels", [(1, 1, 1), (4, 5, 3), (5, 2, 2), (7, 8, 1)])
+def test_any_wavelet(kernel, height, width, channels):
+    """Catches sub-bands in another order, filters reversed, odd sides, a border that belongs to the next picture."""
+    half, images = -(-height // 2) * -(-width // 2), 2
+    arguments = dict(whole=("bank",), bank=normal(2, 4 * channels, kernel ** 2), height=height, width=width,
+                     kernel=kernel)
+    check(plain.analysis, "out", x=normal(1, images * height * width, channels),
+          out=blank(images * half, 4 * channels), **arguments)
+    check(plain.synthesis, "out", x=normal(1, images * half, 4 * channels),
+          out=blank(images * height * width, channels), **arguments)
+
+
+@pytest.mark.parametrize("order, height, width, rank, states, channels", [
+    ("cross", 2, 3, 2, 1, 3), ("bidirectional", 1, 5, 1, 4, 33), ("atrous", 3, 3, 2, 2, 2), (("rows",), 1, 1, 1, 17, 1),
+    (("windows 2", "columns backwards"), 3, 3, 1, 16, 2), ("unidirectional", 2, 2, 3, 0, 2)])
+def test_path_scan(order, height, width, rank, states, channels):
+    """Catches a path that visits another pixel, a pixel of zeros that adds to the state or does not fade it, states
+    beyond sixteen, a direction or picture that starts with another's state."""
+    table, images = paths(order, height, width).astype(np.int32), 2
+    K, rows = len(table), 2 * height * width
+    check(plain.path_scan, "out", ("dt_bias", "D", "table"), u=normal(1, rows, channels),
+          coefficients=normal(2, rows, K * (rank + 2 * states)), dt_weight=normal(3, K, rank, channels, scale=0.3),
+          dt_bias=normal(4, K, channels), A=-np.exp(normal(5, K, max(states, 1), channels)), D=normal(6, K, channels),
+          table=table, out=blank(rows, channels), images=images, rank=rank, states=states)
+
+
+@pytest.mark.parametrize("images, K, length, states, channels", [(1, 1, 1, 1, 1), (2, 3, 5, 2, 33), (1, 2, 4, 17, 2),
+                                                                 (2, 1, 3, 0, 3), (1, 1, 9, 32, 1)])
+def test_scan_rows(images, K, length, states, channels):
+    """Catches states that mix, sequences that go on from the one before, parameters of another direction."""
+    rows = images * K * length
+    B, C = normal(7, rows, states), normal(8, rows, states)
+    check(plain.scan_rows, "out", ("D",), u=normal(1, rows, channels), delta=np.abs(normal(2, rows, channels)),
+          A=-np.exp(normal(5, K, max(states, 1), channels)), B=B, C=C, D=normal(6, K, channels),
+          out=blank(rows, channels), length=length, states=states)
 
 
 # --------------------------------------------------------------------- the operations of the reference

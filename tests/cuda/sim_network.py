@@ -25,3 +25,19 @@ def test_network():
     alone = ours(x[1:])
     assert (alone == together[1:]).all()
     assert (ours(x[1:]) == alone).all()
+
+
+def test_network_of_plain_kernels():
+    """Catches a plain kernel that does not do what the plan takes it to do: paths of several orders, states, a longer
+    wavelet of two levels, widths that are no multiple of anything."""
+    options = TINY | dict(widths=(21, 24, 24), depths=(1, 0, 0), scan_order="atrous", d_state=2, wavelet="db2",
+                          wavelet_levels=2)
+    model = lively(**options)
+    ours = mmref.create_model("mobilemamba_nano", model.state_dict(), backend="cuda", matmul="own", **options)
+    x = normal(5, 2, 3, 17, 33)
+    truth, tolerance = rounding(of_layer(model, x))
+    together = ours(x)
+    assert_close(together, truth, tolerance, dtype=np.float32)
+    assert (ours(x[1:]) == together[1:]).all()
+    kernels = {operation.kernel for operation in ours.plan(x.shape).operations}
+    assert kernels >= {"path_scan", "analysis", "synthesis", "move"}

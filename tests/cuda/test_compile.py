@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("numba_cuda")
+pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "mmref[test-cuda]"')
 
 FOLDER = Path(__file__).parent
 # A kernel with one fault, written as if it stood in kernels/cuda/pool.py or scan.py, and what the check must say.

@@ -9,7 +9,7 @@ import sys
 import pytest
 from simulator import run_in_simulator
 
-pytest.importorskip("numba_cuda")
+pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "mmref[test-cuda]"')
 
 
 def test_lowering():

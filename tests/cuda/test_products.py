@@ -12,7 +12,7 @@ from assertions import assert_close, rounding
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("numba_cuda")
+pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "mmref[test-cuda]"')
 
 from blas import SPLITTING, WHOLE, StandIn, Stream, install
 

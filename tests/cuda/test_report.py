@@ -13,7 +13,7 @@ import pytest
 from mmref.bench import gpu, gpu_worker
 from mmref.bench.gpu import GpuPlan, kernel_sources, report_text, right
 
-pytest.importorskip("numba_cuda")
+pytest.importorskip("numba_cuda", reason='needs numba-cuda: pip install "mmref[test-cuda]"')
 
 
 def test_hash_follows_the_sources(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 class Recurrence(torch.autograd.Function):
     """h[l] = a[l] * h[l-1] + b[l] along the first axis, h[-1] = 0, with its exact gradient.
 
-    The reference's scan records some ten operations a step for autograd; this records one."""
+    The reference's scan records some ten operations per step for autograd; this records one."""
 
     @staticmethod
     def forward(ctx, a, b):
@@ -60,7 +60,7 @@ class Recurrence(torch.autograd.Function):
 
 
 def fast_selective_scan(u, delta, A, B, C, D):
-    """`torch_network.selective_scan` for one state a channel, time first in memory."""
+    """`torch_network.selective_scan` for one state per channel, time first in memory."""
     u, delta = u.permute(3, 0, 1, 2), delta.permute(3, 0, 1, 2)              # (L, B, K, D)
     B, C = (m[:, :, 0].permute(2, 0, 1)[..., None] for m in (B, C))          # (L, B, K, 1)
     h = Recurrence.apply(torch.exp(delta * A[..., 0]).contiguous(), (delta * B * u).contiguous())
@@ -194,7 +194,7 @@ def train(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True, help="folder with train/ and test/, one folder a class")
+    parser.add_argument("--data", required=True, help="folder with train/ and test/, one folder per class")
     parser.add_argument("--out", required=True, help="folder for nano.pth")
     parser.add_argument("--minutes", type=float, default=95)
     parser.add_argument("--first-size", type=int, default=96)

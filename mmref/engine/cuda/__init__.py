@@ -1,6 +1,6 @@
-"""The engine on an NVIDIA GPU: the walk of mmref.engine.walk, launched by the kernels of mmref.kernels.cuda.
+"""The engine on an NVIDIA GPU: a network's graph, lowered to launches of the kernels of mmref.kernels.cuda.
 
-    weights.py   parameters folded, on the device         plan.py    launches and memory of one input shape
+    weights.py   constants, on the device                 plan.py    launches and memory of one input shape
     products.py  matrix products that keep their bits     cublas.py  the functions of cuBLAS that they need
     device.py    memory, streams, graphs, lent arrays     model.py   DeviceModel, which has the NumPy model's face
     check.py     a plan's launches beside their twins

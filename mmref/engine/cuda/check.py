@@ -19,16 +19,16 @@ class Checked:
     layer: str = ""
 
 
-def check_launches(plan, pictures) -> dict[str, Checked]:
-    """Run a plan on device `pictures`, every launch on what the ones before it left, and compare each with its twin.
+def check_launches(plan, *given) -> dict[str, Checked]:
+    """Run a plan on device arrays of its inputs' shapes, every launch on what the ones before it left, and compare each
+    with its twin.
 
     Slow: every argument is copied to the host. Returns {kernel: Checked}, NaN as an infinite error."""
     found: dict[str, Checked] = {}
-    plan.input = pictures
-    device.wait_for_uploads()  # of the pictures, perhaps: the plan's stream does not wait for the default one
+    plan.given = list(given)
+    device.wait_for_uploads()  # of what is given, perhaps: the plan's stream does not wait for the default one
     for operation, launch in zip(plan.operations, plan.launches, strict=True):
-        arguments = launch.arguments if "x" in launch.arguments or launch.kernel != "stem" else {
-            "x": pictures, **launch.arguments}
+        arguments = plan.filled(launch.arguments)
         result = "out" if "out" in arguments else "x"  # in place
         expected = {name: to_host(value, plan.stream) for name, value in arguments.items()}
         with np.errstate(all="ignore"):
@@ -42,7 +42,7 @@ def check_launches(plan, pictures) -> dict[str, Checked]:
         checked.launches += 1
         if not error <= checked.error:
             checked.error, checked.layer = error if np.isfinite(error) else np.inf, operation.layer
-    plan.input = None
+    plan.given = None
     return found
 
 

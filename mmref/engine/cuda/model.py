@@ -6,27 +6,35 @@ from collections import OrderedDict
 
 import numpy as np
 
-from mmref.arguments import check_choice, check_flag
+from mmref.arguments import Shaped, check_choice, check_flag
 from mmref.engine.cuda import device
-from mmref.engine.cuda.plan import DevicePlan, make_plan
-from mmref.engine.cuda.products import make_products
+from mmref.engine.cuda.plan import DevicePlan, device_schedule, make_plan
+from mmref.engine.cuda.products import PRODUCTS, make_products
 from mmref.engine.cuda.weights import DeviceWeights
-from mmref.engine.face import EngineModel, check_plan_shape
-from mmref.engine.folding import FoldedParameters
-from mmref.engine.walk import output_shape
-from mmref.errors import ShapeError, ValueProblem
+from mmref.engine.face import Call, EngineModel, check_arrays, check_plan_shape
+from mmref.errors import ValueProblem
 from mmref.kernels.cuda import driver
 from mmref.locks import Lock
-from mmref.models.mobilemamba import MobileMamba, check_input
+from mmref.models.network import Network, raise_not_finite
 
 PLANS_KEPT = 4
 GRAPH_BATCH = 64  # with graph=None: up to this batch launching costs more than copying the pictures once
 
 
+class OnDevice(Shaped):
+    """A device array, as far as checks of shape and dtype look at it."""
+
+    __slots__ = ("dtype", "ndim", "shape")
+
+    def __init__(self, array):
+        self.shape, self.ndim, self.dtype = tuple(array.shape), array.ndim, array.dtype
+
+
 class DeviceModel(EngineModel):
     """A network on an NVIDIA GPU, float32, any batch and picture size; `create_model(name, backend="cuda")`.
 
-    model   a `MobileMamba`, folded or not, float32; it is kept, not copied, and must not be changed afterwards
+    model   a network of mmref, folded or not, float32. What runs is the model as it is now, whatever layers it is made
+            of; its parameters are shared, not copied, and must not be changed in place afterwards
     graph   run a plan's launches as a CUDA graph from the second forward of an input shape on: True, False, or None for
             batches up to 64
     matmul  "cublas"; "cublaslt": bias, shortcut and ReLU inside its products, one algorithm for all batches; or "own":
@@ -43,16 +51,17 @@ class DeviceModel(EngineModel):
     their device memory. May be called from several threads; forwards then wait for each other. Pickles as parameters
     and settings; the device is the one current (CUDA_VISIBLE_DEVICES chooses) where it is made or unpickled.
 
-    Raises ValueProblem for networks it has no kernels for (as `CompiledModel`), MissingBackend without numba-cuda, a
-    device or cuBLAS, OutOfDeviceMemory for a batch that is too large.
+    Raises NotTraceable for a network whose text uses what is no operation of mmref or has no kernel, naming the layer
+    (backend "numpy" runs it), MissingBackend without numba-cuda, a device or cuBLAS, OutOfDeviceMemory for a batch that
+    is too large.
     """
 
     backend = "cuda"
     _TRAVEL = (*EngineModel._TRAVEL, "graph", "matmul", "tf32")
 
-    def __init__(self, model: MobileMamba, graph: bool | None = None, matmul: str = "cublas", tf32: bool = False):
+    def __init__(self, model: Network, graph: bool | None = None, matmul: str = "cublas", tf32: bool = False):
         self.graph = None if graph is None else check_flag("graph", graph)
-        self.matmul, self.tf32 = check_choice("matmul", matmul, ("cublas", "own")), check_flag("tf32", tf32)
+        self.matmul, self.tf32 = check_choice("matmul", matmul, (*PRODUCTS, "own")), check_flag("tf32", tf32)
         self._adopt(model)
 
     def _start(self):
@@ -62,69 +71,60 @@ class DeviceModel(EngineModel):
         self._lock = Lock()
         self._stream, self._lent = device.new_stream(), device.Lent()
         self._products = make_products(self.matmul, self.tf32, self._stream)
-        self._parameters = FoldedParameters(self._model)
-        self._weights = DeviceWeights(self._parameters)
+        self._take_graphs()
+        self._weights = DeviceWeights()
         self._plans: OrderedDict[tuple, DevicePlan] = OrderedDict()
 
     def __repr__(self):
         return f"DeviceModel({self.config.name}, graph={self.graph}, matmul={self.matmul!r}, tf32={self.tf32})"
 
-    def forward_head(self, x, pre_logits: bool = False):
-        """As `MobileMamba.forward_head`; two small sums, in NumPy on the host wherever x lies."""
-        if not device.is_device_array(x):
-            return super().forward_head(x, pre_logits)
-        view, theirs = device.device_view(x), device.caller_stream(x)
-        if not view.is_c_contiguous():
-            lying, view = view, device.allocate(view.shape)
-            device.put_in_order(lying, view, theirs)
-        maps = view.copy_to_host(stream=theirs)
-        theirs.synchronize()
-        answer = super().forward_head(maps, pre_logits)
-        result = device.empty_like_of(x, answer.shape)
-        device.device_view(result).copy_to_device(np.ascontiguousarray(answer), stream=theirs)
-        theirs.synchronize()  # before the host's copy of it goes
-        return result
+    _schedule = staticmethod(device_schedule)
 
     # ------------------------------------------------------------------ forward
 
-    def _run(self, x, outputs):
-        if device.is_device_array(x):
-            return self._run_device(x, outputs)
-        check_input(x, self.config.in_chans, self.dtype)
-        shapes = [output_shape(self.config, x.shape, name) for name in outputs]
-        if not len(x):
-            return [np.empty(channels_first(shape), np.float32) for shape in shapes]
+    def _run(self, call: Call, *arrays):
+        if any(map(device.is_device_array, arrays)):
+            return self._run_device(call, *arrays)
+        check_arrays(call, arrays, self.config.in_chans, self.dtype)
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise_not_finite()
         with self._lock:
-            plan = self._plan(x.shape, outputs)
-            plan.pictures.copy_to_device(np.ascontiguousarray(x), stream=self._stream)
-            plan.run(plan.pictures, self._use_graph(len(x)))
+            graph, shapes, batch = self._traced_for(call, arrays)
+            if not batch:
+                return graph.arrange([np.empty((0, *node.shape[1:]), np.float32) for node in graph.outputs])
+            plan = self._plan(call, shapes, batch)
+            for array, own in zip(arrays, plan.inputs, strict=True):
+                own.copy_to_device(np.ascontiguousarray(array), stream=self._stream)
+            plan.run(plan.inputs, self._use_graph(batch))
             results = [result.copy_to_host(stream=self._stream) for result in plan.results]
             self._stream.synchronize()
-        return [result.reshape(channels_first(shape)) for result, shape in zip(results, shapes, strict=True)]
+        return graph.arrange(results)
 
-    def _run_device(self, x, outputs):
-        """The same for an array on the device, without a copy to the host and without waiting."""
-        view = device.device_view(x)
-        check_shape(view.shape, self.config.in_chans)
-        shapes = [channels_first(output_shape(self.config, view.shape, name)) for name in outputs]
-        results = [device.empty_like_of(x, shape) for shape in shapes]
-        if not view.shape[0]:
-            return results
+    def _run_device(self, call, *arrays):
+        """The same for arrays on the device, without a copy to the host and without waiting."""
+        views = [device.device_view(array) for array in arrays]
+        check_arrays(call, [OnDevice(view) for view in views], self.config.in_chans, self.dtype)
         with self._lock:
-            plan = self._plan(tuple(view.shape), outputs)
-            theirs, graph = device.caller_stream(x), self._use_graph(view.shape[0])
+            graph, shapes, batch = self._traced_for(call, views)
+            first = arrays[0]
+            results = [device.empty_like_of(first, (batch, *node.shape[1:])) for node in graph.outputs]
+            if not batch:
+                return graph.arrange(results)
+            plan = self._plan(call, shapes, batch)
+            theirs, capture = device.caller_stream(first), self._use_graph(batch)
             device.wait_for(theirs, self._stream)
-            if graph or not view.is_c_contiguous():  # a graph reads where it read when it was captured
-                device.put_in_order(view, plan.pictures, self._stream)
-                pictures = plan.pictures
-            else:
-                pictures = view
-            plan.run(pictures, graph)
+            given = []
+            for view, own in zip(views, plan.inputs, strict=True):
+                if capture or not view.is_c_contiguous():  # a graph reads where it read when it was captured
+                    device.put_in_order(view, own, self._stream)
+                    view = own
+                given.append(view)
+            plan.run(given, capture)
             for result, own in zip(results, plan.results, strict=True):
-                device.device_view(result).reshape(*own.shape).copy_to_device(own, stream=self._stream)
+                device.device_view(result).copy_to_device(own, stream=self._stream)
             device.wait_for(self._stream, theirs)
-            self._lent.hold(self._stream, x, view, results)
-        return results
+            self._lent.hold(self._stream, *arrays, *views, results)
+        return graph.arrange(results)
 
     def _use_graph(self, batch) -> bool:
         if driver.SIMULATOR:
@@ -133,14 +133,19 @@ class DeviceModel(EngineModel):
 
     # -------------------------------------------------------------------- plans
 
-    def _plan(self, shape, outputs) -> DevicePlan:
-        key = tuple(shape), outputs
+    def _traced_for(self, call, arrays):
+        """(graph of one sample, its shapes, how many samples)."""
+        shapes = tuple(tuple(array.shape[1:]) for array in arrays)
+        return self._graph(call, shapes)[0], shapes, arrays[0].shape[0]
+
+    def _plan(self, call, shapes, batch) -> DevicePlan:
+        key = call.key, shapes, batch
         if key not in self._plans:
             while len(self._plans) >= PLANS_KEPT:
                 self._forget()
-            self._plans[key] = make_plan(self.config, self._weights, shape, outputs, self._products, self._stream,
+            graph, schedule = self._graph(call, shapes)
+            self._plans[key] = make_plan(graph, schedule, batch, self._weights, self._products, self._stream,
                                          self._forget)
-            self._parameters.forget()
         self._plans.move_to_end(key)
         return self._plans[key]
 
@@ -153,18 +158,7 @@ class DeviceModel(EngineModel):
         return True
 
     def plan(self, shape) -> DevicePlan:
-        """The plan of a forward to the logits for an input of `shape` (B, 3, H, W)."""
-        shape = check_plan_shape(shape, self.config.in_chans)
+        """The plan of a forward for an input of `shape` (B, channels, H, W)."""
+        batch, *sample = check_plan_shape(shape, self.config.in_chans)
         with self._lock:
-            return self._plan(shape, (self.answer,))
-
-
-def check_shape(shape, channels):
-    """ShapeError unless it is that of pictures."""
-    if len(shape) != 4 or shape[1] != channels or 0 in shape[2:]:
-        raise ShapeError(f"x must have shape (batch, {channels}, height, width) with height and width >= 1, "
-                         f"got {tuple(shape)}")
-
-
-def channels_first(shape) -> tuple[int, ...]:
-    return shape if len(shape) == 2 else (shape[0], shape[3], *shape[1:3])
+            return self._plan(self._call("forward"), (tuple(sample),), batch)

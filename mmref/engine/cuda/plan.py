@@ -1,4 +1,4 @@
-"""The device's plan of a forward: the walk's operations as kernel launches on one stream and one block of memory.
+"""The device's plan of a forward: a graph's operations as kernel launches on one stream and one block of memory.
 
 The whole batch goes through every operation together. Memory is asked for once, when the plan is made, and so are the
 views of it that kernels get, and the kernels are compiled; a forward only launches. After one forward the launches can
@@ -11,23 +11,40 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from math import prod
 
 import numpy as np
 
 from mmref.engine.cuda import device
 from mmref.engine.cuda.products import LibraryProducts, OwnProducts
-from mmref.engine.cuda.weights import DeviceMatrix, DeviceTaps, DeviceWeights
-from mmref.engine.memory import Arena, Map
-from mmref.engine.walk import Operation, Walk, output_shape
+from mmref.engine.cuda.weights import DeviceMatrix, DeviceWeights
+from mmref.engine.lowering import (
+    Lowering,
+    Operation,
+    depthwise_cost,
+    in_place,
+    is_pointwise,
+    product_cost,
+    scan_cost,
+    wavelet_branch_cost,
+    window_cost,
+)
+from mmref.engine.memory import Arena, Map, Place
+from mmref.engine.schedule import Schedule, channel_axis, rows_of, schedule
 from mmref.errors import OutOfDeviceMemory
+from mmref.graph.fused import HAAR
+from mmref.graph.graph import Constant, Graph, Node
+from mmref.kernels.cuda import norm_gate, scan, wavelet_branch
 from mmref.kernels.target import FLOAT_BYTES, round_up
-from mmref.models.variants import Variant
+from mmref.nn.paths import PADDING, paths
 
 # kernel of an operation: its module below mmref.kernels.cuda and the function there
 KERNELS = {"stem": ("stem", "stem"), "depthwise": ("depthwise", "depthwise"), "scan": ("scan", "scan"),
            "wavelet_branch": ("wavelet_branch", "wavelet_branch"), "norm_gate": ("norm_gate", "norm_gate"),
            "copy_relu": ("join", "copy_relu"), "mean": ("pool", "mean"), "gate": ("squeeze_excite", "gate"),
-           "result": ("layout", "to_channels_first")}
+           "result": ("layout", "to_channels_first"),
+           **{name: ("plain", name) for name in ("move", "combine", "norm", "gather", "project", "analysis",
+                                                 "synthesis", "path_scan", "scan_rows")}}
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,14 @@ class Rows:
 
     map: Map
     count: int
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a forward is given, as a kernel's argument: (images, channels, height, width), or 2-D with `columns`."""
+
+    index: int
+    columns: int | None = None
 
 
 class DeviceArena(Arena):
@@ -66,93 +91,238 @@ class View:
         return flat.reshape(count, self.pitch)[:, :self.channels]
 
 
-class DeviceWalk(Walk):
-    """Operations whose fields are their kernels' arguments: counts, weights on the device, `Rows` of maps."""
+# --------------------------------------------------------------------------------------- what kernels can do
 
-    def __init__(self, config: Variant, weights: DeviceWeights, outputs, products: LibraryProducts | OwnProducts):
-        super().__init__(config, weights, outputs)
-        self.products, self.arena = products, DeviceArena(products.least_rows)
+def device_schedule(graph: Graph) -> Schedule:
+    """Every kernel writes its own channels only, and none wants a border of zeros."""
+    return schedule(graph, lambda node: True, in_place, lambda node: None)
 
-    def network(self, shape) -> None:
-        """Emit everything for an input of `shape`."""
-        images, _, height, width = shape
-        stem, size = self.stem(images, height, width)
-        self.result("0", stem, size)
-        x = self.first_stage(stem, size)
-        self.arena.free(stem)
-        self.later_stages(x, size)
 
-    def stem(self, images, height, width):
-        """The four convolutions of the patch embedding; the first reads the caller's NCHW array."""
-        c_in, w = self.config.in_chans, self.config.widths[0]
-        x = None
-        for index, c_out in enumerate((w // 8, w // 4, w // 2, w)):
-            matrix = self.weights.stem(f"patch_embed.{2 * index}")
-            out_height, out_width = -(-height // 2), -(-width // 2)
-            pixels = out_height * out_width
-            out = self.arena.map(images * pixels, c_out)
-            source = {} if x is None else {"x": Rows(x, images * height * width)}  # no x: the plan's input
-            self.emit("stem", f"patch_embed.{2 * index}", (images, c_out, out_height, out_width),
-                      images * matrix.depth * c_out * pixels,
-                      4 * (images * (c_in * height * width + c_out * pixels) + matrix.depth * c_out),
-                      **source, weight=matrix.weight, bias=matrix.bias, out=Rows(out, images * pixels), images=images,
-                      height=height, width=width, c_in=c_in, relu=index < 3, nchw=x is None)
-            if x is not None:
-                self.arena.free(x)
-            x, height, width, c_in = out, out_height, out_width, c_out
-        return x, (images, height, width)
+def is_window(node: Node) -> bool:
+    """Whether it is a convolution that reads neighbourhoods: a picture too, as it comes."""
+    return node.name in ("convolution", "conv2d") and not is_pointwise(node)
 
-    # ------------------------------------------------------------------------- arguments of the kernels
 
-    def matmul_fields(self, x, matrix: DeviceMatrix, out, rows, residual, residual2, relu):
-        scratch = None
-        if residual is not None and residual.place == out.place and not self.products.in_place:
-            scratch = self.arena.map(rows, matrix.columns)
-            self.arena.free(scratch)  # nobody else writes there before this operation is done
-        return dict(a=x.part(0, matrix.depth), matrix=matrix, out=out.part(0, matrix.columns), rows=rows,
-                    residual=residual and residual.part(0, matrix.columns),
-                    residual2=residual2 and residual2.part(0, matrix.columns), relu=relu, scratch=scratch)
+class DeviceLowering(Lowering):
+    """Operations whose fields are their kernels' arguments: numbers, arrays of weights, `Rows` of maps, `Input`s."""
 
-    def depthwise_fields(self, x, size, taps: DeviceTaps, out, activation, stride):
-        images, height, width = size
-        out_pixels = -(-height // stride) * -(-width // stride)
-        return dict(x=Rows(x, images * height * width), weight=taps.weights, bias=taps.bias,
-                    out=Rows(out, images * out_pixels), images=images, height=height, width=width, kernel=taps.kernel,
-                    stride=stride, activation=activation, after=taps.after)
+    backend = "cuda"
 
-    def wavelet_branch_fields(self, x, size, channels, kernel, weights, out):
-        images, height, width = size
-        pixels = images * height * width
-        return dict(x=Rows(x.part(0, channels), pixels), weight=weights, out=Rows(out.part(0, channels), pixels),
-                    images=images, height=height, width=width, kernel=kernel), ()
+    def __init__(self, graph: Graph, plan: Schedule, images: int, weights: DeviceWeights,
+                 products: LibraryProducts | OwnProducts):
+        super().__init__(graph, plan, images, DeviceArena(products.least_rows))
+        self.weights, self.products = weights, products
+        users = graph.users()
+        self.read_as_it_comes = {node for node in graph.inputs if users[node] and node not in graph.outputs
+                                 and all(is_window(reader) and reader.sources == (node,) for reader in users[node])}
+        self.unused = {plan.region[node].buffer for node in self.read_as_it_comes}
 
-    def copy_relu_fields(self, x, pixels, out):
-        return dict(x=Rows(x, pixels), out=Rows(out, pixels))
+    def emit(self, kernel, macs, moved, reads, writes, /, **fields):
+        """As everywhere, but for what touches what: one stream keeps the order. Nothing is launched where there is
+        nothing to write."""
+        written = fields.get("out", fields.get("x"))
+        nothing = isinstance(written, Rows) and not written.map.channels * written.count
+        if not (nothing or 0 in self.shape(self.node) or 0 in fields.get("sizes", ())):
+            super().emit(kernel, macs, moved, (), (), **fields)
 
-    def scan_fields(self, u, coefficients, rank, parameters, y, images, length):
-        rows = images * length
-        return dict(u=Rows(u, rows), coefficients=Rows(coefficients, rows), **parameters, out=Rows(y, rows),
-                    images=images, length=length, rank=rank)
+    # ------------------------------------------------------------------------------------------ memory
 
-    def norm_gate_fields(self, y, z, parameters, out, pixels):
-        return dict(y=Rows(y, pixels), z=Rows(z, pixels), **parameters, out=Rows(out, pixels))
+    def allocate(self, buffer):
+        return Map(Place(0), 0, 0, 0) if buffer in self.unused else super().allocate(buffer)
 
-    def mean_fields(self, x, out, images, pixels):
-        return dict(x=Rows(x, images * pixels), out=Rows(out, images), images=images, length=pixels)
+    def release(self, buffer):
+        if buffer not in self.unused:
+            super().release(buffer)
 
-    def gate_fields(self, x, gates, images, pixels):
-        return dict(x=Rows(x, images * pixels), gates=Rows(gates, images), images=images, length=pixels)
+    def view(self, value, count: int | None = None) -> Rows:
+        """The rows of a node, or `count` of a region or a map."""
+        return Rows(self.map_of(value), self.rows(value) if count is None else count)
 
-    def result_fields(self, index, x, size, first):
-        images, height, width = size
-        pixels = height * width
-        return dict(x=Rows(x, images * pixels), out=index, images=images, pixels=pixels)
+    # ------------------------------------------------------------------------------------------ in and out
+
+    def lower_input(self, node):
+        if node not in self.read_as_it_comes:
+            strides = [FLOAT_BYTES * prod(node.shape[i + 1:]) for i in range(node.ndim)]
+            self.move(Input(self.graph.inputs.index(node), node.shape[-1]), strides, node.shape, node,
+                      self.strides(node))
+
+    def result(self, node, index):
+        axis = channel_axis(node)
+        self.emit("result", 0, 8 * self.images * prod(node.shape[1:]), (node,), (), x=self.view(node), out=index,
+                  images=self.images * prod(node.shape[1:axis]), pixels=prod(node.shape[axis + 1:]))
+
+    def move_fields(self, x, start, strides, out, to, target, sizes, add):
+        def steps(pitch, start, strides):
+            """(rows, columns) where the box begins, and from one to the next along each axis."""
+            return [divmod(step, pitch) for step in (start, *strides)]
+        given = isinstance(x, Input)
+        pitches = FLOAT_BYTES * x.columns if given else self.map_of(x).pitch, self.map_of(out).pitch
+        box = np.concatenate([steps(pitches[0], start, strides), steps(pitches[1], to, target)], axis=1)
+        box[:, 1::2] //= FLOAT_BYTES
+        count = None if isinstance(out, Node) else out.size // out.pitch
+        return dict(x=x if given else self.view(x), out=self.view(out, count), sizes=sizes, add=add,
+                    box=self.weights.table(box, ("box", *box.ravel().tolist()), np.int64))
+
+    # -------------------------------------------------------------------------------- matrix products
+
+    def lower_product(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
+        matrix, rows, out = self.weights.matrix(weight, bias), self.rows(node), self.map(node)
+        others = [other for other in (shortcut, shortcut2) if other is not None]
+        scratch, maps = None, [self.map(other) for other in others]
+        if not self.products.in_place and any(other.place == out.place for other in maps):
+            scratch = self.temporary(rows, matrix.columns)
+        residual, residual2 = [*maps, None, None][:2]
+        self.emit("matmul", *product_cost(rows, matrix.depth, matrix.columns, len(others)), (x, *others), (node,),
+                  a=self.map(x), matrix=matrix, out=out, rows=rows, residual=residual, residual2=residual2,
+                  relu=node.attributes["activation"] == "relu", scratch=scratch)
+
+    def lower_convolution(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
+        if is_pointwise(node):
+            return self.lower_product(node, x, weight, bias, shortcut, shortcut2)
+        return self.window(node, x, self.weights.window(weight, bias), weight.shape[2:], shortcut, shortcut2)
+
+    def lower_conv2d(self, node, x, weight, bias=None):
+        """A convolution in groups: their filters lie on the diagonal of one matrix."""
+        self.window(node, x, self.weights.window(weight, bias, node.attributes["groups"]), weight.shape[2:])
+
+    def window(self, node, x, matrix: DeviceMatrix, filter_shape, shortcut=None, shortcut2=None):
+        _, c_in, height, width = x.shape
+        others = [other for other in (shortcut, shortcut2) if other is not None]
+        residual, residual2 = [*map(self.view, others), None, None][:2]
+        nchw = x in self.read_as_it_comes
+        self.emit("stem", *window_cost(self.images, x, node, matrix.depth, len(others)), (x, *others), (node,),
+                  x=Input(self.graph.inputs.index(x)) if nchw else self.view(x), weight=matrix.weight, bias=matrix.bias,
+                  out=self.view(node), images=self.images, height=height, width=width, c_in=c_in,
+                  filter_shape=filter_shape, stride=node.attributes["stride"], padding=node.attributes["padding"],
+                  nchw=nchw, residual=residual, residual2=residual2, relu=node.attributes.get("activation") == "relu")
+
+    def lower_project(self, node, weight, sequences):
+        K, M, D = weight.shape
+        self.emit("project", *product_cost(self.rows(node), D, M), (sequences,), (node,), x=self.view(sequences),
+                  weight=self.weights.swapped(weight), out=self.view(node), length=node.shape[3])
+
+    # ------------------------------------------------------------------------ depthwise, wavelets, scans
+
+    def lower_depthwise(self, node, x, weight, bias=None, scale=None, shift=None):
+        taps, filter_shape = self.weights.taps(weight, bias, scale, shift), weight.shape[2:]
+        self.emit("depthwise", *depthwise_cost(self.images, x, node, prod(filter_shape)), (x,), (node,),
+                  x=self.view(x), weight=taps.weights, bias=taps.bias, out=self.view(node), images=self.images,
+                  height=x.shape[2], width=x.shape[3], filter_shape=filter_shape, stride=node.attributes["stride"],
+                  padding=node.attributes["padding"], after=taps.after,
+                  activation="local" if scale is not None else node.attributes["activation"])
+
+    def lower_wavelet_branch(self, node, x, weight):
+        (height, width), kernel = x.shape[2:], weight.shape[-1]
+        if not wavelet_branch.is_able(height, width, kernel):
+            return self.wavelet_branch_in_steps(node, x, weight)
+        self.emit("wavelet_branch", *wavelet_branch_cost(self.images, x, kernel), (x,), (node,), x=self.view(x),
+                  weight=self.weights.bands(weight), out=self.view(node), images=self.images, height=height,
+                  width=width, kernel=kernel)
+
+    def wavelet_branch_in_steps(self, node, x, weight):
+        """With filters so large that a tile's sub-bands do not fit into shared memory."""
+        (_, channels, height, width), kernel = x.shape, weight.shape[-1]
+        half = -(-height // 2), -(-width // 2)
+        count = self.images * prod(half)
+        bands, convolved = (self.view(self.temporary(count, 4 * channels), count) for _ in range(2))
+        bank = self.weights.once("Haar", lambda: self.weights.put(np.tile(HAAR.reshape(4, 4), (channels, 1))),
+                                 options=channels)
+        taps, shared = self.weights.taps(weight, None), dict(height=height, width=width, kernel=2, bank=bank)
+        moved = 8 * self.images * prod(x.shape[1:])
+        self.emit("analysis", 0, moved, (x,), (), x=self.view(x), out=bands, **shared)
+        self.emit("depthwise", *wavelet_branch_cost(self.images, x, kernel), (), (), x=bands, weight=taps.weights,
+                  bias=taps.bias, out=convolved, images=self.images, height=half[0], width=half[1],
+                  filter_shape=(kernel, kernel), stride=1, padding=kernel // 2, after=None, activation="none")
+        self.emit("synthesis", 0, moved, (), (node,), x=convolved, out=self.view(node), **shared)
+
+    def lower_analysis(self, node, x, bank):
+        self.wavelet("analysis", node, x, bank, x)
+
+    def lower_synthesis(self, node, bands, bank):
+        self.wavelet("synthesis", node, bands, bank, node)
+
+    def wavelet(self, kernel, node, x, bank, full):
+        _, channels, height, width = full.shape
+        k = bank.shape[-1]
+        self.emit(kernel, self.rows(full) * channels * k * k, 8 * self.images * prod(x.shape[1:]), (x,), (node,),
+                  x=self.view(x), bank=self.weights.array(bank, bank.shape[0], k * k), out=self.view(node),
+                  height=height, width=width, kernel=k)
+
+    def lower_path_scan(self, node, x, coefficients, dt_weight, dt_bias, A, D):
+        order, (K, inner, rank), N = node.attributes["order"], dt_weight.shape, A.shape[2]
+        table = paths(order, *node.shape[2:])
+        cost = scan_cost(self.images * table.size, K, inner, rank)
+        fields = dict(u=self.view(x), coefficients=self.view(coefficients), rank=rank, images=self.images,
+                      dt_weight=self.weights.swapped(dt_weight), dt_bias=self.weights.array(dt_bias),
+                      D=self.weights.array(D), out=self.view(node))
+        if order == "bidirectional" and N == 1 and scan.is_able(rank):
+            self.emit("scan", *cost, (x, coefficients), (node,), **fields, A=self.weights.array(A, K, inner),
+                      length=rows_of(node))
+        else:
+            self.emit("path_scan", *cost, (x, coefficients), (node,), **fields, A=self.weights.swapped(A), states=N,
+                      table=self.weights.table(table, ("paths", order, *table.shape, *node.shape[2:])))
+
+    def lower_selective_scan(self, node, u, delta, A, B, C, D):
+        _, _, dim, length = u.shape
+        states, rows = A.shape[2], self.rows(u)
+        self.emit("scan_rows", rows * dim * states * 3, 16 * rows * dim, (u, delta, B, C), (node,), u=self.view(u),
+                  delta=self.view(delta), A=self.weights.swapped(A), B=self.view(B), C=self.view(C),
+                  D=self.weights.array(D), out=self.view(node), length=length, states=states)
+
+    def lower_cross_scan(self, node, x):
+        table = paths(node.attributes["order"], *x.shape[2:])
+        self.gather(node, x, table.reshape(1, -1), ("read off", node.attributes["order"], *x.shape[2:]))
+
+    def lower_cross_merge(self, node, y):
+        """Every pixel is the sum of the steps that visit it, one of each direction at most."""
+        table = paths(node.attributes["order"], *node.shape[2:])
+        steps = np.full((len(table), rows_of(node)), PADDING)
+        for k, path in enumerate(table):
+            inside = path != PADDING
+            steps[k, path[inside]] = k * table.shape[1] + np.flatnonzero(inside)
+        self.gather(node, y, steps, ("laid back", node.attributes["order"], *node.shape[2:]))
+
+    def gather(self, node, x, table, key):
+        self.emit("gather", 0, 8 * self.images * table.size * node.shape[channel_axis(node)], (x,), (node,),
+                  x=self.view(x), table=self.weights.table(table, key), out=self.view(node), images=self.images)
+
+    # ------------------------------------------------------------------------------- norms, elementwise
+
+    def lower_norm_gate(self, node, y, weight, bias, z):
+        if np.float32(node.attributes["eps"]) != norm_gate.EPSILON or not norm_gate.is_able(node.shape[1]):
+            return self.norm_and_gate(node, y, weight, bias, z)
+        self.emit("norm_gate", 0, 16 * self.rows(node) * node.shape[1], (y, z), (node,), y=self.view(y),
+                  z=self.view(z), weight=self.weights.array(weight), bias=self.weights.array(bias), out=self.view(node))
+
+    def norm_fields(self, x, weight, bias, eps, out):
+        epsilon = self.weights.once("epsilon", lambda: self.weights.put([eps]), options=eps)
+        return dict(x=self.view(x), weight=self.weights.array(weight), bias=self.weights.array(bias), epsilon=epsilon,
+                    out=self.view(out))
+
+    def gate_fields(self, x, values):
+        return dict(x=self.view(x), gates=self.view(values), images=self.images, length=rows_of(x))
+
+    def lower_global_average_pool(self, node, x):
+        self.emit("mean", 0, FLOAT_BYTES * self.images * prod(x.shape[1:]), (x,), (node,), x=self.view(x),
+                  out=self.view(node), images=self.images, length=rows_of(x))
+
+    def lower_relu(self, node, x):
+        self.emit("copy_relu", 0, 8 * self.images * prod(node.shape[1:]), (x,), (node,), x=self.view(x),
+                  out=self.view(node))
+
+    def combine_fields(self, operation, x, y, length, target):
+        rows, other = self.rows(self.node), None
+        if isinstance(y, Constant):
+            other = self.weights.rows(y, channel_axis(self.node), self.node.shape)
+        elif y is not None:
+            other = self.view(y, rows if length == 1 else self.images)
+        return dict(x=self.view(x, rows), y=other, out=self.view(target, rows), operation=operation, length=length)
 
 
 @dataclass
 class Launch:
     """What an operation became: calls without arguments. Its NumPy twin (mmref.kernels.cuda.twins) has the name
-    `kernel` and takes the same `arguments`; that of the first stem lack x, which is the plan's input."""
+    `kernel` and takes the same `arguments`, once `DevicePlan.filled` has put something in the place of `Input`s."""
 
     kernel: str
     arguments: dict[str, object]
@@ -163,16 +333,16 @@ class Launch:
 class DevicePlan:
     """What runs for one input shape. `launches[i]` is what became of `operations[i]`."""
 
-    shape: tuple[int, ...]
-    outputs: tuple[str, ...]
+    graph: Graph
+    images: int
     operations: list[Operation]
     stream: object
     memory: object = field(repr=False)                   # the block of all maps
-    pictures: object = field(repr=False)                 # device array (B, C, H, W), for whoever has none
-    results: list[object] = field(repr=False)            # device arrays (B, channels, pixels), one an output
+    inputs: list[object] = field(repr=False)             # device arrays of the inputs' shapes, for whoever has none
+    results: list[object] = field(repr=False)            # device arrays of the outputs' shapes
     launches: list[Launch] = field(default_factory=list, repr=False)
-    input: object = None                                 # what the first operation reads, while it is launched
-    graph: object = None
+    given: list[object] | None = None                    # what the first operations read, while they are launched
+    captured: object = None                              # the launches as the driver's graph
     runs: int = 0
     threads = 1  # for the table
 
@@ -180,50 +350,72 @@ class DevicePlan:
     def activation_bytes(self) -> int:
         return self.memory.nbytes
 
+    @property
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        return [(self.images, *node.shape[1:]) for node in self.graph.inputs]
+
+    def filled(self, arguments: dict[str, object]) -> dict[str, object]:
+        """Arguments of a launch, with what is `given` in the place of `Input`s."""
+        def fill(value):
+            if not isinstance(value, Input):
+                return value
+            array = self.given[value.index]
+            return array if value.columns is None else array.reshape(array.size // value.columns, value.columns)
+        return {name: fill(value) for name, value in arguments.items()}
+
     def launch(self) -> None:
         """Put all launches on the stream; does not wait."""
         for launch in self.launches:
             for call in launch.calls:
                 call()
 
-    def run(self, pictures, graph: bool) -> None:
+    def run(self, given: list, capture: bool) -> None:
         """A forward, eagerly or as a graph; the first is always eager, for the driver loads code then. Does not wait.
 
-        A graph reads the `pictures` that it was captured with."""
-        self.input = pictures
-        if not graph or not self.runs:
+        A graph reads the arrays that it was captured with."""
+        self.given = given
+        if not capture or not self.runs:
             self.launch()
         else:
-            if self.graph is None:
-                self.graph = device.Graph(self.stream, self.launch)
-            self.graph.launch()
-        self.runs, self.input = self.runs + 1, None
+            if self.captured is None:
+                self.captured = device.Graph(self.stream, self.launch)
+            self.captured.launch()
+        self.runs, self.given = self.runs + 1, None
 
 
-def make_plan(config: Variant, weights: DeviceWeights, shape, outputs, products, stream, make_room) -> DevicePlan:
-    """`outputs`: of "0" to "3" (stem and stages), "pooled", "logits". `make_room()` frees something, if it can."""
-    walk = DeviceWalk(config, weights, outputs, products)
-    walk.network(shape)
-    shapes = [output_shape(config, shape, name) for name in outputs]
-    sizes = [(arena_floats(walk),), shape, *((s[0], s[-1], int(np.prod(s[1:-1]))) for s in shapes)]
-    memory, pictures, *results = allocate(sizes, shape, make_room,
-                                          lambda: batch_that_fits(config, weights, shape, outputs, products))
-    plan = DevicePlan(tuple(shape), tuple(outputs), walk.operations, stream, memory, pictures, results)
+def make_plan(graph: Graph, plan: Schedule, images: int, weights: DeviceWeights, products, stream,
+              make_room) -> DevicePlan:
+    """`graph`: of one image, after the passes; `plan`: its `device_schedule`. `make_room()` frees something, if it
+    can."""
+    lowering = lowered(graph, plan, images, weights, products)
+    shapes = [(images, *node.shape[1:]) for node in (*graph.inputs, *graph.outputs)]
+
+    def fits(batch):
+        return needed_bytes(graph, lowered(graph, plan, batch, weights, products)) <= device.free_memory()[0]
+    memory, *arrays = allocate([(arena_floats(lowering),), *shapes], make_room, partial(largest, fits, images))
+    count = len(graph.inputs)
+    made = DevicePlan(graph, images, lowering.operations, stream, memory, arrays[:count], arrays[count:])
     device.wait_for_uploads()  # of weights: products are tried out on our own stream
-    for operation in walk.operations:
-        plan.launches.append(lower(operation, plan, products))
-    plan.input = pictures
-    device.prepare(plan.launch)
-    plan.input = None
-    return plan
+    for operation in lowering.operations:
+        made.launches.append(launched(operation, made, products))
+    made.given = made.inputs
+    device.prepare(made.launch)
+    made.given = None
+    return made
 
 
-def arena_floats(walk) -> int:
+def lowered(graph, plan, images, weights, products) -> DeviceLowering:
+    lowering = DeviceLowering(graph, plan, images, weights, products)
+    lowering.lower(range(len(plan.stages)))
+    return lowering
+
+
+def arena_floats(lowering) -> int:
     """The arena and a row more, so that a column slice of the last row can be cut from whole rows."""
-    return (walk.arena.size + walk.arena.widest) // FLOAT_BYTES
+    return (lowering.arena.size + lowering.arena.widest) // FLOAT_BYTES
 
 
-def lower(operation: Operation, plan: DevicePlan, products) -> Launch:
+def launched(operation: Operation, plan: DevicePlan, products) -> Launch:
     def view(a_map: Map | None):
         return a_map and View(plan.memory, a_map.place.offset // FLOAT_BYTES, a_map.pitch // FLOAT_BYTES,
                               a_map.channels)
@@ -239,45 +431,42 @@ def lower(operation: Operation, plan: DevicePlan, products) -> Launch:
     arguments = {key: view(value.map).rows(value.count) if isinstance(value, Rows) else value
                  for key, value in fields.items()}
     if operation.kernel == "result":
-        arguments["out"] = plan.results[arguments["out"]]
-    if operation.kernel == "stem" and "x" not in arguments:
-        return Launch(name, arguments, [lambda: kernel(x=plan.input, **arguments, stream=plan.stream)])
+        out = plan.results[arguments["out"]]
+        arguments["out"] = out.reshape(arguments["images"], arguments["x"].shape[1], arguments["pixels"])
+    if any(isinstance(value, Input) for value in arguments.values()):
+        return Launch(name, arguments, [lambda: kernel(**plan.filled(arguments), stream=plan.stream)])
     return Launch(name, arguments, [partial(kernel, **arguments, stream=plan.stream)])
 
 
 # --------------------------------------------------------------------------------------------- memory
 
-def allocate(sizes, shape, make_room, batch_that_fits) -> list:
-    """Float32 device arrays of these sizes, for a plan of `shape`; or OutOfDeviceMemory."""
+def allocate(shapes, make_room, batch_that_fits) -> list:
+    """Float32 device arrays: a block of memory, then inputs and results; or OutOfDeviceMemory."""
     while True:
         try:
-            return [device.allocate(size) for size in sizes]
+            return [device.allocate(shape) for shape in shapes]
         except MemoryError as error:
             if make_room():
                 continue
             free, total = device.free_memory()
-            needed = FLOAT_BYTES * sum(int(np.prod(size)) for size in sizes)
+            needed, (batch, _, *sides) = FLOAT_BYTES * sum(map(prod, shapes)), shapes[1]
             fits = batch_that_fits()
             raise OutOfDeviceMemory(
-                f"batch must be smaller for this device: {shape[0]} pictures of {shape[2]}x{shape[3]} need "
+                f"batch must be smaller for this device: {batch} pictures of {'x'.join(map(str, sides))} need "
                 f"{needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} of {total / 2**20:,.0f} MiB are free; "
                 f"{f'a batch of {fits} would fit' if fits else 'not even one would fit'}") from error
 
 
-def needed_bytes(config, weights, shape, outputs, products) -> int:
-    """Device memory of a plan and its input."""
-    walk = DeviceWalk(config, weights, outputs, products)
-    walk.network(shape)
-    results = sum(int(np.prod(output_shape(config, shape, name))) for name in outputs)
-    return FLOAT_BYTES * (arena_floats(walk) + results + int(np.prod(shape)))
+def needed_bytes(graph: Graph, lowering: DeviceLowering) -> int:
+    """Device memory of a plan, its inputs and its results."""
+    return FLOAT_BYTES * (arena_floats(lowering)
+                          + lowering.images * sum(prod(node.shape[1:]) for node in (*graph.inputs, *graph.outputs)))
 
 
-def batch_that_fits(config, weights, shape, outputs, products) -> int:
-    """The largest batch below that of `shape` whose plan fits into what is free, 0 if none does."""
-    free = device.free_memory()[0]
-    low, high = 0, shape[0]  # low fits, high does not
+def largest(fits, batch: int) -> int:
+    """The largest batch below this one that fits, 0 if none does."""
+    low, high = 0, batch  # low fits, high does not
     while high - low > 1:
         middle = (low + high) // 2
-        fits = needed_bytes(config, weights, (middle, *shape[1:]), outputs, products) <= free
-        low, high = (middle, high) if fits else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low

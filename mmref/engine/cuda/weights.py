@@ -1,18 +1,17 @@
-"""A folded network's parameters on the device, as the CUDA kernels want them: uploaded once, shared by all plans.
+"""A network's constants as the CUDA kernels read them: uploaded once for a model, shared by all its plans.
 
-What is folded beyond batch norms is what mmref.engine.weights folds: the residual of a depthwise convolution into its
-centre tap, base_scale into out_proj, the wavelet filters' 1/2 * 1/2 and wavelet_scale into the sub-bands' taps, A_logs
-into A. The layout is the plain one: matrices (depth, columns), taps (k*k, C), rows padded to whole vectors.
+The layout is the plain one: matrices (depth, columns), their rows padded to whole vectors; taps (k * k, C); parameters
+of a scan with the channels last. Folded beyond the graph's passes are the 1/2 * 1/2 of Haar's filters, as on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from mmref.engine.weights import check_haar
+from mmref.engine.weights import Kept, as_rows, haar_bands, row_axes, window_matrix
+from mmref.graph.graph import Constant
 from mmref.kernels.cuda.driver import cuda
 from mmref.kernels.target import round_up
 
@@ -30,106 +29,82 @@ class DeviceMatrix:
 
 @dataclass(frozen=True)
 class DeviceTaps:
-    """A depthwise convolution: weights (k*k, C), bias (C,), after (2, C) or None."""
+    """A depthwise convolution: weights (k_h * k_w, C), bias (C,), after (2, C) or None."""
 
-    kernel: int
-    channels: int
     weights: object
     bias: object
     after: object = None
 
 
-class DeviceWeights:
-    """Uploads on demand, by checkpoint name; keeps what it uploaded. The methods are those of `Weights`."""
+class DeviceWeights(Kept):
+    """Uploads on demand."""
 
-    def __init__(self, state: Mapping[str, np.ndarray]):
-        self.state, self.uploaded, self.bytes = state, {}, 0
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
 
-    def put(self, array):
-        """A device copy, float32, C-contiguous."""
-        array = np.ascontiguousarray(array, np.float32)
+    def put(self, array, dtype=np.float32):
+        """A device copy, C-contiguous."""
+        array = np.ascontiguousarray(array, dtype)
         self.bytes += array.nbytes
         return cuda.to_device(array)
 
-    def once(self, name, make):
-        if name not in self.uploaded:
-            self.uploaded[name] = make()
-        return self.uploaded[name]
+    def table(self, array: np.ndarray, key, dtype=np.int32):
+        """Integers that a kernel looks up; equal keys, equal tables."""
+        return self.once("table", lambda: self.put(array, dtype), options=key)
 
-    def matrix(self, matrix: np.ndarray, bias: np.ndarray | None) -> DeviceMatrix:
+    def _matrix(self, matrix: np.ndarray, bias: np.ndarray | None) -> DeviceMatrix:
         depth, columns = matrix.shape
         padded = np.zeros((depth, round_up(columns)), np.float32)
         padded[:, :columns] = matrix
         return DeviceMatrix(depth, columns, padded.shape[1], self.put(padded)[:, :columns],
                             None if bias is None else self.put(bias))
 
-    # ------------------------------------------------------------------------- by checkpoint name
+    # ---------------------------------------------------------------------------------------- by kernel
 
-    def pointwise(self, name: str) -> DeviceMatrix:
-        def make():
-            weight = self.state[f"{name}.weight"]
-            return self.matrix(weight.reshape(weight.shape[:2]).T, self.state[f"{name}.bias"])
-        return self.once(name, make)
+    def matrix(self, weight: Constant, bias: Constant | None) -> DeviceMatrix:
+        """A 1x1 convolution or linear layer, weight (out, in) or (out, in, 1, 1)."""
+        return self.once("matrix", lambda w, b: self._matrix(w.reshape(w.shape[:2]).T, b), weight, bias)
 
-    def stem(self, name: str) -> DeviceMatrix:
-        """A 3x3 convolution, rows in the order (tap y, tap x, channel); without padding between the rows."""
-        def make():
-            weight = self.state[f"{name}.weight"]
-            rows = weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
-            return DeviceMatrix(*rows.shape, rows.shape[1], self.put(rows), self.put(self.state[f"{name}.bias"]))
-        return self.once(name, make)
+    def window(self, weight: Constant, bias: Constant | None, groups: int = 1) -> DeviceMatrix:
+        """A k x k convolution's `window_matrix`, without padding between the rows."""
+        def make(w, b):
+            matrix = window_matrix(w, groups)
+            return DeviceMatrix(*matrix.shape, matrix.shape[1], self.put(matrix), None if b is None else self.put(b))
+        return self.once("window", make, weight, bias, options=groups)
 
-    def out_projection(self, attention: str, scale: str) -> DeviceMatrix:
-        def make():
-            scales = self.state[f"{scale}.weight"].reshape(-1)
-            weight = self.state[f"{attention}.out_proj.weight"][:, :, 0, 0]
-            return self.matrix((weight * scales[:, None]).T, self.state[f"{attention}.out_proj.bias"] * scales)
-        return self.once(f"{attention}.out_proj", make)
+    def taps(self, weight: Constant, bias: Constant | None, scale: Constant | None = None,
+             shift: Constant | None = None) -> DeviceTaps:
+        """A depthwise convolution; scale and shift of the 1x1 behind its ReLU."""
+        def make(w, b, scale, shift):
+            return DeviceTaps(self.put(w.reshape(len(w), -1).T),
+                              self.put(np.zeros(len(w), np.float32) if b is None else b),
+                              None if scale is None else self.put(np.stack([scale, shift])))
+        return self.once("taps", make, weight, bias, scale, shift)
 
-    def coefficients(self, attention: str) -> DeviceMatrix:
-        """x_proj of both directions side by side."""
-        def make():
-            weight = self.state[f"{attention}.x_proj_weight"]
-            return self.matrix(weight.reshape(-1, weight.shape[2]).T, None)
-        return self.once(f"{attention}.x_proj", make)
+    def bands(self, weight: Constant):
+        """(4, k * k, C): the filters of a Haar wavelet branch's sub-bands."""
+        return self.once("bands", lambda w: self.put(haar_bands(w).transpose(1, 2, 0)), weight)
 
-    def depthwise(self, name: str, residual: bool = False) -> DeviceTaps:
-        def make():
-            weight = self.state[f"{name}.weight"].copy()
-            if residual:
-                weight[:, 0, weight.shape[2] // 2, weight.shape[3] // 2] += 1
-            return DeviceTaps(weight.shape[-1], len(weight), self.put(weight.reshape(len(weight), -1).T),
-                              self.put(self.state[f"{name}.bias"]))
-        return self.once(name, make)
+    def scan(self, dt_weight: Constant, dt_bias: Constant, A: Constant, D: Constant) -> dict[str, object]:
+        """dt_weight (K, R, D), dt_bias (K, D), A (K, N, D), D (K, D)."""
+        return {"dt_weight": self.swapped(dt_weight), "dt_bias": self.array(dt_bias), "A": self.swapped(A),
+                "D": self.array(D)}
 
-    def local(self, name: str) -> DeviceTaps:
-        """k x k, and the scale and shift of the 1x1 behind the ReLU."""
-        def make():
-            weight = self.state[f"{name}.0.weight"]
-            after = np.stack([self.state[f"{name}.2.weight"].reshape(-1), self.state[f"{name}.2.bias"]])
-            return DeviceTaps(weight.shape[-1], len(weight), self.put(weight.reshape(len(weight), -1).T),
-                              self.put(self.state[f"{name}.0.bias"]), self.put(after))
-        return self.once(name, make)
+    def swapped(self, constant: Constant):
+        """(K, D, N) -> (K, N, D); one row of zeros where there are none, because kernels need an array."""
+        def make(values):
+            values = values.swapaxes(1, 2)
+            return self.put(values if values.size else np.zeros((len(values), 1, values.shape[2])))
+        return self.once("channels last", make, constant)
 
-    def wavelet(self, name: str):
-        """(kernel, (4, k*k, C)) of a `global_op`'s sub-band filters."""
-        def make():
-            check_haar(self.state, name)
-            weight, scale = self.state[f"{name}.wavelet_convs.0.weight"], self.state[f"{name}.wavelet_scale.0.weight"]
-            taps = weight[:, 0] * (scale.reshape(-1, 1, 1) / 4)                      # (4 * C, k, k), 4 * c + band
-            kernel = weight.shape[-1]
-            return kernel, self.put(taps.reshape(-1, 4, kernel * kernel).transpose(1, 2, 0))
-        return self.once(f"{name}.wavelet", make)
+    def array(self, constant: Constant, *shape: int):
+        """The values as they are, or in another shape."""
+        return self.once("array", lambda values: self.put(values.reshape(shape or values.shape)), constant,
+                         options=shape)
 
-    def scan(self, attention: str) -> dict[str, object]:
-        def make():
-            state = self.state
-            return {"dt_weight": self.put(state[f"{attention}.dt_projs_weight"].swapaxes(1, 2)),   # (2, R, D)
-                    "dt_bias": self.put(state[f"{attention}.dt_projs_bias"]),                      # (2, D)
-                    "A": self.put(-np.exp(state[f"{attention}.A_logs"]).reshape(2, -1)),
-                    "D": self.put(state[f"{attention}.Ds"].reshape(2, -1))}
-        return self.once(f"{attention}.scan", make)
-
-    def layer_norm(self, name: str) -> dict[str, object]:
-        return self.once(name, lambda: {"weight": self.put(self.state[f"{name}.weight"]),
-                                        "bias": self.put(self.state[f"{name}.bias"])})
+    def rows(self, constant: Constant, axis: int, shape: tuple[int, ...]):
+        """A constant's rows of channels, (one or more, C)."""
+        others, channels = row_axes(constant, axis, shape), shape[axis]
+        return self.once("rows", lambda values: self.put(as_rows(values, axis, others, channels)), constant,
+                         options=(axis, channels, others))
