@@ -29,6 +29,7 @@ from mmref.models.variants import VARIANTS
 from mmref.nn import functional as F
 from mmref.nn.layer import Conv2d, ConvBN, Layer, Linear, Residual, Sequential, Sigmoid
 from mmref.nn.operation import OPERATIONS, operation
+from mmref.nn.scan_order import cross_merge, cross_scan
 from mmref.nn.wavelet import analysis, filter_bank, synthesis
 
 ROOT = Path(mmref.__file__).parent
@@ -164,6 +165,17 @@ def test_an_operation_without_a_kernel_is_named():
     setattr(model.patch_embed, "1", Odd(cube))
     with pytest.raises(NotTraceable, match="'numba'.*'cube'.*patch_embed.1"):
         CompiledModel(model)(normal(0, 1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("call", [
+    lambda x: F.conv2d(cross_scan(x, "cross"), np.zeros((2, 4, 1, 1), np.float32)),
+    lambda x: cross_merge(x, ("rows",) * 8, 2, 3), lambda x: F.global_average_pool(cross_scan(x, "cross")),
+    lambda x: F.concatenate(x, cross_scan(x[:, :, :1], ("rows",) * 8))])
+def test_sequences_are_no_maps(call):
+    """Catches rows of one thing read as if they were another's: results of the right shape, and wrong."""
+    model = OneLayer(Odd(call))
+    with pytest.raises(NotTraceable, match="'numba'.*sequences.*layer 'layer'"):
+        CompiledModel(model)(normal(0, 1, 8, 8, 6))
 
 
 @pytest.mark.parametrize("call", [
@@ -397,6 +409,14 @@ ODDITIES = {
         F.global_average_pool(y, keep_axes=True)) + y)(self.c(x)), c=Conv2d(8, 16)),
     "layer norm of 8": lambda: Text(lambda self, x: F.silu(x) * F.layer_norm_channels(x, *[self.c.bias] * 2, 1e-3),
                                     c=Conv2d(8, 8, bias=True)),
+    "identity": lambda: Text(lambda self, x: x),
+    "scan and merge": lambda: Text(lambda self, x: cross_merge(F.relu(cross_scan(x, "atrous")), "atrous",
+                                                               *x.shape[2:])),
+    "sequences and maps": lambda: Text(lambda self, x: cross_scan(x, "cross") + F.relu(self.c(x))[:, :, :8, :1]
+                                       * cross_scan(x, "cross")[:, :, :, 3:4], c=Conv2d(8, 4)),
+    "maps and sequences": lambda: Text(lambda self, x: F.sigmoid(self.c(x))[:, :, :8] * cross_scan(x, ("rows",))
+                                       [:, :, :, ::9], c=Conv2d(8, 1)),
+    "no channels": lambda: Text(lambda self, x: F.concatenate(F.relu(x[:, :0]), x)),
     "constant map": lambda: Text(lambda self, x: x + np.linspace(0, 1, 54, dtype=x.dtype).reshape(1, 1, 9, 6)),
 }
 

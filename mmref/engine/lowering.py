@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmref.engine.memory import Arena, Map
-from mmref.engine.schedule import Buffer, Region, Schedule, channel_axis, is_join, rows_of
+from mmref.engine.schedule import Buffer, Region, Schedule, channel_axis, fits_layout, is_join, rows_of
 from mmref.errors import NotTraceable
 from mmref.graph.graph import Constant, Graph, Node, derived
 from mmref.kernels.target import FLOAT_BYTES
@@ -143,6 +143,10 @@ class Lowering:
         if method is None:
             raise NotTraceable(f"backend {self.backend!r} has no kernel for operation {node.name!r}, which layer "
                                f"{node.layer!r} uses (backend 'numpy' runs it)")
+        if node.name not in ("add", "multiply") and not all(fits_layout(operand, node) for operand in node.sources):
+            raise NotTraceable(f"backend {self.backend!r} has no kernel for operation {node.name!r} of sequences where "
+                               f"it has one of maps, or the other way round, which layer {node.layer!r} uses "
+                               f"(backend 'numpy' runs it)")
         method(node, **{name if name.isidentifier() else f"part{name}": value for name, value in node.operands.items()})
 
     def allocate(self, buffer: Buffer) -> Map:
@@ -275,20 +279,23 @@ class Lowering:
     lower_silu = lower_softplus = lower_relu = lower_sigmoid
 
     def lower_add(self, node, x, y):
-        if isinstance(x, Constant) or x.shape != node.shape:  # both operations commute
+        if isinstance(x, Constant) or isinstance(y, Node) and not self.is_like(x, node):  # both operations commute
             x, y = y, x
-        if isinstance(x, Constant) or isinstance(y, Constant) and x.shape != node.shape:
-            x, y = (y, x) if isinstance(x, Constant) else (x, y)
-        self.combine(node.name, x if x.shape == node.shape else self.spread(x, node), y, node)
+        self.combine(node.name, x if self.is_like(x, node) else self.spread(x, node), y, node)
 
     lower_multiply = lower_add
+
+    @staticmethod
+    def is_like(value: Node, node: Node) -> bool:
+        """Whether its rows are the node's."""
+        return value.shape == node.shape and fits_layout(value, node)
 
     def combine(self, operation, x, y, target):
         """target = operation(x, y), row by row, of nodes, regions or temporary maps; y may be a constant, or None."""
         node, length, reads = self.node, 1, [x]
-        if isinstance(y, Node) and y.shape != node.shape:
-            if rows_of(y) == 1 and self.map(y).channels == self.map_of(x).channels:  # one row for each image
-                length = rows_of(node)
+        if isinstance(y, Node) and not self.is_like(y, node):
+            if fits_layout(y, node) and rows_of(y) == 1 and self.map(y).channels == self.map_of(x).channels:
+                length = rows_of(node)           # one row for each image
             else:
                 y = self.spread(y, node)
         if y is not None and not isinstance(y, Constant):

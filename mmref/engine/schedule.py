@@ -15,6 +15,7 @@ from mmref.graph.graph import Graph, Node
 from mmref.kernels.target import round_up
 
 SEQUENCES = ("cross_scan", "project", "selective_scan")  # their results are (B, K, channels, L)
+OF_SEQUENCES = ("cross_merge", "project", "selective_scan")  # they read such
 INHERITING = frozenset(("slice_axis", "concatenate", "add", "multiply", "relu", "sigmoid", "silu", "softplus"))
 
 
@@ -65,6 +66,13 @@ def channel_axis(node: Node) -> int:
     while node.name in INHERITING:
         node = next(operand for operand in node.operands.values() if isinstance(operand, Node))
     return 2 if node.name in SEQUENCES else 1
+
+
+def fits_layout(operand: Node, node: Node) -> bool:
+    """Whether an operand's rows hold the channels that the node's kernel takes them for."""
+    if node.name in INHERITING:
+        return channel_axis(operand) == channel_axis(node)
+    return channel_axis(operand) == (2 if node.name in OF_SEQUENCES else 1)
 
 
 def rows_of(node: Node) -> int:
@@ -172,7 +180,8 @@ def _places(graph, level, users, exact, in_place, bordered):
                 start += channels
             continue
         for operand in in_place(node):
-            if operand not in outputs and operand.shape == node.shape and dies(operand, node) and give(operand, place):
+            if operand not in outputs and operand.shape == node.shape and fits_layout(operand, node) \
+                    and dies(operand, node) and give(operand, place):
                 break
     for node in graph.nodes:
         if is_view(node):
