@@ -314,7 +314,8 @@ def test_grids(images, side):
     x, one, few = Shape(pixels, 48), Shape(1), Shape(images, 48)
 
     def launches(modules):
-        modules["depthwise"].depthwise(x, one, one, x, images=images, height=side, width=side, kernel=3)
+        modules["depthwise"].depthwise(x, one, one, x, images=images, height=side, width=side,
+                                       filter_shape=(3, 3), stride=1, padding=1)
         modules["scan"].scan(x, x, x, one, one, one, x, images=images, length=side * side, rank=3)
         modules["wavelet_branch"].wavelet_branch(x, one, x, images=images, height=side, width=side, kernel=3)
         modules["norm_gate"].norm_gate(x, x, one, one, x)
@@ -326,7 +327,7 @@ def test_grids(images, side):
         modules["epilogue"].epilogue(x, None)
         modules["matmul"].matmul(x, x, None, x)
         modules["stem"].stem(x, x, one, Shape(pixels // 4, 48), images=images, height=side, width=side, c_in=48,
-                             relu=True, nchw=False)
+                             filter_shape=(3, 3), stride=2, padding=1, relu=True, nchw=False)
         modules["rows"].repeat_rows(x, x)
     found = compile_kernels.kernels(launches)
     assert len(found) == 13
