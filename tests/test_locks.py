@@ -45,7 +45,7 @@ children = []
 for _ in range(forks):
     child = os.fork()
     if not child:
-        signal.alarm(50)  # a child that hangs is killed
+        signal.alarm(250)  # a child that hangs is killed
         answers = predict([picture])
         os._exit(0 if not answers[0].error and (sys.argv[3] != "loaded" or answers == expected) else 1)
     children.append(os.waitpid(child, 0)[1])
@@ -71,7 +71,7 @@ def forked(work) -> int:
     import signal
     child = os.fork()
     if not child:
-        signal.alarm(20)
+        signal.alarm(100)
         os._exit(0 if work() else 1)
     return os.waitpid(child, 0)[1]
 
