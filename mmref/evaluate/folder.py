@@ -151,12 +151,12 @@ def _match(names, class_names, given, where, order=None, may_sort=True):
         unknown = [name for name, output in found.items() if output is None]
         if len(unknown) < len(names):  # some names fit: then sorting would give the others wrong classes
             raise FolderError(f"{where}: {len(unknown)} of {len(names)} are none of the model's {count} classes by "
-                              f"{rule}, first {unknown[0]!r}; name a class map (--class-map)")
+                              f"{rule}, first {unknown[0]!r}; give a class map (--class-map)")
     if given is None and may_sort and len(names) == count:
         ordered, how = _in_order(names, order, where)
         return {name: i for i, name in enumerate(ordered)}, f"classes in {how} of the sorted folder names"
     raise FolderError(f"{where}: {len(names)} (first {min(names)!r}) cannot be matched with the model's {count} "
-                      f"classes; name a class map (--class-map)")
+                      f"classes; give a class map (--class-map)")
 
 
 def _by_name(class_names, where):
@@ -170,7 +170,7 @@ def _by_name(class_names, where):
         outputs = exact.get(name) or plain.get(_plain(name), [None])
         if len(outputs) > 1:
             raise FolderError(f"{where}: {name!r} may be any of the outputs {', '.join(map(str, outputs))}, which have "
-                              f"the same name; name a class map (--class-map)")
+                              f"the same name; give a class map (--class-map)")
         return outputs[0]
     return find
 
@@ -191,7 +191,7 @@ def _in_order(names, order, where):
     shown = {name: ", ".join(map(repr, ordered[max(at - 1, 0):at + 2])) for name, ordered in orders.items()}
     raise FolderError(f"{where}: only their order can say which is which, and there are two: from number "
                       f"{max(at - 1, 0)} on {shown['lexicographic']}, ... (lexicographic, as torchvision sorts) or "
-                      f"{shown['natural']}, ... (natural); choose one (--order lexicographic, --order natural) or name "
+                      f"{shown['natural']}, ... (natural); choose one (--order lexicographic, --order natural) or give "
                       f"a class map (--class-map)")
 
 
