@@ -54,7 +54,7 @@ def scan(u, coefficients, dt_weight, dt_bias, A, D, out, *, images, length, rank
 
 def wavelet_branch(x, weight, out, *, images, height, width, kernel, stream=0):
     pixels, weight = pictures(x, images, height, width), host(weight)
-    bank = np.tile(HAAR[:, None], (pixels.shape[1], 1, 1, 1))
+    bank = np.tile(HAAR[:, None], (pixels.shape[1], 1, 1, 1)).astype(pixels.dtype)
     taps = 4 * weight.transpose(2, 0, 1).reshape(-1, 1, kernel, kernel)              # channel 4 * c + band
     bands = F.depthwise_conv2d(wavelet.analysis(pixels, bank), taps, padding=kernel // 2)
     host(out)[...] = rows(wavelet.synthesis(bands, bank, height, width))
