@@ -64,7 +64,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     check_kind("prefer", prefer, str, "the name of an entry, ema, raw or auto")
     threads = None if threads is None else check_integer("threads", threads, 1)
     graph = None if graph is None else check_flag("graph", graph)
-    check_choice("matmul", matmul, ("cublas", "own"))
+    check_choice("matmul", matmul, ("cublas", "cublaslt", "own"))
     tf32 = check_flag("tf32", tf32)
     config, dagger = resolve(name)
     if not set(changes) <= {field.name for field in fields(config)}:
