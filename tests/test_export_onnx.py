@@ -280,6 +280,9 @@ class AnyDtype(OneLayer):
         return self.layer(x)
 
 
+FOR_ONE_SIZE = "slices of pixels", "constant map", "sequences and maps", "maps and sequences"  # they compute with sizes
+
+
 @pytest.mark.parametrize("name", ODDITIES)
 def test_oddities(name):
     """Operations in other company than MobileMamba's: shared results, broadcasting, joins of joins."""
@@ -287,7 +290,7 @@ def test_oddities(name):
     for _, owner, parameter in layer.named_parameters():
         value = owner.initial(parameter, rng) + 0.3 * rng.standard_normal(owner.shapes[parameter])
         setattr(owner, parameter, (np.abs(value) if parameter == "running_var" else value).astype(np.float32))
-    model, fixed = AnyDtype(layer), name in ("slices of pixels", "constant map")  # they compute with sizes
+    model, fixed = AnyDtype(layer), name in FOR_ONE_SIZE
     model.config.img_size = 9
     if fixed:
         with pytest.raises((NotTraceable, ShapeError), match="'layer' computes with the size.*fixed|equal shapes"):
