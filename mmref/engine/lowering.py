@@ -129,7 +129,7 @@ class Lowering:
                     self.maps[buffer] = self.allocate(buffer)
             for node in stage.nodes:
                 self.node = node
-                self.lower_node(node)
+                self._lower(node)
             for index in stage.results:
                 self.node = self.graph.outputs[index]
                 self.result(self.node, index)
@@ -138,7 +138,7 @@ class Lowering:
             self.arena.free(*self.scratch)
             self.scratch.clear()
 
-    def lower_node(self, node: Node) -> None:
+    def _lower(self, node: Node) -> None:
         method = getattr(self, "join" if is_join(node) else f"lower_{node.name}", None)
         if method is None:
             raise NotTraceable(f"backend {self.backend!r} has no kernel for operation {node.name!r}, which layer "
