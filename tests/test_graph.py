@@ -475,6 +475,14 @@ def test_what_no_fused_kernel_covers(name):
         assert_close(CompiledModel(model, threads=threads)(x), truth, tolerance, dtype=np.float32)
 
 
+def test_layer_norm_of_values_far_from_zero():
+    """Catches a variance from which the square of the mean is subtracted: here it would be lost in rounding."""
+    x = np.where(np.arange(8) % 2, 99999, 100001).astype(np.float32).reshape(1, 8, 1, 1)  # the mean is exact
+    model = OneLayer(Odd(lambda x: F.layer_norm_channels(x, *np.float32([np.ones(8), np.zeros(8)]), 1e-5)))
+    result = CompiledModel(model)(np.tile(x, (1, 1, 2, 3)))
+    assert_close(result, np.tile(x - 100000.0, (1, 1, 2, 3)), 1e-4, dtype=np.float32)
+
+
 # ---------------------------------------------------------------------------------- what users do to a model
 
 def exchanged_activation():
