@@ -190,8 +190,8 @@ class Lowering:
         """Append an operation of the node in hand. reads, writes: nodes, or temporary maps."""
         node = self.node
         touches = [self._touch(value, False) for value in reads] + [self._touch(value, True) for value in writes]
-        self.operations.append(Operation(kernel, node.layer or place_of_call(node), self.shape(node), fields, macs, moved,
-                                         touches=touches))
+        layer = node.layer or place_of_call(node)
+        self.operations.append(Operation(kernel, layer, self.shape(node), fields, macs, moved, touches=touches))
         return self.operations[-1]
 
     def _touch(self, value, written):
