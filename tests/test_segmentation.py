@@ -332,3 +332,23 @@ def test_folded_is_the_same(nano):
     result = compare(reference, folded)
     assert result.same and relative_error(folded.records["output"], reference.records["output"]) < 1e-4
     assert "decode_head.bottleneck.bn" in folded.records
+
+
+# -------------------------------------------------------------------------------------------------------- ONNX
+
+@pytest.mark.parametrize("head", HEADS)
+def test_exported(nano, head):
+    """Catches a size of the traced picture in the graph, other coordinates in a runtime's resizes, and logits that are
+    called otherwise for being a map."""
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from mmref.export.onnx import to_onnx
+    proto = to_onnx(nano[head])
+    output, = proto.graph.output
+    dims = [dim.dim_param or dim.dim_value for dim in output.type.tensor_type.shape.dim]
+    assert output.name == "logits" and dims == ["batch", 11, "height", "width"]
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for shape in ((1, 3, 1, 1), (2, 3, 33, 250), (1, 3, 130, 65)):
+        x = normal(0, *shape)
+        truth, tolerance = rounding(of_layer(nano[head], x))
+        assert_close(session.run(None, {"input": x})[0], truth, tolerance, dtype=np.float32)
