@@ -613,6 +613,17 @@ def test_a_compiled_model_stays_as_it_was():
     assert np.array_equal(compiled(x), first) and np.array_equal(compiled(y), expected)
 
 
+def test_parameters_edited_in_place_are_the_models_own():
+    """Catches an engine that sees some edits of the model it was made of (those before its first forward, or those of
+    weights that another size packs anew) and not others."""
+    model, x, y = lively(), normal(7, 1, 3, 64, 64), normal(7, 1, 3, 48, 80)
+    compiled, expected = CompiledModel(model), [CompiledModel(lively())(part) for part in (x, y)]
+    for edit in (0.0, 3.0):
+        for array in model.state_dict().values():
+            array *= np.float32(edit)
+        assert all(np.array_equal(compiled(part), was) for part, was in zip((x, y), expected, strict=True))
+
+
 # ------------------------------------------------------------------------------------------------------ names
 
 def test_no_backend_knows_a_layer_by_name():
