@@ -135,6 +135,8 @@ class Call:
 
 def check_arrays(call: Call, arrays, channels: int, dtype) -> None:
     """ShapeError unless the inputs of a call are float32 arrays of four axes; pictures have the network's channels."""
+    if not arrays:
+        raise ShapeError("x must be a NumPy array, or a list of some, got none")
     for array in arrays:
         if call.pictures:
             check_shape(array, channels, dtype)
