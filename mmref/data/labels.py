@@ -64,6 +64,7 @@ def class_names(model) -> tuple[str, ...]:
 def read_class_names(source, count: int) -> tuple[str, ...]:
     """The names that `source` gives to `count` outputs; see `load_class_names`. Raises ValueProblem for another number
     of names, too."""
+    count = check_integer("count", count, 0)
     of = f" of {source}" if isinstance(source, (str, os.PathLike)) else ""
     return check_class_names(f"class_names{of}", load_class_names(source), count)
 

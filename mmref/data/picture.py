@@ -129,6 +129,8 @@ def open_picture(picture, exif: bool = False) -> tuple[Image.Image, list[str]]:
     try:
         if isinstance(picture, Image.Image):
             picture.load()
+            if not picture.width or not picture.height:
+                raise PictureError(f"no pixels: {picture.width} x {picture.height}")
             return _to_rgb(picture, _pil_orientation(picture), getattr(picture, "n_frames", 1), exif)
         contents = inspect(_read(picture))
         with _open(contents) as image:
@@ -304,7 +306,8 @@ def check_pictures(pictures):
     open file for one per line. Raises ValueProblem."""
     if isinstance(pictures, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)) or hasattr(pictures, "read"):
         raise ValueProblem(f"pictures must be a list of pictures, got one {type(pictures).__name__}: write [picture]")
-    if not isinstance(pictures, Iterable) or (isinstance(pictures, np.ndarray) and pictures.dtype.kind not in "OU"):
+    if not isinstance(pictures, Iterable) or (
+            isinstance(pictures, np.ndarray) and (pictures.dtype.kind not in "OU" or pictures.ndim != 1)):
         raise ValueProblem(f"pictures must be a list of paths, bytes, binary files or PIL images, got {shown(pictures)}"
                            f" (PIL.Image.fromarray makes a picture of an array)")
     return pictures

@@ -22,7 +22,7 @@ class CompiledModel(EngineModel):
     """A network on compiled kernels, float32, any batch and picture size; `create_model(name, backend="numba")`.
 
     model    a network of mmref, folded or not, float32. What is compiled is the model as it is now, whatever layers it
-             is made of; its parameters are shared, not copied, and must not be changed in place afterwards
+             is made of; its parameters are copied
     threads  how many work on a forward, 1 to 1024, also more than there are cores; None for NUMBA_NUM_THREADS, where
              that is set, or else as many as there are cores
 

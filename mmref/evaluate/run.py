@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 
+from mmref.arguments import check_callable, check_integer, check_kind, check_path
 from mmref.cores import usable_cores
 from mmref.errors import MmrefError, ValueProblem
 from mmref.evaluate.batch import NEVER_BEGAN, batch_paths, record, run_batch
@@ -38,8 +39,14 @@ def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, 
     resumes. A process or cluster worker that dies costs its running batches, which are computed again.
     Raises MmrefError for what makes the whole evaluation impossible; bad pictures are in `Tally.errors`.
     """
-    if processes < 1:
-        raise ValueProblem(f"processes must be at least 1, got {processes}")
+    check_kind("predictor", predictor, Predictor, "a Predictor")
+    check_kind("pictures", pictures, PictureSet, "a PictureSet, what read_folder gives")
+    processes = check_integer("processes", processes, 1)
+    if scheduler is not None:
+        check_kind("scheduler", scheduler, str, 'an address, "local:N" or None')
+    resume = None if resume is None else check_path("resume", resume)
+    if progress is not None:
+        check_callable("progress", progress, "a function (tally, pictures that are new) or None")
     if scheduler is not None and processes > 1:
         raise ValueProblem("processes and scheduler cannot be used together: pass one of them")
     loaded = predictor.load()

@@ -78,7 +78,8 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     model, config = model.frozen(), model.config
     inputs = _dimensions_of(inputs, fixed, config)
     whole = function is None                     # of a whole network, also a map may be logits
-    function = check_callable("function", function or Layer.__call__, "a function of the model and its inputs, or None")
+    function = check_callable("function", Layer.__call__ if whole else function,
+                              "a function of the model and its inputs, or None")
     shapes = list(inputs.values())
     graph, names = graph_of(partial(function, model), model, shapes, config.img_size)
     if not graph.outputs:

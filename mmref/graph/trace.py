@@ -62,6 +62,8 @@ class Constants:
         self.names, self.places, self.arrays, self.computed = {}, {}, {}, {}
         for name, layer, attribute in model.named_parameters():
             array = getattr(layer, attribute)
+            if array is None:  # a bias that somebody took away; a text that needs it says so
+                continue
             self.names[id(array)] = self.places[_place(array)] = name
             self.arrays[name] = array  # kept, so that its id and its place stay its own
 
@@ -250,6 +252,24 @@ class TracedArray(Symbol):
 
     def __bool__(self):
         self.refuse("the truth value")
+
+
+def _refused(sign):
+    def method(self, *others):
+        self.refuse(sign)
+    return method
+
+
+# What an array can and a symbol cannot. `x += y` would bind another symbol where an array changes under all its names.
+for _name, _sign in {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "truediv": "/",
+                     "rtruediv": "/", "floordiv": "//", "rfloordiv": "//", "mod": "%", "rmod": "%", "pow": "**",
+                     "rpow": "**", "matmul": "@", "rmatmul": "@", "abs": "abs()", "iter": "iteration",
+                     "float": "float()", "int": "int()", "index": "an index", "contains": "in", "iadd": "+=",
+                     "isub": "-=", "imul": "*=", "itruediv": "/=", "ipow": "**=", "imatmul": "@=", "ifloordiv": "//=",
+                     "imod": "%=", "setitem": "assignment to elements", "and": "&", "or": "|", "xor": "^",
+                     "invert": "~"}.items():
+    setattr(TracedArray, f"__{_name}__", _refused(_sign))
+TracedArray.__hash__ = object.__hash__
 
 
 def infer(operation, operands: dict, attributes: dict, elsewhere: bool = False) -> tuple[int, ...]:

@@ -19,7 +19,18 @@ from mmref.models.mrffi import MRFFI, nearest_multiple
 from mmref.models.network import Network, check_features, take_indices
 from mmref.models.variants import Variant
 from mmref.nn import functional as F
-from mmref.nn.layer import BatchNorm, Conv2d, ConvBN, Layer, Linear, ReLU, Residual, Sequential, Sigmoid
+from mmref.nn.layer import (
+    BatchNorm,
+    Conv2d,
+    ConvBN,
+    Layer,
+    Linear,
+    ReLU,
+    Residual,
+    Sequential,
+    Sigmoid,
+    computes_as,
+)
 
 
 class FFN(Layer):
@@ -119,6 +130,9 @@ class Head(Layer):
         return self.l(self.bn(x))
 
     def fold_batchnorm(self):
+        if not (computes_as(self, Head) and computes_as(self.bn, BatchNorm) and computes_as(self.l, Linear)
+                and (self.l.bias is None) == (self.l.weight is None)):  # neither is there before loading
+            return super().fold_batchnorm()
         folded = copy.copy(self.l)
         if self.l.weight is not None:
             scale, shift = self.bn.scale_and_shift()

@@ -38,10 +38,16 @@ class Network(Layer):
             setattr(layer, attribute, layer.initial(attribute, rng).astype(dtype))
         return self
 
-    def frozen(self) -> Network:
-        """A copy of the tree of layers that shares the parameters: layers exchanged in one are not in the other."""
-        clone = _copy_tree(self)
+    def frozen(self, parameters: bool = False) -> Network:
+        """A copy of the tree of layers that shares the parameters: layers exchanged in one are not in the other. With
+        `parameters` these are copied too (one that several layers share stays one)."""
+        clone, copies = _copy_tree(self), {}
         clone.name_layers()
+        for _, layer, attribute in clone.named_parameters() if parameters else ():
+            array = getattr(layer, attribute)
+            if id(array) not in copies:
+                copies[id(array)] = array, array.copy()  # the array beside, so that its id stays its own
+            setattr(layer, attribute, copies[id(array)][1])
         return clone
 
     @property

@@ -20,7 +20,7 @@ from mmref.models.network import Network, check_features
 from mmref.models.variants import MOST_CHANNELS, MOST_CLASSES, VARIANTS, Variant
 from mmref.nn import functional as F
 from mmref.nn import resize as R
-from mmref.nn.layer import BatchNorm, Conv2d, Layer
+from mmref.nn.layer import BatchNorm, Conv2d, Layer, computes_as, foldable
 
 PICTURE_SIDE = 512  # the short side that pictures are resized to, and that costs are quoted for
 
@@ -70,6 +70,8 @@ class ConvModule(Layer):
         return F.relu(self.bn(self.conv(x)))
 
     def fold_batchnorm(self):
+        if not (computes_as(self, ConvModule) and foldable(self.conv, self.bn)):
+            return super().fold_batchnorm()
         return FoldedConvModule(self.conv.folded_with(self.bn))
 
 
