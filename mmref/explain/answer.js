@@ -19,7 +19,7 @@ function classesPart() {
         el("td", {style: "width:34%"}, el("div", {class: "bars", style: "display:block"}, el("div", {class: "track"}, el("i", {class: "violet", style: `width:${100 * c.probability}%`})))), el("td", {}, percent(c.probability)), el("td", {class: "mono"}, c.logit.toFixed(3))))))),
     el("div", {}, el("h3", {}, `What “${chosen.label}” rests on`), el("div", {style: "max-width:26rem"}, cellsOver(change, v => v >= 0 ? [150, 60, 255, 220 * v / most] : [30, 190, 150, 220 * -v / most], `Over the picture: what covering each of ${n} x ${n} cells changes`)),
       el("div", {class: "legend"}, el("span", {}, el("i", {class: "violet"}), "covered, the probability falls: it was needed"), el("span", {}, el("i", {class: "mint"}), "covered, it rises: it spoke for something else")),
-      el("p", {}, ...prose(`By [covering] the cell that matters most (${place(best, n)}), its [probability] goes from ${percent(chosen.probability)} to ${percent(covered[best])}. The fullest colour is a change of ${percent(most)}.`)))), secondPart()];
+      el("p", {}, ...prose(`By [covering] the square that matters most (${place(best, n)}), its [probability] goes from ${percent(chosen.probability)} to ${percent(covered[best])}. The fullest colour is a change of ${percent(most)}; each of ${n} × ${n} cells stands for a square of three by three around it.`)))), secondPart()];
 }
 function secondPart() {
   const {classes, gap, cells: n} = data.answer;
@@ -40,12 +40,12 @@ function mapPart() {
   return el("div", {class: "columns"}, el("figure", {}, el("div", {class: "stack"}, paint(w, h, i => hue(levels[i]))), el("figcaption", {}, "The class of every pixel", data.answer.step > 1 ? `, every ${data.answer.step}. pixel` : "")),
     el("div", {}, el("div", {class: "bars"}, classes.slice(0, 20).flatMap((c, i) => [el("span", {}, el("i", {style: `display:inline-block;width:.9rem;height:.9rem;border-radius:.2rem;margin-right:.4rem;background:rgb(${hue(i)})`}), c.label), el("span", {class: "track"}, el("i", {class: "violet", style: `width:${100 * c.share}%`})), el("span", {}, percent(c.share))])),
       classes.length > 20 ? el("p", {class: "small"}, `and ${classes.length - 20} more`) : null),
-    el("figure", {}, cellsOver(change, v => [150, 60, 255, 220 * v / most], "What covering each cell changes"), el("figcaption", {}, ...prose(`[covering] a cell changes the class of up to ${percent(most)} of all pixels (full violet).`))));
+    el("figure", {}, cellsOver(change, v => [150, 60, 255, 220 * v / most], "What covering each cell changes"), el("figcaption", {}, ...prose(`[covering] a square changes the class of up to ${percent(most)} of all pixels (full violet).`))));
 }
 function featuresPart() {
   const change = numbers(data.answer.covered, Float32Array), most = Math.max(1e-9, ...change);
   return [el("p", {}, `This network names no classes: it gives ${times(data.answer.shape)} features.`), el("div", {style: "max-width:26rem"}, cellsOver(change, v => [150, 60, 255, 220 * v / most], "What covering each cell changes")),
-    el("p", {class: "small"}, ...prose(`[covering] a cell changes the features by up to ${percent(most)} of their length (full violet).`))];
+    el("p", {class: "small"}, ...prose(`[covering] a square changes the features by up to ${percent(most)} of their length (full violet).`))];
 }
 function fieldPart() {
   const {fields, cells: n} = data.answer;

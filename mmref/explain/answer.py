@@ -1,7 +1,7 @@
 """The answer of a run and what it rests on: classes or a label map, covered cells, the receptive field, the last layer.
 
-The picture is covered cell by cell with the mean colour of the pictures the network was trained on (0 after
-normalisation), and the network run again: what the answer loses was in that cell. The receptive fields come from
+For each cell of the picture a square of 3 x 3 cells around it is covered with the mean colour of the pictures the
+network was trained on (0 after normalisation), and the network run again: what the answer loses was seen there. The receptive fields come from
 mmref.show.field.
 """
 
@@ -82,13 +82,13 @@ def _label_map(maps, labels):
 
 
 def _covered(run, kind, found, cells, seen):
-    """For each cell what the answer is without it."""
+    """For each cell what the answer is without it and its neighbours."""
     x, model = run.values[run.input], run.model
     several = []
     for batch in batches(cell_slices(cells, *x.shape[2:]), _batch(x)):
         inputs = np.repeat(x, len(batch), 0)
-        for one, cell in zip(inputs, batch, strict=True):
-            one[cell] = 0
+        for one, (_, rows, columns) in zip(inputs, batch, strict=True):
+            one[:, _wider(rows), _wider(columns)] = 0
         outputs = first_of(model(inputs))
         if kind == "classes":
             top = [entry["class"] for entry in found["classes"]]
@@ -101,6 +101,11 @@ def _covered(run, kind, found, cells, seen):
         if seen is not None:
             seen(len(batch))
     return packed(np.array(several).T)                                      # (classes or 1, cells * cells)
+
+
+def _wider(cell):
+    size = cell.stop - cell.start
+    return slice(max(0, cell.start - size), cell.stop + size)
 
 
 def _fields(run, cells, seen):

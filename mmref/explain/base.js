@@ -14,7 +14,21 @@ function el(tag, properties, ...children) {
   element.append(...children.flat().filter(child => child !== null && child !== undefined));
   return element;
 }
-const fill = (id, ...children) => { const e = typeof id === "string" ? $(id) : id; e.replaceChildren(...children.flat().filter(c => c !== null && c !== undefined)); return e; };
+// New content for an element (or the element of an id); who stood on a control stays on the one in its place.
+function fill(id, ...children) {
+  const element = typeof id === "string" ? $(id) : id, way = [];
+  for (let at = document.activeElement; element.contains(at) && at !== element; at = at.parentNode) way.unshift([...at.parentNode.children].indexOf(at));
+  element.replaceChildren(...children.flat(2).filter(child => child !== null && child !== undefined));
+  if (way.length) {
+    let at = element;
+    for (const i of way) at = at && at.children[i];
+    if (!at || at.tabIndex < 0) at = element.querySelector("button, select, input, [tabindex='0']");
+    if (at) at.focus({preventScroll: true});
+  }
+  return element;
+}
+// A line of a docstring, what stands in backquotes as code.
+const docLine = text => text.split("`").map((part, i) => i % 2 ? el("code", {}, part) : part);
 
 // base64 of little-endian values as a typed array, decoded once.
 const decoded = new Map();

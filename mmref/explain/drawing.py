@@ -19,12 +19,12 @@ MOST_BOXES = 80  # of a drawing; a layer of more is opened through those inside 
 
 @dataclass(eq=False)
 class Box:
-    """A layer (`layer`) or an operation (`node`) in a drawing."""
+    """A layer (`layer`), an operation (one of `nodes`), or what the opened layer is given, in a drawing."""
 
     layer: str | None
-    nodes: list = field(default_factory=list)
+    nodes: list = field(default_factory=list)         # of the graph
     sources: list[Box] = field(default_factory=list)  # as levels_of and places want it
-    outside: bool = False
+    given: bool = False
 
 
 def parent_of(name: str, called) -> str:
@@ -51,7 +51,7 @@ def children_of(run: Run) -> dict[str, list[str]]:
 def drawing(run: Run, layer: str, children: list[str]) -> dict | None:
     """Boxes and arrows of an opened layer; None where there is one box or fewer, or too many to look at."""
     boxes = _boxes(run, layer, children)
-    if not 1 < len(boxes) <= MOST_BOXES:
+    if not 1 < sum(not box.given for box in boxes) <= MOST_BOXES:
         return None
     place = places(boxes, levels_of(boxes))
     number = {box: i for i, box in enumerate(boxes)}
@@ -61,13 +61,13 @@ def drawing(run: Run, layer: str, children: list[str]) -> dict | None:
         for node in box.nodes:
             for source in node.sources:
                 start = owner.get(source)
-                if start is not box and (start, source) not in seen:
+                if start is not box and not box.given and (start, source) not in seen:
                     seen.add((start, source))
-                    arrows.append({"from": -1 if start is None else number[start], "to": number[box],
-                                   "shape": list(source.shape[1:])})
+                    arrows.append({"from": number[start], "to": number[box], "shape": list(source.shape[1:])})
     return {"boxes": [{"layer": box.layer, "operation": None if box.layer is not None else box.nodes[0].name,
-                       "note": "" if box.layer is not None else _note(box.nodes[0]), "x": place[box][0],
-                       "y": place[box][1], "shape": list(box.nodes[-1].shape[1:])} for box in boxes], "arrows": arrows}
+                       "given": box.given, "note": "" if box.layer is not None or box.given else _note(box.nodes[0]),
+                       "x": place[box][0], "y": place[box][1], "shape": list(box.nodes[-1].shape[1:])}
+                      for box in boxes], "arrows": arrows}
 
 
 def _boxes(run, layer, children):
@@ -82,8 +82,13 @@ def _boxes(run, layer, children):
                 of_layer[child] = box
         box.nodes.append(node)
         owner[node] = box
+    outside = dict.fromkeys(source for box in boxes for node in box.nodes for source in node.sources
+                            if source not in owner)
+    for source in outside:
+        owner[source] = Box(None, [source], given=True)
+    boxes = [owner[source] for source in outside] + boxes
     number = {box: i for i, box in enumerate(boxes)}
-    for box in boxes:
+    for box in boxes[len(outside):]:
         sources = dict.fromkeys(owner[source] for node in box.nodes for source in node.sources if source in owner)
         box.sources = [source for source in sources if number[source] < number[box]]  # a layer called twice: no cycle
     return boxes
@@ -94,6 +99,8 @@ def _note(node):
     if node.name == "slice_axis" and node.attributes["axis"] == 1:
         start, stop = int(node.attributes["start"]), int(node.attributes["stop"])
         return f"channels {start} to {stop - 1}" if stop > start else "no channels"
+    if node.name == "slice_axis":
+        return f"{int(node.attributes['start'])} to {int(node.attributes['stop']) - 1} of axis {node.attributes['axis']}"
     if node.name in ("cross_scan", "cross_merge"):
         order = node.attributes["order"]
         return order if isinstance(order, str) else ", ".join(order)

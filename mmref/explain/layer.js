@@ -78,9 +78,17 @@ function mosaic(map, list, channel, name) {
 }
 
 let readouts = [];
+function drawMaps() {
+  const layer = byName.get(state.layer);
+  readouts = [];
+  if (layer.input === null) return;
+  const input = data.maps[layer.input], output = data.maps[layer.output];
+  fill("layer-maps", mapPanel("input", input, readouts), mapPanel("output", output, readouts),
+    el("figure", {}, placed(photograph(), input.size[1], input.size[0], "The photograph; arrow keys move the place"), el("figcaption", {}, "the same place in the photograph")));
+  readouts.forEach(f => f());
+}
 function drawLayer() {
   const layer = byName.get(state.layer), kind = data.kinds[layer.kind];
-  readouts = [];
   const doc = kind.doc.split("\n\n")[0];
   const hasMaps = layer.input !== null, input = hasMaps ? data.maps[layer.input] : null, output = hasMaps ? data.maps[layer.output] : null;
   const list = hasMaps ? [...new Set([...names(input), ...names(output)])].sort((a, b) => a - b) : [];
@@ -90,17 +98,16 @@ function drawLayer() {
   fill("layer-body",
     el("div", {class: "row"}, crumbs(layer)),
     el("p", {class: "big"}, el("strong", {}, title(layer.name)), " is a ", el("code", {}, layer.kind), `: ${times(layer.shapes[0])} → ${times(layer.shapes[1])}, ${count(layer.parameters)} parameters, ${count(layer.macs)} multiply-adds.`),
-    doc ? el("p", {}, doc) : null,
+    doc ? el("p", {}, docLine(doc)) : null,
     el("div", {class: "row"}, scan >= 0 && layer.name ? el("button", {type: "button", onclick: () => { set({scan}); visit("scan"); }}, "See its scan") : null,
       branch >= 0 && layer.name ? el("button", {type: "button", onclick: () => { set({branch}); visit("bands"); }}, "See its wavelet branch") : null),
     hasMaps ? [el("h3", {}, "What went in and what came out"), list.length > 1 ? el("div", {class: "row"}, chooser("channel", "channel", list, v => set({channel: v}))) : null,
-      el("div", {class: "panels"}, mapPanel("input", input, readouts), mapPanel("output", output, readouts),
-        el("figure", {}, placed(photograph(), input.size[1], input.size[0], "The photograph; arrow keys move the place"), el("figcaption", {}, "the same place in the photograph")))] :
+      el("div", {class: "panels wide", id: "layer-maps"})] :
       el("p", {class: "small"}, `The maps of this layer are not on this page, which was made with --layers ${data.of}.`),
     el("div", {class: "columns"}, el("div", {}, el("h3", {}, "Formula"), layer.own.length ? layer.own.map(operation) : el("p", {}, "This layer only calls those inside it, one after another."),
       layer.parameters_of.length ? [el("h3", {}, "Parameters"), el("p", {class: "small"}, "Blue is negative, red positive."), el("div", {class: "panels"}, layer.parameters_of.map(parameterPicture))] : null),
     el("div", {}, el("h3", {}, "Its text"), source)));
-  readouts.forEach(f => f());
+  drawMaps();
 }
 function operation(own) {
   const formula = el("div", {});
@@ -108,5 +115,6 @@ function operation(own) {
   return el("div", {}, el("p", {}, el("code", {}, own.name), ": ", own.reads.map(times).join(" and "), " → ", times(own.shape)), formula,
     own.parameters.length ? el("p", {class: "small"}, "with " + own.parameters.join(", ")) : null);
 }
-draws(["layer", "channel"], drawLayer);
+draws(["layer"], drawLayer);
+draws(["channel"], drawMaps);
 draws(["x", "y"], () => readouts.forEach(f => f()));

@@ -8,7 +8,7 @@ draws(["theme"], theme);
 $("theme").addEventListener("click", () => set({theme: document.documentElement.dataset.theme === "dark" ? "light" : "dark"}));
 $("tour-start").addEventListener("click", () => set({tour: 1}));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", theme);
-document.querySelectorAll("[data-for]").forEach(part => { if (!data[part.dataset.for].length) part.remove(); });
+document.querySelectorAll("[data-for]").forEach(part => { if (!has[part.dataset.for]) part.remove(); });
 
 function hero() {
   fill("hero-picture", photograph());
@@ -32,7 +32,7 @@ document.querySelectorAll('a[href^="#"]').forEach(link => link.addEventListener(
 function open() {
   fromAddress();
   Object.assign(state, parts);
-  hero(); theme(); overview(); marks(); drawSelected(); facts(); drawLayer(); drawScan(); drawBands(); drawAnswer(); drawTour();
+  hero(); theme(); overview(); marks(); drawSelected(); facts(); drawLayer(); drawScan(); drawBranch(); drawAnswer(); drawTour();
 }
 window.addEventListener("hashchange", () => { if (location.hash.includes("=")) open(); });
 // for links that open a place: #...&at=scan

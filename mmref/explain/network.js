@@ -14,8 +14,7 @@ function overview() {
   const mostParameters = Math.max(...stages.map(s => s.parameters)), mostMacs = Math.max(...stages.map(s => s.macs));
   const parts = [el("div", {class: "legend"}, el("span", {}, el("i", {class: "mint"}), term("parameter", "parameters")), el("span", {}, el("i", {class: "amber"}),
     term("multiply-add", "multiply-adds")), el("span", {}, "widths: share of the largest"))];
-  let shape = data.model.input;
-  parts.push(el("div", {class: "edge"}, el("strong", {}, "picture"), times(shape)));
+  parts.push(el("div", {class: "edge"}, el("strong", {}, "picture"), times(data.model.input)));
   for (const stage of stages) {
     const button = el("button", {type: "button", "data-layer": stage.name, onclick: () => choose(stage.name)}, `${tail(stage)} `, el("small", {}, stage.kind));
     const chips = stage.children.length ? el("div", {class: "chips"}, stage.children.map(name => byName.get(name)).map(inner =>
@@ -25,8 +24,8 @@ function overview() {
     const gives = stage.shapes[1];
     const halves = data.halvings.filter(h => h.layer === stage.name || h.layer.startsWith(stage.name + "."));
     const ratio = isHalf(stage.shapes[0], gives) ? Math.round(stage.shapes[0][1] / gives[1]) : 1;
+    if (stage === stages[stages.length - 1]) break;
     parts.push(el("div", {class: "edge"}, times(gives), ratio > 1 ? el("span", {class: "half"}, halves.length > 1 ? `halves ${halves.length} times` : "halves") : null));
-    shape = gives;
   }
   const output = byName.get("").shapes[1];
   parts.push(el("div", {class: "edge"}, el("strong", {}, data.answer.kind === "classes" ? "logits" : "result"), times(output)));
@@ -68,33 +67,39 @@ function drawSelected() {
     return;
   }
   fill("drawing", el("div", {class: "scroll"}, svgOf(shown)), el("p", {class: "small"}, "Violet boxes are layers, to be opened; the others are operations of ",
-    el("strong", {}, shown.kind), ". On the arrows: channels × rows × columns. Dashed: around other boxes."));
+    el("strong", {}, shown.kind), ". On the arrows: channels × rows × columns. Dashed: past other boxes."));
 }
 
 function svgOf(layer) {
   const {boxes, arrows} = layer.drawing, across = Math.max(...boxes.map(b => b.x)), down = Math.max(...boxes.map(b => b.y));
-  const width = (across + 1) * BOX.dx + 40, height = (down + 1) * BOX.dy + 70;
+  const width = (across + 1) * BOX.dx + 130, height = (down + 1) * BOX.dy + 6;
   const svg = el("svg", {class: "drawing", viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": `${title(layer.name)}, opened`});
-  const X = b => 20 + b.x * BOX.dx + BOX.w / 2 + (BOX.dx - BOX.w) / 2, Y = b => 46 + b.y * BOX.dy;
+  const X = b => 65 + b.x * BOX.dx + BOX.w / 2 + (BOX.dx - BOX.w) / 2, Y = b => 12 + b.y * BOX.dy;
   const inner = boxes.filter(b => b.layer !== null).map(b => byName.get(b.layer));
   const most = [Math.max(1, ...inner.map(l => l.parameters)), Math.max(1, ...inner.map(l => l.macs))];
   const head = (x, y) => el("path", {class: "head", d: `M${x - 4} ${y - 8}L${x + 4} ${y - 8}L${x} ${y}Z`});
   const labels = [], written = new Set();
+  // An arrow past other boxes goes down where no box is: below its start, above its end, or in the nearest gap.
+  const gaps = Array.from({length: Math.ceil(2 * across) + 4}, (_, i) => i / 2 - 0.6 + (i % 2 ? 0.1 : 0));
+  const lanes = (from, to) => [from.x, to.x, ...gaps.sort((a, b) => Math.abs(a - to.x) - Math.abs(b - to.x))];
+  const free = (column, from, to) => !boxes.some(b => b.y > from.y && b.y < to.y && Math.abs(b.x - column) < 0.48);
   for (const arrow of arrows) {
-    const to = boxes[arrow.to], x = X(to), y = Y(to);
-    let label = [x + 6, y - 14];
-    if (arrow.from < 0) svg.append(el("path", {class: "arrow", d: `M${x} ${y - 36}L${x} ${y}`}), head(x, y));
-    else {
-      const from = boxes[arrow.from], x0 = X(from), y0 = Y(from) + BOX.h;
-      if (to.y - from.y > 1) {
-        const bend = (across + 1) * BOX.dx / 2 < (x0 + x) / 2 + 1 ? 1 : -1, side = x + bend * (BOX.w / 2 + 13);
-        svg.append(el("path", {class: "arrow skip", d: `M${x0 + bend * 40} ${y0}C${side} ${y0 + 40},${side} ${y - 50},${x + bend * 46} ${y}`}), head(x + bend * 46, y));
-        label = null;
-      } else { svg.append(el("path", {class: "arrow", d: `M${x0} ${y0}C${x0} ${y0 + 22},${x} ${y - 22},${x} ${y}`}), head(x, y)); label = [(x0 + x) / 2 + 6, y - 18]; }
+    const from = boxes[arrow.from], to = boxes[arrow.to], x0 = X(from), y0 = Y(from) + (from.given ? 30 : BOX.h), x = X(to), y = Y(to);
+    let d = `M${x0} ${y0}C${x0} ${y0 + 22},${x} ${y - 26},${x} ${y}`, label = [(x0 + x) / 2 + 6, y - 18], end = x, past = to.y - from.y > 1;
+    if (past) {
+      const lane = X({x: lanes(from, to).find(column => free(column, from, to)) ?? across + 0.6});
+      end = x + Math.sign(Math.round(lane - x)) * 52;
+      d = `M${x0} ${y0}C${x0} ${y0 + 24},${lane} ${y0 + 10},${lane} ${y0 + 44}L${lane} ${y - 44}C${lane} ${y - 16},${end} ${y - 30},${end} ${y}`;
+      label = [lane + 6, y - 52];
     }
-    if (label && !written.has(label.join())) { written.add(label.join()); labels.push(el("text", {x: label[0], y: label[1], "font-size": 11, class: "soft"}, times(arrow.shape))); }
+    svg.append(el("path", {class: past ? "arrow skip" : "arrow", d}), head(end, y));
+    if (!written.has(label.join())) { written.add(label.join()); labels.push(el("text", {x: label[0], y: label[1], "font-size": 11, class: "soft"}, times(arrow.shape))); }
   }
   boxes.forEach((box, i) => {
+    if (box.given) {
+      svg.append(el("text", {x: X(box), y: Y(box) + 22, "text-anchor": "middle", "font-size": 13, "font-weight": 650}, layer.name ? "input" : "picture"));
+      return;
+    }
     const x = X(box) - BOX.w / 2, y = Y(box), inside = box.layer === null ? null : byName.get(box.layer);
     const name = inside ? box.layer.slice(layer.name.length ? layer.name.length + 1 : 0) : box.operation;
     const cut = text => text.length > 22 ? text.slice(0, 10) + "…" + text.slice(-11) : text;

@@ -12,6 +12,7 @@ import json
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
@@ -53,8 +54,8 @@ def work(cells: int) -> int:
 def write_page(path, model, picture, name: str = "", layers: str = "*", cells: int = 16, seen=None) -> int:
     """Write the page of `explain`, whole or not at all; returns its bytes."""
     from mmref.files import replacing
-    text = explain(model, picture, name, layers, cells, seen).encode("utf-8")
-    with replacing(path) as temporary:
+    with replacing(path) as temporary:  # a folder that is not there is said before the work
+        text = explain(model, picture, name, layers, cells, seen).encode("utf-8")
         temporary.write_bytes(text)
     return len(text)
 
@@ -99,7 +100,7 @@ def describe(run: Run, picture, name: str, layers: str, cells: int, seen=None) -
     found_kinds, texts = kinds(run.layers)
     labels = class_names(model) if model.config.num_classes else ()
     data = {
-        "model": {"name": model.config.name, "source": str(model.source), "notes": list(model.notes), "parameters":
+        "model": {"name": model.config.name, "source": Path(str(model.source)).name, "notes": list(model.notes), "parameters":
                   rows[""].parameters, "macs": rows[""].macs, "input": list(run.values[run.input].shape[1:])},
         "picture": {"name": name, "photograph": _jpeg(shown), "side": transform.size},
         "layers": described, "kinds": found_kinds, "files": texts, "halvings": halvings(run),

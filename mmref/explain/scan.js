@@ -72,14 +72,32 @@ function play(on) {
 }
 
 let scanParts = null;
+const buttons = (label, list, key, id) => el("div", {class: "row", role: "group", "aria-label": label, id}, el("span", {}, label), list.map((text, i) =>
+  el("button", {type: "button", "data-choice": i, onclick: () => set({[key]: i})}, text)));
+const pressed = (id, chosen) => document.querySelectorAll(`#${id} [data-choice]`).forEach(b => b.setAttribute("aria-pressed", String(Number(b.dataset.choice) === chosen)));
 function drawScan() {
   if (!data.scans.length) return;
   play(false);
+  state.scan = Math.max(0, Math.min(data.scans.length - 1, state.scan));
   const scan = data.scans[state.scan];
   state.inner = Math.max(0, Math.min(scan.kept - 1, state.inner));
   state.direction = Math.max(0, Math.min(scan.K - 1, state.direction));
   state.state = Math.max(0, Math.min(scan.N - 1, state.state));
   state.step = Math.max(0, Math.min(scan.L - 1, state.step));
+  fill("scan-body",
+    el("div", {class: "row"}, el("label", {}, "scan of", el("select", {id: "scan-choice", "aria-label": "which scan", onchange: event => set({scan: Number(event.target.value), step: 0})},
+      data.scans.map((one, i) => el("option", {value: i, selected: i === state.scan}, `${one.layer} (${one.size.join(" × ")})`))))),
+    el("div", {class: "row"}, chooser(scan.kept < scan.D ? `inner channel (${scan.kept} of ${scan.D} are on this page)` : `inner channel, of ${scan.D}`, "inner", Array.from({length: scan.kept}, (_, i) => i), v => set({inner: v}))),
+    buttons("direction", scan.directions, "direction", "directions"),
+    scan.N > 1 ? buttons("state", Array.from({length: scan.N}, (_, n) => String(n)), "state", "states") : null,
+    el("div", {id: "scan-view"}));
+  fill("scan-lead", ...prose(`A [scan] reads the map of ${times(scan.size)} pixels as a [sequence]. At each [pixel], each of ${scan.D} [channel]s updates its [state]: it keeps a share, the [decay], and takes the pixel in. [selective] means that the pixel decides.`));
+  drawSequence();
+}
+function drawSequence() {
+  if (!data.scans.length) return;
+  const scan = data.scans[state.scan];
+  pressed("directions", state.direction); pressed("states", state.state);
   const s = sequence(scan, state.direction, state.inner, state.state), [h, w] = scan.size;
   const veil = el("canvas", {}), line = pathLine(s.path, w, h);
   const stack = el("div", {class: "stack", id: "scan-photo", role: "img", tabindex: 0, "aria-label": "The photograph with the scan's path; arrow keys go along it", onclick: event => {
@@ -91,15 +109,8 @@ function drawScan() {
   }}, photograph(), veil, line);
   stack.style.aspectRatio = `${data.picture.side} / ${data.picture.side}`;
   const slider = el("input", {type: "range", id: "scan-step", min: 0, max: scan.L - 1, value: state.step, "aria-label": "step along the path", oninput: () => { play(false); set({step: Number(slider.value)}); }});
-  const buttons = (label, list, key, id) => el("div", {class: "row", role: "group", "aria-label": label, id}, el("span", {}, label), list.map((text, i) =>
-    el("button", {type: "button", "aria-pressed": String(state[key] === i), onclick: () => set({[key]: i})}, text)));
   const table = el("tbody"), trace = el("div"), remembered = el("p", {id: "remembered", class: "big"});
-  fill("scan-body",
-    el("div", {class: "row"}, el("label", {}, "scan of", el("select", {"aria-label": "which scan", onchange: event => set({scan: Number(event.target.value), step: 0})},
-      data.scans.map((one, i) => el("option", {value: i, selected: i === state.scan}, `${one.layer} (${one.size.join(" × ")})`))))),
-    el("div", {class: "row"}, chooser(scan.kept < scan.D ? `inner channel (${scan.kept} of ${scan.D} are on this page)` : `inner channel, of ${scan.D}`, "inner", Array.from({length: scan.kept}, (_, i) => i), v => set({inner: v}))),
-    buttons("direction", scan.directions, "direction", "directions"),
-    scan.N > 1 ? buttons("state", Array.from({length: scan.N}, (_, n) => String(n)), "state") : null,
+  fill("scan-view",
     el("div", {class: "columns"},
       el("div", {}, stack, el("div", {class: "row"}, el("button", {type: "button", id: "play", "aria-pressed": "false", onclick: () => play(!timer)}, "Play"),
         el("button", {type: "button", "aria-label": "one pixel back", onclick: () => { play(false); set({step: Math.max(0, state.step - 1)}); }}, "‹"), el("button", {type: "button", "aria-label": "one pixel on", onclick: () => { play(false); set({step: Math.min(scan.L - 1, state.step + 1)}); }}, "›"),
@@ -110,7 +121,6 @@ function drawScan() {
         el("p", {id: "scan-equal", class: "small"}))),
     el("h3", {}, "The state along the path"), trace, el("h3", {}, `How far channel ${state.inner} remembers`), remembered, el("div", {class: "scroll"}, everyDirection(scan)));
   scanParts = {scan, s, veil, line, slider, table, trace, remembered};
-  fill("scan-lead", ...prose(`A [scan] reads the map of ${times(scan.size)} pixels as a [sequence]. At each [pixel], each of ${scan.D} [channel]s updates its [state]: it keeps a share, the [decay], and takes the pixel in. [selective] means that the pixel decides.`));
   drawStep();
 }
 function everyDirection(scan) {
@@ -123,9 +133,9 @@ function everyDirection(scan) {
 function pathLine(path, w, h) {
   const at = p => `${(p % w + 0.5).toFixed(2)},${(Math.floor(p / w) + 0.5).toFixed(2)}`, points = Array.from(path).filter(p => p >= 0);
   return el("svg", {viewBox: `0 0 ${w} ${h}`, preserveAspectRatio: "none", "aria-hidden": "true"},
-    el("polyline", {points: points.map(at).join(" "), fill: "none", stroke: "#ffffff", "stroke-opacity": 0.45, "stroke-width": Math.max(w, h) / 220}),
-    el("polyline", {class: "walked", points: "", fill: "none", stroke: "#ffffff", "stroke-width": Math.max(w, h) / 110}),
-    el("rect", {class: "now", width: 1, height: 1, fill: "none", stroke: "#ffcc33", "stroke-width": Math.max(w, h) / 70}));
+    el("polyline", {points: points.map(at).join(" "), fill: "none", stroke: "#ffffff", "stroke-opacity": 0.45, "stroke-width": Math.max(w, h) / 400}),
+    el("polyline", {class: "walked", points: "", fill: "none", stroke: "#ffffff", "stroke-width": Math.max(w, h) / 200}),
+    el("rect", {class: "now", width: 1, height: 1, fill: "none", stroke: "#ffcc33", "stroke-width": Math.max(w, h) / 110}));
 }
 function drawStep() {
   if (!scanParts) return;
@@ -172,5 +182,6 @@ function traceOf(s, l) {
     el("text", {x: 12, y: 14, "font-size": 12, class: "soft"}, `h, from ${short(low)} to ${short(high)}`),
     strip("decay at every pixel (full: keeps everything)", i => s.decay[i], 172, "var(--mint)"), strip("still in the state now, of every earlier pixel", i => i <= l ? share[i] : 0, 224, "var(--accent)"));
 }
-draws(["scan", "inner", "direction", "state"], drawScan);
+draws(["scan"], drawScan);
+draws(["inner", "direction", "state"], drawSequence);
 draws(["step", "veil"], drawStep);

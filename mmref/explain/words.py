@@ -9,7 +9,7 @@ from __future__ import annotations
 WORDS = {
     "map": "a picture of numbers: one channel of what a layer gives, a number for every pixel",
     "channel": "one of the maps that stand behind one another; a photograph has three, red, green and blue",
-    "pixel": "one place of a map; in a map of 8 x 8 it stands for a sixteenth of the picture's side or more",
+    "pixel": "one place of a map; the smaller the map, the larger the part of the picture that it stands for",
     "layer": "a named part of the network with a text (its code) and parameters (its learned numbers)",
     "parameter": "a number that training has set and a run only reads",
     "multiply-add": "one multiplication and one addition, the unit in which work is counted",
@@ -40,7 +40,7 @@ WORDS = {
     "logit": "the network's score for a class, before scores become probabilities",
     "probability": "exp(logit) over the sum of all exp(logit): positive, and one in total",
     "receptive field": "the part of the picture that a value depends on; effective: weighted with how much",
-    "covering": "a cell of the picture is replaced by the mean colour; what the answer loses was seen there",
+    "covering": "a square of the picture is replaced by the mean colour; what the answer loses was seen there",
 }
 
 TOUR = (

@@ -1,0 +1,230 @@
+"""The page of `mmref explain`, opened and used in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmref
+from mmref.cli import main
+
+pytest.importorskip("jinja2")
+
+from browser import CHROMIUM, Browser
+
+from mmref.data.picture import Transform
+from mmref.data.samples import sample_picture
+from mmref.explain.page import explain
+from mmref.models.parameters import random_parameters
+from mmref.models.variants import Variant
+from mmref.nn.layer import Conv2d, ConvBN, ReLU, Sequential
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None or os.name != "posix", reason="needs Chromium (apt-get install chromium)")
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&`${1}\x1b[2J\n\u202e\udce9"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(CHROMIUM, tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory):
+    """The page of the cat, as the command writes it."""
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    assert main(["explain", "--sample", "cat", "--cells", "8", "-o", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def clean(browser):
+    """The browser; after the test it must have met no error, and no request but for pages themselves."""
+    browser.errors.clear()
+    browser.requests.clear()
+    yield browser
+    assert not browser.errors
+    assert all(url.startswith(("file:", "about:", "data:")) for url in browser.requests)
+    assert sum(url.startswith("file:") for url in browser.requests) == browser.requests_wanted
+
+
+def opened(browser, page, *arguments, **options):
+    browser.open(page, *arguments, **options)
+    browser.requests_wanted = sum(url.startswith("file:") for url in browser.requests if url.split("#")[0] == page.as_uri())
+    return browser
+
+
+def test_every_layer_opens(clean, nano):
+    """Catches a layer that the page cannot draw, a drawing without boxes, a picture that stays blank."""
+    opened(clean, nano)
+    seen = clean.run("""(() => { const {data, set} = window.mmref, found = [];
+        for (const layer of data.layers) {
+            set({layer: layer.name});
+            found.push([layer.name, document.querySelector('#layer-body .big').textContent, document.querySelectorAll('#layer-maps canvas').length,
+                document.querySelectorAll('#layer-body pre div').length, document.querySelectorAll('#drawing .box, #drawing p').length]);
+        } return found; })()""")
+    model = mmref.create_model("mobilemamba_nano", pretrained=True)
+    assert {name for name, _ in model.walk()} - {row[0] for row in seen} == {
+        f"{name}.{part}" for name, _ in model.walk() for part in ("wavelet_convs", "wavelet_scale")
+        if name.endswith("global_op")}                                      # never called: their children are
+    for name, text, canvases, lines, boxes in seen:
+        assert (name or "mobilemamba_nano") in text and canvases >= 2 and lines > 3 and boxes, name
+
+
+def test_scans_come_out_equal(clean, nano):
+    """Catches numbers that are not those of the run, or a step done in another order or precision than the reference."""
+    opened(clean, nano, "#scan=blocks2.3&inner=17&step=10")
+    wrong = clean.run("window.mmref.data.scans.map(window.mmref.mismatches)")
+    assert wrong == [0] * 5
+    cells = clean.run("[...document.querySelectorAll('#scan-view td.ok')].map(e => e.textContent)")
+    assert len(cells) == 3 and not clean.run("document.querySelectorAll('#scan-view td.bad').length")
+    model = mmref.create_model("mobilemamba_nano", pretrained=True)
+    from mmref.data.picture import to_array
+    from mmref.nn.layer import recording
+    records = {}
+    with recording(lambda name, y, layer: records.setdefault(name, y)):
+        model(to_array(sample_picture("cat"), model.transform)[None])
+    y = records["blocks2.3.mixer.m.attn.global_op.global_atten:y"][0, 0, 17, 10]
+    assert np.float32(cells[2].split()[0]) == y                             # nine digits tell float32 values apart
+    # a changed number must not pass
+    assert clean.run("""(() => { const {data, mismatches} = window.mmref, scan = {...data.scans[0]};
+        const raw = atob(scan.u); scan.u = btoa(raw.slice(0, 2) + String.fromCharCode(raw.charCodeAt(2) ^ 64) + raw.slice(3));
+        return mismatches(scan); })()""") > 0
+
+
+def test_tour_by_keyboard_alone(clean, nano):
+    """Catches a stop that shows nothing, controls that a keyboard cannot reach, focus that gets lost."""
+    opened(clean, nano)
+    for _ in range(12):
+        clean.key("Tab")
+        if clean.run("document.activeElement.id") == "tour-start":
+            break
+    clean.key("Enter")
+    titles = []
+    for number in range(1, 11):
+        assert clean.run("window.mmref.state.tour") == number
+        titles.append(clean.run("document.getElementById('tour-title').textContent"))
+        assert clean.run("document.querySelector('.lit').getBoundingClientRect().height") > 20
+        assert clean.run("document.activeElement.id") == "tour-next"
+        clean.key("Enter")
+    assert len(set(titles)) == 10 and clean.run("document.getElementById('tour').hidden")
+
+
+def test_keyboard_opens_layers_and_steps(clean, nano):
+    """Catches a drawing or a scan for mice only."""
+    opened(clean, nano)
+    clean.run("document.querySelector('#drawing [data-open=blocks1]').focus()")
+    clean.key("Enter")
+    assert clean.run("window.mmref.state.layer") == "blocks1"
+    clean.run("document.querySelector('#drawing [data-open]').focus()")
+    clean.key(" ")
+    assert clean.run("window.mmref.state.layer").startswith("blocks1.0.")
+    clean.run("document.getElementById('scan-photo').focus()")
+    for _ in range(3):
+        clean.key("ArrowRight")
+    assert clean.run("window.mmref.state.step") == 3
+    clean.run("document.querySelector('#directions [data-choice=\"1\"]').focus()")
+    clean.key("Enter")
+    assert clean.run("[window.mmref.state.direction, document.activeElement.getAttribute('aria-pressed')]") == [1, "true"]
+
+
+# Of every text that shows: the WCAG contrast with what lies behind it, where that is a plain colour.
+CONTRAST = """(() => {
+    const light = c => c.map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((a, v, i) => a + v * [0.2126, 0.7152, 0.0722][i], 0);
+    const parse = text => text.match(/[\\d.]+/g).map(Number), found = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const e = walker.currentNode.parentElement;
+        if (!walker.currentNode.data.trim() || !e.checkVisibility() || e.closest('script, style, option, noscript')) continue;
+        const own = e.namespaceURI.endsWith('svg') ? parse(getComputedStyle(e).fill) : parse(getComputedStyle(e).color);
+        let back = null;
+        for (let at = e; at && !back; at = at.parentElement) { const c = parse(getComputedStyle(at).backgroundColor); if (c.length < 4 || c[3] > 0) back = c; }
+        const [a, b] = [light(own.slice(0, 3)), light((back || [255, 255, 255]).slice(0, 3))].sort((x, y) => y - x), ratio = (a + 0.05) / (b + 0.05);
+        if (ratio < 4.5) found.push([e.tagName, e.className.toString(), walker.currentNode.data.slice(0, 40), ratio]);
+    } return found; })()"""
+UNNAMED = """[...document.querySelectorAll('button, select, input, a, img, canvas, svg, [role]')].filter(e => e.checkVisibility() && !e.closest('[aria-hidden=true]') &&
+    !(e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.getAttribute('alt') || e.textContent.trim() || e.closest('label') || e.closest('[role=img]'))
+    ).map(e => e.outerHTML.slice(0, 120))"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200, 2500])
+def test_every_width_in_light_and_dark(clean, nano, tmp_path, width, dark):
+    """Catches a page wider than its window, grey text on grey, and what has no name for a screen reader."""
+    opened(clean, nano, "#layer=blocks1.0.mixer.m.attn.global_op.global_atten&tour=3", width=width, height=800, dark=dark,
+           mobile=width < 500)
+    assert clean.run("document.documentElement.scrollWidth") <= width
+    assert clean.run("document.documentElement.dataset.theme") == ("dark" if dark else "light")
+    assert clean.run(CONTRAST) == []
+    assert clean.run(UNNAMED) == []
+    clean.screenshot(tmp_path / "page.png")
+    picture = np.asarray(Image.open(tmp_path / "page.png").convert("L"), float)
+    assert picture.shape == (800, width) and picture.std() > 15 and (picture.mean() < 110) == dark
+
+
+def small_model(**changes):
+    model = random_parameters(Variant("small", 64, (48, 64, 80), **changes), 0, np.float32)
+    model.transform = Transform(64)
+    return model
+
+
+def test_hostile_names_stay_text(clean, tmp_path):
+    """Catches a picture's, a class's or a layer's name that becomes markup, ends the script, or stops the page."""
+    model = small_model(num_classes=2)
+    model.class_names = ("plain", HOSTILE)
+    setattr(model.blocks1, HOSTILE.replace(".", ""), model.blocks1.children["0"])
+    model.name_layers()
+    page = tmp_path / "page.html"
+    page.write_text(explain(model, sample_picture("cat"), HOSTILE, cells=2), encoding="utf-8")
+    opened(clean, page)
+    assert clean.run("document.title").startswith("mmref explain: small on </script>")
+    assert clean.run("document.querySelectorAll('img[src=x]').length") == 0
+    assert clean.run("document.getElementById('title').textContent").endswith("\\x1b[2J\\n\\u202e\\xe9")
+    assert clean.run("document.querySelectorAll('script').length") == 2
+    hostile = [name for name in clean.run("window.mmref.data.layers.map(l => l.name)") if "owned" in name]
+    assert hostile and clean.run(f"(window.mmref.set({{layer: {json.dumps(hostile[0])}}}), "
+                                 f"document.querySelector('#layer-body .big').textContent)").startswith(hostile[0])
+    assert "\\x1b" in clean.run("document.getElementById('answer').textContent")
+
+
+class Pixels(Sequential):
+    """A network of one's own that gives a class for every pixel."""
+
+
+@pytest.mark.parametrize("changes", [{"scan_order": "cross", "d_state": 2}, {"scan_order": ("windows 3", "columns")},
+                                     {"wavelet": "db2", "wavelet_levels": 2}, {"num_classes": 0}, "folded", "maps"], ids=str)
+def test_pages_of_other_networks(clean, tmp_path, changes):
+    """Catches a page that knows only the released structure: orders, several states, padded windows, other wavelets,
+    folded networks, no classes, a map of labels in place of logits."""
+    model = small_model(**(changes if isinstance(changes, dict) else {}))
+    if changes == "folded":
+        model = model.fold_batchnorm()
+    if changes == "maps":
+        model.forward = lambda x: model.patch_embed(x)
+    page = tmp_path / "page.html"
+    page.write_text(explain(model, sample_picture("camera").convert("RGB"), "camera", cells=2), encoding="utf-8")
+    opened(clean, page, "#tour=2")
+    assert clean.run("window.mmref.data.scans.map(window.mmref.mismatches).every(n => n === 0)")
+    kind = clean.run("window.mmref.data.answer.kind")
+    assert kind == {"maps": "maps"}.get(str(changes), "features" if "num_classes" in changes else "classes")
+    assert clean.run("document.querySelectorAll('#answer-body canvas').length") >= 1
+    clean.run("(() => { for (const l of window.mmref.data.layers) window.mmref.set({layer: l.name}); "
+              "window.mmref.stops.forEach((_, i) => window.mmref.set({tour: i + 1})); })()")
+
+
+def test_questions_that_readers_ask(clean, nano):
+    """Catches a page that no longer answers what docs/explain.md says it answers."""
+    opened(clean, nano, "#scan=blocks2.3&inner=17&layer=blocks2.3.mixer.m.attn")
+    text = {part: clean.run(f"document.getElementById('{part}').textContent") for part in
+            ("facts", "drawing", "scan", "bands", "answer")}
+    assert "128 × 128 → 64 × 64 in patch_embed.0.c" in text["facts"] and "4 × 4 → 2 × 2 in blocks3.1.conv2.c" in text["facts"]
+    assert "channels 121 to 127 of 128 in blocks2.3.mixer.m.attn" in text["facts"]
+    assert "channels 121 to 127" in text["drawing"]
+    assert re.search(r"How far channel 17 remembers.*half is forgotten after [\d.]+ pixels", text["scan"])
+    assert "corners, dots and checks" in text["bands"]
+    assert re.search(r"Why “\w+” is second.*a difference of [\d.]+", text["answer"])
