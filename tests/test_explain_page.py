@@ -20,6 +20,7 @@ from browser import CHROMIUM, Browser
 from mmref.data.picture import Transform
 from mmref.data.samples import sample_picture
 from mmref.explain.page import explain
+from mmref.models.network import Network
 from mmref.models.parameters import random_parameters
 from mmref.models.variants import Variant
 from mmref.nn.layer import Conv2d, ConvBN, ReLU, Sequential
@@ -49,13 +50,13 @@ def clean(browser):
     browser.requests.clear()
     yield browser
     assert not browser.errors
-    assert all(url.startswith(("file:", "about:", "data:")) for url in browser.requests)
-    assert sum(url.startswith("file:") for url in browser.requests) == browser.requests_wanted
+    assert all(url == "about:blank" or url.startswith("data:") or url.split("#")[0].endswith("/page.html")
+               for url in browser.requests)
 
 
 def opened(browser, page, *arguments, **options):
+    """The page in the browser."""
     browser.open(page, *arguments, **options)
-    browser.requests_wanted = sum(url.startswith("file:") for url in browser.requests if url.split("#")[0] == page.as_uri())
     return browser
 
 
@@ -73,7 +74,7 @@ def test_every_layer_opens(clean, nano):
         f"{name}.{part}" for name, _ in model.walk() for part in ("wavelet_convs", "wavelet_scale")
         if name.endswith("global_op")}                                      # never called: their children are
     for name, text, canvases, lines, boxes in seen:
-        assert (name or "mobilemamba_nano") in text and canvases >= 2 and lines > 3 and boxes, name
+        assert (name or "mobilemamba_nano") in text and canvases >= 2 and lines >= 3 and boxes, name
 
 
 def test_scans_come_out_equal(clean, nano):
@@ -192,8 +193,18 @@ def test_hostile_names_stay_text(clean, tmp_path):
     assert "\\x1b" in clean.run("document.getElementById('answer').textContent")
 
 
-class Pixels(Sequential):
+class Pixels(Network):
     """A network of one's own that gives a class for every pixel."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.stem = Sequential(ConvBN(3, 8, 3, 2), ReLU())
+        self.head = Conv2d(8, config.num_classes, bias=True)
+        self.name_layers()
+
+    def forward(self, x):
+        self.check_input(x)
+        return self.head(self.stem(x))
 
 
 @pytest.mark.parametrize("changes", [{"scan_order": "cross", "d_state": 2}, {"scan_order": ("windows 3", "columns")},
@@ -205,13 +216,14 @@ def test_pages_of_other_networks(clean, tmp_path, changes):
     if changes == "folded":
         model = model.fold_batchnorm()
     if changes == "maps":
-        model.forward = lambda x: model.patch_embed(x)
+        model = Pixels(model.config).initialise()
+        model.transform = Transform(64)
     page = tmp_path / "page.html"
     page.write_text(explain(model, sample_picture("camera").convert("RGB"), "camera", cells=2), encoding="utf-8")
     opened(clean, page, "#tour=2")
     assert clean.run("window.mmref.data.scans.map(window.mmref.mismatches).every(n => n === 0)")
     kind = clean.run("window.mmref.data.answer.kind")
-    assert kind == {"maps": "maps"}.get(str(changes), "features" if "num_classes" in changes else "classes")
+    assert kind == ("maps" if changes == "maps" else "features" if "num_classes" in changes else "classes")
     assert clean.run("document.querySelectorAll('#answer-body canvas').length") >= 1
     clean.run("(() => { for (const l of window.mmref.data.layers) window.mmref.set({layer: l.name}); "
               "window.mmref.stops.forEach((_, i) => window.mmref.set({tour: i + 1})); })()")
