@@ -1,14 +1,15 @@
 """The answer of a run and what it rests on: classes or a label map, covered cells, the receptive field, the last layer.
 
 For each cell of the picture a square of 3 x 3 cells around it is covered with the mean colour of the pictures the
-network was trained on (0 after normalisation), and the network run again: what the answer loses was seen there. The receptive fields come from
-mmref.show.field.
+network was trained on (0 after normalisation), and the network run again: what the answer loses was seen there. The
+receptive fields come from mmref.show.field.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from mmref.explain.drawing import children_of
 from mmref.explain.pack import packed
 from mmref.explain.run import Run
 from mmref.nn.layer import Linear, recording
@@ -109,8 +110,8 @@ def _wider(cell):
 
 
 def _fields(run, cells, seen):
-    """The receptive field of the last pixel map of every layer of the network itself."""
-    names = [name for name, node in run.graph.layers.items() if name and "." not in name and node.ndim == 4]
+    """The receptive field of the centre of the map that each layer of the network itself gives."""
+    names = [name for name in children_of(run)[""] if run.graph.layers[name].ndim == 4]
     if not names:
         return []
     double = run.model.astype(np.float64)

@@ -122,5 +122,8 @@ function chooser(label, key, list, change) {
     go(near);
   }});
   function go(i) { range.value = i; number.value = list[i]; change(list[i]); }
-  return el("label", {class: "grow"}, label, range, number);
+  const element = el("label", {class: "grow", "data-chooser": key}, label, range, number);
+  element.follow = () => { range.value = at(); number.value = list[at()]; };
+  return element;
 }
+for (const key of ["channel", "inner", "band"]) draws([key], () => document.querySelectorAll(`[data-chooser=${key}]`).forEach(e => e.follow()));

@@ -13,7 +13,8 @@ from mmref.models.summary import Row
 from mmref.show.graph import levels_of, places
 
 # operations that make sequences of maps, take a map apart for a while, or end it
-PASSING = ("analysis", "global_average_pool", "slice_axis", "cross_scan", "project", "cross_merge")
+PASSING = ("analysis", "global_average_pool", "adaptive_average_pool", "slice_axis", "cross_scan", "project",
+           "cross_merge")
 MOST_BOXES = 80  # of a drawing; a layer of more is opened through those inside it
 
 
@@ -100,7 +101,8 @@ def _note(node):
         start, stop = int(node.attributes["start"]), int(node.attributes["stop"])
         return f"channels {start} to {stop - 1}" if stop > start else "no channels"
     if node.name == "slice_axis":
-        return f"{int(node.attributes['start'])} to {int(node.attributes['stop']) - 1} of axis {node.attributes['axis']}"
+        start, stop, axis = (int(node.attributes[name]) for name in ("start", "stop", "axis"))
+        return f"{start} to {stop - 1} of axis {axis}"
     if node.name in ("cross_scan", "cross_merge"):
         order = node.attributes["order"]
         return order if isinstance(order, str) else ", ".join(order)

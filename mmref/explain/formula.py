@@ -11,7 +11,7 @@ import re
 
 _TOKEN = re.compile(r"\s*([A-Za-z]+|[0-9.]+|[{}_^]|.)")
 _GREEK = {"Delta": "Δ", "sigma": "σ", "mu": "μ", "epsilon": "ε", "sum": "∑", "dot": "·", "in": "∈"}
-_UPRIGHT = ("exp", "log", "max", "mean", "var", "path", "softplus")
+_UPRIGHT = ("exp", "log", "max", "min", "mean", "var", "path", "softplus")
 
 # an operation's name: what it computes; docs/operations.md says the same in words
 FORMULAS = {
@@ -21,8 +21,10 @@ FORMULAS = {
     "linear": "y = W x + b",
     "batch_norm": "y_c = frac{x_c - mu_c}{sqrt{v_c + epsilon}} w_c + b_c",
     "layer_norm_channels": "y_{c,p} = frac{x_{c,p} - mean x_p}{sqrt{var x_p + epsilon}} w_c + b_c",
-    "relu": "y = max(x, 0)", "sigmoid": "y = frac{1}{1 + e^{-x}}", "silu": "y = frac{x}{1 + e^{-x}}",
-    "softplus": "y = log(1 + e^x)", "add": "y = a + b", "multiply": "y = a dot b",
+    "relu": "y = max(x, 0)", "relu6": "y = min(max(x, 0), 6)", "sigmoid": "y = frac{1}{1 + e^{-x}}",
+    "silu": "y = frac{x}{1 + e^{-x}}", "softplus": "y = log(1 + e^x)", "add": "y = a + b", "multiply": "y = a dot b",
+    "resize": "y_p = sum_q w_{p,q} x_q", "upsample": "y_p = sum_q w_{p,q} x_q",
+    "adaptive_average_pool": "y_p = mean x_q , q in R_p", "max_pool2d": "y_p = max x_{s p + t}",
     "global_average_pool": "y_c = frac{1}{H W} sum_p x_{c,p}",
     "slice_axis": "y_c = x_{a + c}", "concatenate": "y = (a, b, ...)",
     "analysis": "z_{s,p} = sum_t F_{s,t} x_{2 p + t}", "synthesis": "y_{2 p + t} = sum_s F_{s,t} z_{s,p}",

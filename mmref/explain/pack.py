@@ -83,8 +83,8 @@ def parameter_record(name: str, array: np.ndarray) -> dict:
     else:
         rows = columns = 1
     largest = float(np.abs(plane).max(initial=0)) or 1.0
-    return {"name": name, "shape": list(array.shape), "size": list(plane.shape), "tile": tiles, "block": [rows, columns],
-            "levels": packed(np.rint(plane / largest * 127) + 128, np.uint8), "largest": float(np.abs(array).max()),
+    return {"name": name, "shape": list(array.shape), "size": list(plane.shape), "tile": tiles,
+            "block": [rows, columns], "levels": packed(np.rint(plane / largest * 127) + 128, np.uint8),
             "min": float(array.min()), "max": float(array.max()), "mean": float(array.mean())}
 
 

@@ -96,6 +96,7 @@ function drawScan() {
 }
 function drawSequence() {
   if (!data.scans.length) return;
+  play(false);
   const scan = data.scans[state.scan];
   pressed("directions", state.direction); pressed("states", state.state);
   const s = sequence(scan, state.direction, state.inner, state.state), [h, w] = scan.size;

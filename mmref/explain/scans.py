@@ -1,6 +1,8 @@
 """The scans of a run, every number of the recurrence as it was, in float32.
 
-    decay[l] = exp(delta[l] A)        h[l] = decay[l] h[l-1] + delta[l] u[l] B[l]        y[l] = D u[l] + sum of C[l] h[l]
+    decay[l] = exp(delta[l] A)
+    h[l] = decay[l] h[l-1] + delta[l] u[l] B[l]
+    y[l] = D u[l] + sum of C[l] h[l]
 
 The page does these steps again, in JavaScript's single precision and in the order of `mmref.nn.recurrence`; `h` is what
 it must come to, and is computed here as the recurrence computes it.

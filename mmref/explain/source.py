@@ -11,8 +11,8 @@ MOST_BYTES = 120_000  # of a file; of a longer one the class alone is shown
 
 
 def kinds(layers: dict) -> tuple[dict, dict]:
-    """({class name: {"doc", "file", "line", "end"}}, {file: its text}) of the layers' classes. A class whose text is not
-    at hand (typed into an interpreter) has file None."""
+    """({class name: {"doc", "file", "line", "end"}}, {file: its text}) of the layers' classes. A class whose text
+    is not at hand (typed into an interpreter) has file None."""
     found, files = {}, {}
     for layer in layers.values():
         kind = type(layer)

@@ -1,7 +1,7 @@
 """What the page says in words: every term in a line, and a tour of ten stops.
 
-In the tour's text a term in square brackets is one of WORDS. `show` is the part of the page that a stop is about, `needs`
-what a run must have for the stop to be there.
+In the tour's text a term in square brackets is one of WORDS. `show` is the part of the page that a stop is about,
+`needs` what a run must have for the stop to be there, `step` what the scan is set to.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ WORDS = {
     "direction": "one order of visiting the pixels; the same again backwards is another direction",
     "scan": "a walk over the sequence that carries a state from pixel to pixel",
     "state": "h, what a channel of the scan remembers of all pixels before, in one number or a few",
-    "selective": "the pixel itself decides how much is forgotten and how much taken in: delta, B and C are computed from it",
-    "step size": "delta, how much weight this pixel has: large forgets the past and takes the pixel in, small passes by",
+    "selective": "the pixel decides how much is forgotten and how much taken in: delta, B and C are computed from it",
+    "step size": "delta, how much weight this pixel has: a large one forgets the past, a small one passes by",
     "decay": "exp(delta A), between 0 and 1: the share of the state that outlives this pixel",
     "A": "a learned negative number for each channel: how fast it forgets for a step size of 1",
     "B": "how strongly a pixel writes into the state, computed from the pixel",
@@ -34,7 +34,7 @@ WORDS = {
     "D": "a learned number for each channel: how much of the pixel goes straight to the result",
     "u": "the pixel's own value in this channel, what the scan reads",
     "gate": "a second view of the map that multiplies the scan's result, channel by channel",
-    "wavelet": "a way to take a map apart into four maps of half its size without losing anything, and to put it together",
+    "wavelet": "a way to take a map apart into four maps of half its size, losing nothing, and to put it together",
     "sub-band": "one of those four: the average, and what changes downwards, sideways, and both ways at once",
     "high-high": "the sub-band of what changes both ways at once: corners, dots, checks; nothing of plain edges",
     "logit": "the network's score for a class, before scores become probabilities",
@@ -45,34 +45,37 @@ WORDS = {
 
 TOUR = (
     {"title": "A real run", "show": "top", "needs": "",
-     "text": "Everything on this page is one run of one network on one picture: no drawing is made up, every number was "
-             "computed. The photograph you see is what the network saw, cut and scaled. If you know convolutions, you "
-             "need three new words: [sequence], [state] and [selective]."},
+     "text": "Everything on this page is one run of one network on one picture: no drawing is made up, every number "
+             "was computed. The photograph you see is what the network saw, cut and scaled. If you know "
+             "convolutions, you need three new words: [sequence], [state] and [selective]."},
     {"title": "From picture to answer", "show": "network", "needs": "",
-     "text": "Read the network from the top: every box is a [layer], and between two boxes stands the shape of what is "
-             "handed on: [channel]s x rows x columns. Mint bars are [parameter]s, amber ones [multiply-add]s. Where "
-             "a shape is marked with a half, the [map] halves: fewer pixels, more channels."},
+     "text": "Read the network from the top: every box is a [layer], and between two boxes stands the shape of what "
+             "is handed on: [channel]s x rows x columns. Mint bars are [parameter]s, amber ones [multiply-add]s. "
+             "Where a shape is marked with a half, the [map] halves: fewer pixels, more channels."},
     {"title": "One block", "show": "block", "needs": "",
      "text": "A [block] opened. Arrows that go around a box are [shortcut]s. You know [depthwise] and [pointwise] "
              "convolutions; new is the [mixer], in which pixels meet that are far from one another."},
     {"title": "Not all channels go through the mixer", "show": "split", "needs": "untouched",
-     "text": "Channels are cut into groups: some go through the [scan], some through a plain [depthwise] convolution, and "
-             "the rest, the [identity], straight on. The arrow from the cut to the joining has no box on it."},
+     "text": "Channels are cut into groups: some go through the [scan], some through a plain [depthwise] "
+             "convolution, and the rest, the [identity], straight on. The arrow from the cut to the joining has no "
+             "box on it."},
     {"title": "A map becomes a sequence", "show": "scan", "needs": "scan",
-     "text": "A scan reads the map off pixel by pixel. Press Play: the path runs over the photograph. What stands in a row "
-             "is a [sequence]. It has a before and an after, a picture has not, so it is read in several [direction]s."},
+     "text": "A scan reads the map off pixel by pixel. Press Play: the path runs over the photograph. What stands in "
+             "a row is a [sequence]. It has a before and an after, a picture has not, so it is read in several "
+             "[direction]s."},
     {"title": "A state is carried along", "show": "scan", "needs": "scan", "step": "play",
-     "text": "At each [pixel] the [state] h is multiplied by the [decay], and the pixel is added: that is all. Convolution "
-             "looks at a window; the state can bring something from the first pixel to the last."},
+     "text": "At each [pixel] the [state] h is multiplied by the [decay], and the pixel is added: that is all. "
+             "Convolution looks at a window; the state can bring something from the first pixel to the last."},
     {"title": "What selective means", "show": "scan", "needs": "scan", "step": "selective",
-     "text": "The [decay] is not fixed: the [step size] delta is computed from the pixel. Look at the strip of decays: "
-             "where it drops, this pixel made the channel forget. That choice is what [selective] means."},
+     "text": "The [decay] is not fixed: the [step size] delta is computed from the pixel. Look at the strip of "
+             "decays: where it drops, this pixel made the channel forget. That choice is what [selective] means."},
     {"title": "What is still remembered", "show": "scan", "needs": "scan", "step": "memory",
-     "text": "The violet veil on the photograph is the share of every earlier pixel that is still in the state here: the "
-             "product of all decays since. Change the [channel]: some forget at once, some keep the whole picture."},
+     "text": "The violet veil on the photograph is the share of every earlier pixel that is still in the state here: "
+             "the product of all decays since. Change the [channel]: some forget at once, some keep the whole "
+             "picture."},
     {"title": "Edges by wavelet", "show": "bands", "needs": "bands",
-     "text": "Beside the scan a [wavelet] takes each map apart into four [sub-band]s and convolves each by itself. On "
-             "half-sized maps a small kernel reaches twice as far. [high-high] holds corners and fine texture."},
+     "text": "Beside the scan a [wavelet] takes each map apart into four [sub-band]s and convolves each by itself. "
+             "On half-sized maps a small kernel reaches twice as far. [high-high] holds corners and fine texture."},
     {"title": "The answer, and what it rests on", "show": "answer", "needs": "",
      "text": "At last the maps are averaged and a linear layer gives every class a [logit]. [covering] parts of the "
              "picture shows which of them the answer needs; the [receptive field] how far one value sees."},
