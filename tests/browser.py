@@ -17,8 +17,9 @@ import time
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-         "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe --force-prefers-reduced-motion"
-         ).split()
+         "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe "
+         "--force-prefers-reduced-motion --host-resolver-rules").split()
+FLAGS[-1] += "=MAP * ~NOTFOUND"  # no name leads anywhere
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 
 
@@ -35,7 +36,7 @@ class Browser:
             os.dup2(ends[0], 3)
             os.dup2(ends[1], 4)
         self._process = subprocess.Popen(
-            [program, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", "about:blank"],
+            [program, *FLAGS, f"--user-data-dir={folder / 'profile'}", "about:blank"],
             preexec_fn=hand_over, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(to_child)
         os.close(from_child)
@@ -100,7 +101,7 @@ class Browser:
                                                            "light"}])
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=path.as_uri() + hash)
-        self.run("new Promise(done => { if (document.readyState === 'complete') done(); else addEventListener('load', done); })")
+        self.run("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))")
 
     def run(self, script):
         """The value of a JavaScript expression (awaited where it is a promise)."""
@@ -110,7 +111,8 @@ class Browser:
 
     def key(self, name, shift=False):
         """A key pressed and released, as a keyboard does."""
-        common = dict(key=name, code="Space" if name == " " else name, windowsVirtualKeyCode=KEYS[name], modifiers=8 * shift)
+        common = dict(key=name, code="Space" if name == " " else name, windowsVirtualKeyCode=KEYS[name],
+                      modifiers=8 * shift)
         text = {"Enter": "\r", " ": " "}.get(name)
         self.call("Input.dispatchKeyEvent", type="keyDown", **common, **({"text": text} if text else {}))
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)

@@ -89,7 +89,8 @@ def test_budget_is_kept():
         assert sum(min(c, max(1, limit // (h * w))) * h * w for c, h, w in shapes) <= budget
 
 
-@pytest.mark.parametrize("shape", [(8, 3, 3, 3), (70, 1, 5, 5), (200, 90), (96, 1), (2, 96, 3), (5,), (1, 30, 1, 1), (1000, 64, 1, 1)])
+@pytest.mark.parametrize("shape", [(8, 3, 3, 3), (70, 1, 5, 5), (200, 90), (96, 1), (2, 96, 3), (5,), (1, 30, 1, 1),
+                                   (1000, 64, 1, 1)])
 def test_parameters_become_small_pictures(shape):
     """Catches a parameter of some rank that has no picture, or one as large as itself."""
     record = parameter_record("weight", np.random.default_rng(0).standard_normal(shape))
@@ -108,9 +109,11 @@ def test_every_operation_has_a_formula():
 
 
 @pytest.mark.parametrize("arguments, said", [
-    ([], "PICTURE or --sample"), (["--sample", "cat", "x.jpg"], "not both"), (["--sample", "cat", "--layers", "nothing"],
-    "--layers must match"), (["--sample", "cat", "--cells", "0"], "--cells must be"), (["--sample", "cat", "--cells", "999"],
-    "--cells must be"), (["/nowhere.jpg"], "/nowhere.jpg"), (["--sample", "cat", "-o", "/nowhere/x.html"], "/nowhere/x.html")])
+    ([], "PICTURE or --sample"), (["--sample", "cat", "x.jpg"], "not both"), (["/nowhere.jpg"], "/nowhere.jpg"),
+    (["--sample", "cat", "--layers", "nothing"], "--layers must match"),
+    (["--sample", "cat", "--cells", "0"], "--cells must be"),
+    (["--sample", "cat", "--cells", "999"], "--cells must be"),
+    (["--sample", "cat", "-o", "/nowhere/x.html"], "/nowhere/x.html")])
 def test_bad_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
     """Catches a traceback, and a file left behind."""
     monkeypatch.chdir(tmp_path)

@@ -17,8 +17,8 @@ def add_arguments(parser):
     parser.add_argument("--layers", default="*", metavar="PATTERNS", help="comma-separated patterns of the layers "
                         "whose maps, scans and sub-bands the page holds, such as 'blocks2.*' (default: all; where that "
                         "is too much for a page, fewer channels of each)")
-    parser.add_argument("--cells", type=int, default=16, metavar="N", help="the picture is covered in N x N places, one "
-                        "after another, to see what the answer rests on (default: %(default)s)")
+    parser.add_argument("--cells", type=int, default=16, metavar="N", help="the picture is covered in N x N places, "
+                        "one after another, to see what the answer rests on (default: %(default)s)")
 
 
 def run(args) -> int:

@@ -101,7 +101,8 @@ def describe(run: Run, picture, name: str, layers: str, cells: int, seen=None) -
     labels = class_names(model) if model.config.num_classes else ()
     data = {
         "model": {"name": model.config.name, "source": Path(str(model.source)).name, "notes": list(model.notes),
-                  "parameters": rows[""].parameters, "macs": rows[""].macs, "input": list(run.values[run.input].shape[1:])},
+                  "parameters": rows[""].parameters, "macs": rows[""].macs,
+                  "input": list(run.values[run.input].shape[1:])},
         "picture": {"name": name, "photograph": _jpeg(shown), "side": transform.size},
         "layers": described, "kinds": found_kinds, "files": texts, "halvings": halvings(run),
         "untouched": untouched(run), "scans": scans(run, wanted), "bands": branches(run, shown, wanted),
