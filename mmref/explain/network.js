@@ -102,7 +102,7 @@ function svgOf(layer) {
     }
     const x = X(box) - BOX.w / 2, y = Y(box), inside = box.layer === null ? null : byName.get(box.layer);
     const name = inside ? box.layer.slice(layer.name.length ? layer.name.length + 1 : 0) : box.operation;
-    const cut = text => text.length > 22 ? text.slice(0, 10) + "…" + text.slice(-11) : text;
+    const cut = text => text.length > 19 ? text.slice(0, 8) + "…" + text.slice(-10) : text;
     const g = el("g", inside ? {role: "button", tabindex: 0, "data-open": box.layer, "aria-label":
       `Open ${name}, ${inside.kind}, gives ${times(box.shape)}, ${count(inside.parameters)} parameters, ${count(inside.macs)} multiply-adds`,
     onclick: () => choose(box.layer), onkeydown: event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(box.layer); } }} :

@@ -120,7 +120,7 @@ function drawSequence() {
       el("div", {id: "veil-legend", class: "legend"})),
       el("div", {}, el("div", {class: "scroll"}, el("table", {"aria-label": "The recurrence at this pixel"}, el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "at this pixel"), el("th", {scope: "col"}, "in the run"), el("th", {scope: "col"}, "done again here"))), table)),
         el("p", {id: "scan-equal", class: "small"}))),
-    el("h3", {}, "The state along the path"), trace, el("h3", {}, `How far channel ${state.inner} remembers`), remembered, el("div", {class: "scroll"}, everyDirection(scan)));
+    el("h3", {}, "The state along the path"), el("div", {class: "scroll", tabindex: 0, role: "group", "aria-label": "the state along the path"}, trace), el("h3", {}, `How far channel ${state.inner} remembers`), remembered, el("div", {class: "scroll"}, everyDirection(scan)));
   scanParts = {scan, s, veil, line, slider, table, trace, remembered};
   drawStep();
 }
