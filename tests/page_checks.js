@@ -24,7 +24,7 @@ function faintTexts() {
 // Every control and picture that shows and has no name for a screen reader.
 function unnamed() {
   const named = e => e.getAttribute("aria-label") || e.getAttribute("aria-labelledby") || e.getAttribute("alt") ||
-    e.textContent.trim() || e.closest("label") || e.closest("[role=img]");
+    e.textContent.trim() || e.closest("label") || e.parentElement.closest("[role=img]");
   return [...document.querySelectorAll("button, select, input, a, img, canvas, svg, [role]")]
     .filter(e => e.checkVisibility() && !e.closest("[aria-hidden=true]") && !named(e)).map(e => e.outerHTML.slice(0, 120));
 }

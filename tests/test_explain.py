@@ -46,6 +46,8 @@ def test_facts_are_true(nano, run):
     """Catches a halving or an untouched group that is missed, or found where there is none."""
     assert [(found["from"][0], found["to"][0]) for found in halvings(run)] == [
         (128, 64), (64, 32), (32, 16), (16, 8), (8, 4), (4, 2)]
+    assert {found["layer"] for found in untouched(run)} == {
+        name for name, layer in nano.walk() if getattr(layer, "split", (0,))[-1] > 0}
     for found in untouched(run):
         split = dict(nano.walk())[found["layer"]].split
         assert (found["from"], found["to"], found["of"]) == (sum(split[:2]), sum(split) - 1, sum(split))

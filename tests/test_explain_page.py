@@ -29,7 +29,8 @@ from mmref.nn.layer import Conv2d, ConvBN, ReLU, Sequential
 CHECKS = (Path(__file__).parent / "page_checks.js").read_text("utf-8")
 pytestmark = pytest.mark.skipif(CHROMIUM is None or os.name != "posix",
                                 reason="needs Chromium (apt-get install chromium)")
-HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&`${1}\x1b[2J\n\u202e\udce9"
+HOSTILE = ("</script ></script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&`"
+           "${1}\x1b[2J\n\u202e\udce9")
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,10 @@ def test_keyboard_opens_layers_and_steps(clean, nano):
     clean.key("Enter")
     assert clean.run("window.mmref.state.direction") == 1
     assert clean.run("document.activeElement.getAttribute('aria-pressed')") == "true"
+    clean.run("document.querySelectorAll('#answer-body [data-class]')[1].focus()")
+    clean.key("Enter")
+    assert clean.run("window.mmref.state.class") == 1
+    assert clean.run("document.activeElement.getAttribute('aria-pressed')") == "true"
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -166,7 +171,7 @@ def test_hostile_names_stay_text(clean, tmp_path):
     page = tmp_path / "page.html"
     page.write_text(explain(model, sample_picture("cat"), HOSTILE, cells=2), encoding="utf-8")
     opened(clean, page)
-    assert clean.run("document.title").startswith("mmref explain: small on </script>")
+    assert clean.run("document.title").startswith("mmref explain: small on </script >")
     assert clean.run("document.querySelectorAll('img[src=x]').length") == 0
     assert clean.run("document.getElementById('title').textContent").endswith("\\x1b[2J\\n\\u202e\\xe9")
     assert clean.run("document.querySelectorAll('script').length") == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from mmref.cli.common import add_class_names_argument, add_model_arguments, model_from
 from mmref.cli.output import note, say
 from mmref.cli.pictures import picture_from
@@ -34,7 +36,7 @@ def run(args) -> int:
         picture, notes, name = sample_picture(args.sample).convert("RGB"), [], f"sample {args.sample}"
     else:
         picture, notes = open_picture(picture_from(args.picture))
-        name = "standard input" if args.picture == "-" else args.picture
+        name = "standard input" if args.picture == "-" else os.path.basename(args.picture)
     for text in notes:
         note(f"{name}: {text}")
     model = model_from(args)
