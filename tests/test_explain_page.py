@@ -98,6 +98,7 @@ def test_scans_come_out_equal(clean, nano):
     assert np.float32(cells[2].split()[0]) == y                             # nine digits tell float32 values apart
     # a changed number must not pass
     assert checked(clean, "wrongWithOneBit()") > 0
+    assert clean.run("document.querySelectorAll('#scan-view .tight .stack').length") == 11    # directions of all orders
 
 
 def test_tour_by_keyboard_alone(clean, nano):

@@ -26,7 +26,7 @@ from mmref.explain.drawing import children_of, halvings, layer_rows, untouched
 from mmref.explain.formula import FORMULAS, mathml
 from mmref.explain.pack import as_maps, map_record, parameter_record, share, thinned
 from mmref.explain.run import Run, constant_names, observe
-from mmref.explain.scans import scans
+from mmref.explain.scans import orders, scans
 from mmref.explain.source import kinds
 from mmref.explain.words import TOUR, WORDS
 from mmref.models.network import check_numpy_model
@@ -110,6 +110,8 @@ def describe(run: Run, picture, name: str, layers: str, cells: int, seen=None) -
         "formulas": {node.name: mathml(FORMULAS[node.name]) for node in run.graph if node.name in FORMULAS},
         "operations": {node.name: " ".join((node.operation.__doc__ or "").split("\n\n")[0].split())
                        for node in run.graph if node.operation is not None}, "of": layers}
+    sizes = dict.fromkeys(tuple(scan["size"]) for scan in data["scans"])
+    data["orders"] = {f"{height} x {width}": orders(height, width) for height, width in sizes}
     data["maps"] = _maps(run, described, wanted)
     return data
 

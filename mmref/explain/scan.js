@@ -120,7 +120,8 @@ function drawSequence() {
       el("div", {id: "veil-legend", class: "legend"})),
       el("div", {}, el("div", {class: "scroll"}, el("table", {"aria-label": "The recurrence at this pixel"}, el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "at this pixel"), el("th", {scope: "col"}, "in the run"), el("th", {scope: "col"}, "done again here"))), table)),
         el("p", {id: "scan-equal", class: "small"}))),
-    el("h3", {}, "The state along the path"), el("div", {class: "scroll", tabindex: 0, role: "group", "aria-label": "the state along the path"}, trace), el("h3", {}, `How far channel ${state.inner} remembers`), remembered, el("div", {class: "scroll"}, everyDirection(scan)));
+    el("h3", {}, "The state along the path"), el("div", {class: "scroll", tabindex: 0, role: "group", "aria-label": "the state along the path"}, trace), el("h3", {}, `How far channel ${state.inner} remembers`), remembered, el("div", {class: "scroll"}, everyDirection(scan)),
+    el("h3", {}, "Orders that a scan can have"), el("p", {class: "small"}, "Read on this map's pixels; from the dot on. This run's: ", scan.directions.join(", "), "."), el("div", {class: "panels"}, everyOrder(scan)));
   scanParts = {scan, s, veil, line, slider, table, trace, remembered};
   drawStep();
 }
@@ -130,6 +131,17 @@ function everyDirection(scan) {
       const s = sequence(scan, k, state.inner, state.state), r = rememberedText(s, scan.L - 1), say = v => v >= 1000 ? "over 1000 pixels" : v.toFixed(1) + " pixels";
       return el("tr", {}, el("td", {}, name), el("td", {}, short(Math.exp(Array.from(s.decay, v => Math.log(Math.max(v, 1e-38))).reduce((a, b) => a + b, 0) / scan.L))), el("td", {}, say(r.half)), el("td", {}, say(r.hundredth)));
     })));
+}
+// The paths of every order's directions, small.
+function everyOrder(scan) {
+  const [h, w] = scan.size;
+  return data.orders[`${h} x ${w}`].map(({order, directions, paths, L}) => el("figure", {}, el("div", {class: "row tight"}, directions.map((name, k) => {
+    const path = Array.from(numbers(paths, Int32Array).subarray(k * L, (k + 1) * L)).filter(p => p >= 0), line = pathLine(path, w, h);
+    line.querySelector(".now").remove();
+    line.querySelector("polyline").setAttribute("stroke-opacity", 1);
+    if (path.length) line.append(el("circle", {cx: path[0] % w + 0.5, cy: Math.floor(path[0] / w) + 0.5, r: Math.max(w, h) / 18, fill: "#ffcc33"}));
+    return el("div", {class: "stack", role: "img", "aria-label": `${order}: ${name}`}, photograph(""), line);
+  })), el("figcaption", {}, el("strong", {}, order), ": " + directions.join("; "))));
 }
 function pathLine(path, w, h) {
   const at = p => `${(p % w + 0.5).toFixed(2)},${(Math.floor(p / w) + 0.5).toFixed(2)}`, points = Array.from(path).filter(p => p >= 0);

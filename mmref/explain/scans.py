@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmref.explain.pack import packed
+from mmref.explain.pack import packed, share
 from mmref.explain.run import Run
-from mmref.nn.paths import PADDING, directions, paths
+from mmref.nn.paths import ORDERS, PADDING, directions, paths
 
 SCAN_BYTES = 3_600_000  # of all scans together; where they need more, every scan keeps its first channels
 
@@ -22,17 +22,21 @@ SCAN_BYTES = 3_600_000  # of all scans together; where they need more, every sca
 def scans(run: Run, wanted, budget: int = SCAN_BYTES) -> list[dict]:
     """Every selective scan that a layer matching `wanted` makes, in network order."""
     nodes = [node for node in run.graph if node.name == "selective_scan" and wanted(node.layer)]
-    budget = budget // max(1, len(nodes))
-    return [_scan(run, node, budget) for node in nodes]
+    limit = share([(node.shape[2], 1, _bytes(run, node)) for node in nodes], budget) if nodes else 0
+    return [_scan(run, node, limit // _bytes(run, node)) for node in nodes]
 
 
-def _scan(run, node, budget):
+def _bytes(run, node):
+    """Of one channel: u, delta and y, and for every state decay and h."""
+    return 4 * node.shape[1] * node.shape[3] * (3 + 2 * run.read[node]["A"].shape[-1])
+
+
+def _scan(run, node, most):
     u, delta, A, B, C, D = (run.read[node][name] for name in ("u", "delta", "A", "B", "C", "D"))
     u, delta, B, C, y = u[0], delta[0], B[0], C[0], run.values[node][0]     # (K, D, L), ..., B and C (K, N, L)
     K, channels, L = u.shape
     N = A.shape[-1]
-    bytes_each = 4 * K * L * (3 + 2 * N)                                    # of a channel: u, delta, y, decay, h
-    kept = min(channels, max(1, budget // bytes_each))
+    kept = min(channels, max(1, most))
     u, delta, A, D, y = u[:, :kept], delta[:, :kept], A[:, :kept], D[:, :kept], y[:, :kept]
     decay = np.exp(delta[:, :, None] * A[..., None])                        # (K, D, N, L)
     ways, size = _paths(node, L)
@@ -40,6 +44,12 @@ def _scan(run, node, budget):
             "paths": packed(ways, np.int32), "directions": _names(node, K), "u": packed(u), "delta": packed(delta),
             "A": packed(A), "B": packed(B), "C": packed(C), "skip": packed(D), "decay": packed(decay),
             "h": packed(states(u, delta, B, decay)), "y": packed(y)}
+
+
+def orders(height: int, width: int) -> list[dict]:
+    """Every named order of scanning, for a map of this size: the paths of its directions."""
+    return [{"order": order, "directions": list(names), "paths": packed(paths(order, height, width), np.int32),
+             "L": paths(order, height, width).shape[1]} for order, names in ORDERS.items()]
 
 
 def states(u, delta, B, decay) -> np.ndarray:
