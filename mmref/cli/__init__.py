@@ -27,6 +27,7 @@ COMMANDS = {
     "check": "a Python callable against the network, on inputs that break things",
     "selftest": "the published figures on this machine",
     "show": "pictures of what happens inside",
+    "explain": "a run as a page that one can walk through",
 }
 
 

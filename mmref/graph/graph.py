@@ -104,8 +104,9 @@ class Graph:
                 readers[operand].append(node)
         return readers
 
-    def run(self, *arrays: np.ndarray):
-        """The graph computed in NumPy, operation by operation, on arrays of its inputs' shapes."""
+    def run(self, *arrays: np.ndarray, seen: Callable[[Node, dict, np.ndarray], None] | None = None):
+        """The graph computed in NumPy, operation by operation, on arrays of its inputs' shapes. `seen` is called for
+        every node with the values of its operands by name, and its own."""
         values = dict(zip(self.inputs, arrays, strict=True))
         for node in self.nodes:
             if node.operation is not None:
@@ -113,6 +114,8 @@ class Graph:
                             for name, operand in node.operands.items()}
                 attributes = {name: getattr(value, "value", value) for name, value in node.attributes.items()}
                 values[node] = apply(node.operation, operands, attributes)
+                if seen is not None:
+                    seen(node, operands, values[node])
         return self.arrange([values[node] for node in self.outputs])
 
     def arrange(self, results):
