@@ -27,6 +27,7 @@ from mmref.models.network import Network
 from mmref.models.parameters import expected_shapes, random_parameters
 from mmref.models.variants import VARIANTS
 from mmref.nn import functional as F
+from mmref.nn import tokens
 from mmref.nn.layer import Conv2d, ConvBN, Layer, Linear, Residual, Sequential, Sigmoid
 from mmref.nn.operation import OPERATIONS, operation
 from mmref.nn.scan_order import cross_merge, cross_scan
@@ -234,7 +235,10 @@ def test_every_shape_rule_is_the_shape_of_the_result(seed, batch, channels, heig
              (OPERATIONS["cross_merge"], (u, "bidirectional", height, width), {}),
              (OPERATIONS["project"], (a(K, 3, C), u), {}),
              (OPERATIONS["selective_scan"], (u, np.abs(u), a(K, C, 2), *[a(batch, K, 2, L)] * 2, a(K, C)), {}),
-             (F.depthwise_conv_transpose2d, (x, a(C, 1, 2, 2)), dict(groups=C, stride=2))]
+             (F.depthwise_conv_transpose2d, (x, a(C, 1, 2, 2)), dict(groups=C, stride=2)),
+             (tokens.gelu, (x,), {}), (tokens.rms_norm_channels, (x, vector), {}), (tokens.pad_to_multiple, (x, 4), {}),
+             (tokens.causal_conv, (u, a(K, C, 4), a(K, C)), {}),
+             (tokens.rotary, (a(batch, 2 * C, height, width), *[a(1, 2 * C, height, width)] * 2), {})]
     seen = set()
     for call, arrays, options in calls:
         model = lively_once()

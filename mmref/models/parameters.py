@@ -17,11 +17,12 @@ from mmref.models.registry import models
 from mmref.models.variants import Variant
 
 LISTED = 10  # differences an error spells out
+HEADS = ("head.", "classifier.head.")  # what the names of a head's parameters begin with, by family
 
 
 def is_folded(state: Mapping[str, np.ndarray]) -> bool:
     """Whether the names are those of a checkpoint with batch norms folded in."""
-    return "patch_embed.0.weight" in state
+    return "patch_embed.0.weight" in state and not any(name.endswith(".running_var") for name in state)
 
 
 def expected_shapes(config: Variant, folded: bool = False) -> dict[str, tuple[int, ...]]:
@@ -51,7 +52,7 @@ def load_parameters(config: Variant, state: Mapping[str, np.ndarray], dtype=np.f
     """
     config = _sized(config, state, source, num_classes, in_chans)
     if num_classes == 0:
-        state = {name: array for name, array in state.items() if not name.startswith("head.")}
+        state = {name: array for name, array in state.items() if not name.startswith(HEADS)}
     model = _skeleton(config, is_folded(state))
     shapes, got = _shapes(model), _parameter_shapes(state)
     if shapes != got:
@@ -71,12 +72,12 @@ def random_parameters(config: Variant, seed: int = 0, dtype=np.float32) -> Netwo
 
 def head_classes(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of classes that a checkpoint's head answers, None where it has no head."""
-    return _first_size(state, ("head.l.weight", "head.weight"), 0, 2)
+    return _first_size(state, ("head.l.weight", "head.weight", "classifier.head.weight"), 0, 2)
 
 
 def stem_channels(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of input channels of a checkpoint's first convolution, None where it has none."""
-    return _first_size(state, ("patch_embed.0.c.weight", "patch_embed.0.weight"), 1, 4)
+    return _first_size(state, ("patch_embed.0.c.weight", "patch_embed.0.weight", "patch_embed.proj.weight"), 1, 4)
 
 
 def _first_size(state, names, axis, rank):
@@ -90,7 +91,7 @@ def _first_size(state, names, axis, rank):
 def _sized(config, state, source, num_classes=None, in_chans=None):
     """The variant with the classes and channels of `state`, or an error where others are wanted."""
     classes, channels = head_classes(state), stem_channels(state)
-    if num_classes and classes is None and not any(name.startswith("head.") for name in state):
+    if num_classes and classes is None and not any(name.startswith(HEADS) for name in state):
         raise ParameterMismatch(f"{source}: num_classes={num_classes} needs a head, and the weights have none; without "
                                 f"num_classes the network gives pooled features")
     if num_classes and classes not in (None, num_classes):
@@ -100,7 +101,7 @@ def _sized(config, state, source, num_classes=None, in_chans=None):
         raise ParameterMismatch(f"{source}: in_chans must be {channels}, which its first convolution takes, "
                                 f"got {in_chans}")
     if num_classes is None:  # half a head is an error that names what is missing, not a network without head
-        half = classes is None and any(name.startswith("head.") for name in state)
+        half = classes is None and any(name.startswith(HEADS) for name in state)
         num_classes = config.num_classes if half else classes or 0
     return replace(config, num_classes=num_classes, in_chans=channels or in_chans or config.in_chans)
 
