@@ -30,7 +30,7 @@ from mmref.kernels.vector import (
     view,
     zeros,
 )
-from mmref.kernels.vector_math import sigmoid, silu, softplus
+from mmref.kernels.vector_math import gelu, sigmoid, silu, softplus
 
 
 def move(record, thread, threads):
@@ -76,6 +76,8 @@ def _combined(operation, x, y):
         return x + y
     if operation == 6:
         return x * y
+    if operation == 7:
+        return gelu(x)
     return x
 
 
