@@ -32,11 +32,11 @@ from mmref.engine.lowering import (
 from mmref.engine.memory import Arena, Map, Place
 from mmref.engine.schedule import Schedule, channel_axis, rows_of, schedule
 from mmref.errors import OutOfDeviceMemory
-from mmref.graph.fused import HAAR
 from mmref.graph.graph import Constant, Graph, Node
 from mmref.kernels.cuda import norm_gate, scan, wavelet_branch
 from mmref.kernels.target import FLOAT_BYTES, round_up
 from mmref.nn.paths import PADDING, paths
+from mmref.nn.wavelet import HAAR
 
 # kernel of an operation: its module below mmref.kernels.cuda and the function there
 KERNELS = {"stem": ("stem", "stem"), "depthwise": ("depthwise", "depthwise"), "scan": ("scan", "scan"),
