@@ -60,9 +60,9 @@ def _fma_broadcast_at(_context, sums, addresses, offset, x):
     """sums[i] + x * (the float `offset` bytes behind addresses[i])."""
     def generate(context, builder, _signature, arguments):
         packed, places, offset, x = arguments
-        results = [emit_fma(builder, emit_splat(builder, emit_load(builder, builder.add(place, offset), FLOAT)), x, sum_)
-                   for sum_, place in zip(cgutils.unpack_tuple(builder, packed, sums.count),
-                                          cgutils.unpack_tuple(builder, places, sums.count), strict=True)]
+        totals, places = (cgutils.unpack_tuple(builder, both, sums.count) for both in (packed, places))
+        values = [emit_splat(builder, emit_load(builder, builder.add(place, offset), FLOAT)) for place in places]
+        results = [emit_fma(builder, value, x, total) for value, total in zip(values, totals, strict=True)]
         return context.make_tuple(builder, sums, results)
     return signature(sums, sums, addresses, types.int64, vector), generate
 
@@ -83,8 +83,8 @@ def _emit_shared_decays(builder, delta, A):
 
 
 def _advance(states: int, shared: bool):
-    """An intrinsic: eight steps of a group of `states` states, which lie at `h_at`. `c` and `n`: offsets from the
-    addresses at `where` to the group's first B and C."""
+    """An intrinsic: eight steps of a group of `states` states, which lie at `h_at`, their rates at A; the offsets lead
+    from the addresses at `where` to the group's first B and C."""
     def typing(_context, h_at, A, block, where, B_offset, C_offset):
         def generate(context, builder, _signature, arguments):
             h_at, A, block, where, B_offset, C_offset = arguments
@@ -182,7 +182,8 @@ def state_scan(record, thread, threads):
         for pixel in range(op.pixels):
             store(out + pixel * op.out_pitch, zeros())
         for direction in range(op.directions):
-            weights = op.parameters + (item % op.vectors * op.directions + direction) * (rank + states + 2) * VECTOR_BYTES
+            rows = (item % op.vectors * op.directions + direction) * (rank + states + 2)
+            weights = op.parameters + rows * VECTOR_BYTES
             bias, D = load(weights + rank * VECTOR_BYTES), load(weights + (rank + 1) * VECTOR_BYTES)
             table = op.table + direction * length * 8
             own = 0

@@ -68,7 +68,8 @@ def path_conv(record, thread, threads):
                 before = weights + (taps - tap) * op.vectors * VECTOR_BYTES + v * VECTOR_BYTES  # the bias, at first
                 if tap > 0:
                     before = out + v * VECTOR_BYTES
-                store(out + v * VECTOR_BYTES, fma(load(x + v * advance), load(weights + v * VECTOR_BYTES), load(before)))
+                weight = load(weights + v * VECTOR_BYTES)
+                store(out + v * VECTOR_BYTES, fma(load(x + v * advance), weight, load(before)))
         if op.silu == 1:
             for v in range(0, op.vectors - 1, 2):
                 at = out + v * VECTOR_BYTES

@@ -71,11 +71,15 @@ def is_window(node: Node) -> bool:
     return node.name in ("convolution", "conv2d") and not is_pointwise(node)
 
 
+IN_PLACE = {"convolution": ("shortcut", "shortcut2"), "product": ("shortcut", "shortcut2"), "norm_gate": ("y",),
+            "add": ("x", "y"), "multiply": ("x", "y")}
+IN_ITS_PLACE = {"gate", "layer_norm_channels", "batch_norm", "relu", "silu", "sigmoid", "softplus", "gelu",
+                "rms_norm_channels", "rotary"}
+
+
 def in_place(node: Node) -> list[Node]:
     """Operands that a kernel may overwrite with its result: it reads a value of them before it writes it."""
-    names = {"convolution": ("shortcut", "shortcut2"), "product": ("shortcut", "shortcut2"), "gate": ("x",),
-             "norm_gate": ("y",), "layer_norm_channels": ("x",), "batch_norm": ("x",), "relu": ("x",), "silu": ("x",),
-             "sigmoid": ("x",), "softplus": ("x",), "gelu": ("x",), "rms_norm_channels": ("x",), "rotary": ("x",), "add": ("x", "y"), "multiply": ("x", "y")}.get(node.name, ())
+    names = ("x",) if node.name in IN_ITS_PLACE else IN_PLACE.get(node.name, ())
     return [node.operands[name] for name in names if isinstance(node.operands.get(name), Node)]
 
 

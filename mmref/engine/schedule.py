@@ -14,7 +14,8 @@ from math import prod
 from mmref.graph.graph import Graph, Node
 from mmref.kernels.target import round_up
 
-SEQUENCES = ("cross_scan", "project", "selective_scan", "causal_conv", "path_conv")  # their results are (B, K, channels, L)
+# their results are (B, K, channels, L)
+SEQUENCES = ("cross_scan", "project", "selective_scan", "causal_conv", "path_conv")
 OF_SEQUENCES = ("cross_merge", "project", "selective_scan", "causal_conv", "sequence_scan")  # they read such
 INHERITING = frozenset(("slice_axis", "concatenate", "add", "multiply", "relu", "sigmoid", "silu", "softplus", "gelu"))
 
