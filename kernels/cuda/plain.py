@@ -31,6 +31,7 @@ from mmref.kernels.cuda.device import (
     ZERO,
     device_function,
     exp2,
+    gelu,
     load,
     load3,
     relu,
@@ -89,11 +90,12 @@ def move(x, out, box, *, sizes, add, stream=0):
     kernel[-(-math.prod(sizes) // THREADS), THREADS, stream](x, out, box, *sizes)
 
 
-FUNCTIONS = {"relu": relu, "sigmoid": sigmoid, "silu": silu, "softplus": softplus}
+FUNCTIONS = {"relu": relu, "sigmoid": sigmoid, "silu": silu, "softplus": softplus, "gelu": gelu}
 
 
 def combine_kernel(operation: str):
-    """The kernel for one of "copy", "relu", "sigmoid", "silu", "softplus", "add", "multiply"."""
+    """The kernel for one of "copy", "relu", "sigmoid", "silu", "softplus", "gelu", "add",
+    "multiply"."""
     function = FUNCTIONS.get(operation, relu)
 
     @device_function
