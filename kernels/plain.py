@@ -24,6 +24,7 @@ from mmref.kernels.vector import (
     load_part,
     load_scalar,
     relu,
+    relu6,
     store,
     store_part,
     store_scalar,
@@ -77,7 +78,11 @@ def _combined(operation, x, y):
     if operation == 6:
         return x * y
     if operation == 7:
+<<<<<<< HEAD
         return gelu(x)
+=======
+        return relu6(x)
+>>>>>>> main
     return x
 
 

@@ -35,6 +35,7 @@ from mmref.kernels.cuda.device import (
     load,
     load3,
     relu,
+    relu6,
     sigmoid,
     silu,
     softplus,
@@ -90,12 +91,20 @@ def move(x, out, box, *, sizes, add, stream=0):
     kernel[-(-math.prod(sizes) // THREADS), THREADS, stream](x, out, box, *sizes)
 
 
+<<<<<<< HEAD
 FUNCTIONS = {"relu": relu, "sigmoid": sigmoid, "silu": silu, "softplus": softplus, "gelu": gelu}
 
 
 def combine_kernel(operation: str):
     """The kernel for one of "copy", "relu", "sigmoid", "silu", "softplus", "gelu", "add",
     "multiply"."""
+=======
+FUNCTIONS = {"relu": relu, "relu6": relu6, "sigmoid": sigmoid, "silu": silu, "softplus": softplus}
+
+
+def combine_kernel(operation: str):
+    """The kernel for one of "copy", "relu", "relu6", "sigmoid", "silu", "softplus", "add", "multiply"."""
+>>>>>>> main
     function = FUNCTIONS.get(operation, relu)
 
     @device_function

@@ -60,6 +60,11 @@ class Touch(NamedTuple):
 
 # ------------------------------------------------------------------------------------------- what nodes are
 
+def place_of_call(node: Node) -> str:
+    """What stands for a layer where no layer's text makes the call: the network's own does, or it is the input."""
+    return "(network)" if node.operation else "(input)"
+
+
 def is_pointwise(node: Node) -> bool:
     """Whether a convolution is a matrix product of rows."""
     return node.name == "convolution" and node.operands["weight"].shape[2:] == (1, 1) \
@@ -79,7 +84,14 @@ IN_ITS_PLACE = {"gate", "layer_norm_channels", "batch_norm", "relu", "silu", "si
 
 def in_place(node: Node) -> list[Node]:
     """Operands that a kernel may overwrite with its result: it reads a value of them before it writes it."""
+<<<<<<< HEAD
     names = ("x",) if node.name in IN_ITS_PLACE else IN_PLACE.get(node.name, ())
+=======
+    names = {"convolution": ("shortcut", "shortcut2"), "product": ("shortcut", "shortcut2"), "gate": ("x",),
+             "norm_gate": ("y",), "layer_norm_channels": ("x",), "batch_norm": ("x",), "relu": ("x",), "silu": ("x",),
+             "relu6": ("x",), "sigmoid": ("x",), "softplus": ("x",), "add": ("x", "y"),
+             "multiply": ("x", "y")}.get(node.name, ())
+>>>>>>> main
     return [node.operands[name] for name in names if isinstance(node.operands.get(name), Node)]
 
 
@@ -196,8 +208,8 @@ class Lowering:
         """Append an operation of the node in hand. reads, writes: nodes, or temporary maps."""
         node = self.node
         touches = [self._touch(value, False) for value in reads] + [self._touch(value, True) for value in writes]
-        self.operations.append(Operation(kernel, node.layer or "(input)", self.shape(node), fields, macs, moved,
-                                         touches=touches))
+        layer = node.layer or place_of_call(node)
+        self.operations.append(Operation(kernel, layer, self.shape(node), fields, macs, moved, touches=touches))
         return self.operations[-1]
 
     def _touch(self, value, written):
@@ -306,7 +318,11 @@ class Lowering:
     def lower_sigmoid(self, node, x):
         self.combine(node.name, x, None, node)
 
+<<<<<<< HEAD
     lower_silu = lower_softplus = lower_relu = lower_gelu = lower_sigmoid
+=======
+    lower_silu = lower_softplus = lower_relu = lower_relu6 = lower_sigmoid
+>>>>>>> main
 
     def lower_add(self, node, x, y):
         if isinstance(x, Constant) or isinstance(y, Node) and not self.is_like(x, node):  # both operations commute

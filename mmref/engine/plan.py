@@ -15,7 +15,6 @@ import numpy as np
 
 from mmref.engine.lowering import (
     TOGETHER,
-    Lowering,
     Operation,
     depthwise_cost,
     in_place,
@@ -25,6 +24,7 @@ from mmref.engine.lowering import (
     wavelet_branch_cost,
     window_cost,
 )
+from mmref.engine.map_operations import MapLowering, is_bordered, is_dense, straight_results
 from mmref.engine.memory import Arena, Map, Place, aligned_zeros
 from mmref.engine.schedule import Buffer, Schedule, channel_axis, rows_of, schedule
 from mmref.engine.weights import Weights, by_vectors
@@ -40,8 +40,13 @@ RECORDS = {"picture": records.PICTURE, "stem": records.STEM, "matmul": records.M
            "mean": records.MEAN, "gate": records.GATE, "result": records.RESULT, "move": records.MOVE,
            "combine": records.COMBINE, "norm": records.NORM, "gather": records.GATHER, "scatter": records.SCATTER,
            "analysis": records.ANALYSIS, "synthesis": records.SYNTHESIS, "scan_states": records.STATES,
+<<<<<<< HEAD
            "path_conv": records.PATH_CONV, "rms_norm": records.RMS_NORM, "rotary": records.ROTARY,
            "row_stats": records.ROW_STATS, "norm_mean": records.NORM_MEAN}
+=======
+           "dense": records.DENSE, "adaptive_mean": records.ADAPTIVE_MEAN, "maximum_pool": records.MAXIMUM,
+           "resize": records.RESIZE}
+>>>>>>> main
 ACTIVATIONS = {"none": records.ACTIVATION_NONE, "relu": records.ACTIVATION_RELU, "silu": records.ACTIVATION_SILU}
 CHUNK_BYTES = 1 << 19  # rows of a matrix product that pass all panels before others do: half a second-level cache
 
@@ -70,9 +75,15 @@ class Plan:
 
 # --------------------------------------------------------------------------------------- what kernels can do
 
+<<<<<<< HEAD
 EXACT = {"relu", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
          "analysis", "synthesis", "low_low", "add_to_low_low", "norm_gate", "concatenate", "slice_axis",
          "gelu", "rms_norm_channels", "rotary"}
+=======
+EXACT = {"relu", "relu6", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
+         "analysis", "synthesis", "low_low", "add_to_low_low", "norm_gate", "concatenate", "slice_axis", "resize",
+         "upsample", "adaptive_average_pool", "max_pool2d"}
+>>>>>>> main
 
 
 def is_regular(node: Node) -> bool:
@@ -92,7 +103,7 @@ def cpu_schedule(graph: Graph) -> Schedule:
     def bordered(node):
         if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)):
             return None
-        paddings = {reader.attributes["padding"] if is_window(reader) and reader.sources == (node,) else None
+        paddings = {reader.attributes["padding"] if is_bordered(reader) and reader.sources == (node,) else None
                     for reader in users[node]}
         return paddings.pop() if len(paddings) == 1 else None
     return schedule(graph, is_exact, in_place, bordered)
@@ -116,7 +127,7 @@ def split_level(graph: Graph, plan: Schedule) -> int:
     return cut
 
 
-class CpuLowering(Lowering):
+class CpuLowering(MapLowering):
     """Operations with the fields of records, for one thread (`owner`) or for all together."""
 
     backend = "numba"
@@ -127,6 +138,7 @@ class CpuLowering(Lowering):
         self.weights, self.owner, self.cells, self.tiles = weights, owner, cells, tiles
         self.shares = shares if owner == TOGETHER else 1
         self.first_image, self.bordered = first_image, bordered
+        self.straight = straight_results(graph, plan)
 
     def emit(self, kernel, macs, moved, reads, writes, /, **fields):
         operation = super().emit(kernel, macs, moved, reads, writes, **fields)
@@ -139,6 +151,8 @@ class CpuLowering(Lowering):
     # ------------------------------------------------------------------------------------------ memory
 
     def allocate(self, buffer):
+        if buffer in self.straight:
+            return Map(self.arena.take(0), 0, buffer.channels, 0)
         if buffer.border is None:
             return super().allocate(buffer)
         if buffer not in self.bordered:  # never given back, so that its border stays zero
@@ -173,6 +187,8 @@ class CpuLowering(Lowering):
                       row=row, alarm=self.cell(-1))
 
     def result(self, node, index):
+        if self.plan.region[node].buffer in self.straight:
+            return                               # it is there already
         x, rows = self.map(node), self.rows(node)
         self.emit("result", 0, 8 * rows * x.channels, (node,), (), x=x.place, pitch=x.pitch, rows=rows,
                   channels=x.channels, cell=self.cell(len(self.graph.inputs) + index),
@@ -213,6 +229,8 @@ class CpuLowering(Lowering):
             self.combine("relu", node, None, node)
 
     def window(self, node, x, matrix, kernel, shortcut=None, shortcut2=None):
+        if is_dense(node):
+            return self.dense(node, x, matrix, kernel, shortcut, shortcut2)
         stride, padding = node.attributes["stride"], node.attributes["padding"]
         region, source = self.plan.region[x], self.map(x)
         _, c_in, height, width = x.shape

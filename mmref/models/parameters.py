@@ -13,16 +13,24 @@ import numpy as np
 
 from mmref.errors import ParameterMismatch
 from mmref.models.network import Network
-from mmref.models.registry import models
+from mmref.models.registry import can_be_headless, head_prefix, models, training_prefixes
 from mmref.models.variants import Variant
 
 LISTED = 10  # differences an error spells out
+<<<<<<< HEAD
 HEADS = ("head.", "classifier.head.")  # what the names of a head's parameters begin with, by family
+=======
+PREFIXES = ("", "backbone.")  # of a backbone's names: alone, and in a network built on it
+>>>>>>> main
 
 
 def is_folded(state: Mapping[str, np.ndarray]) -> bool:
     """Whether the names are those of a checkpoint with batch norms folded in."""
+<<<<<<< HEAD
     return "patch_embed.0.weight" in state and not any(name.endswith(".running_var") for name in state)
+=======
+    return any(f"{prefix}patch_embed.0.weight" in state for prefix in PREFIXES)
+>>>>>>> main
 
 
 def expected_shapes(config: Variant, folded: bool = False) -> dict[str, tuple[int, ...]]:
@@ -48,13 +56,17 @@ def load_parameters(config: Variant, state: Mapping[str, np.ndarray], dtype=np.f
 
     Arrays are converted to `dtype` (copied if that changes them). Raises ParameterMismatch: a head or channels that
     the state does not have; parameters that do not fit, of which it lists the first ten and names the variant that
-    would fit, if one does.
+    would fit, if one does. The model's `notes` say what was left alone.
     """
     config = _sized(config, state, source, num_classes, in_chans)
     if num_classes == 0:
+<<<<<<< HEAD
         state = {name: array for name, array in state.items() if not name.startswith(HEADS)}
+=======
+        state = {name: array for name, array in state.items() if not name.startswith(head_prefix(config))}
+>>>>>>> main
     model = _skeleton(config, is_folded(state))
-    shapes, got = _shapes(model), _parameter_shapes(state)
+    shapes, got = _shapes(model), _parameter_shapes(state, config)
     if shapes != got:
         raise ParameterMismatch(f"{source}: {_differences(config, shapes, got)} {_advice(state)}")
     for name, layer, attribute in model.named_parameters():
@@ -62,7 +74,15 @@ def load_parameters(config: Variant, state: Mapping[str, np.ndarray], dtype=np.f
         if array.dtype.kind != "f":
             raise ParameterMismatch(f"{source}: {name} must be of floating point, got {array.dtype}")
         setattr(layer, attribute, array.astype(dtype, copy=False))
+    model.notes = tuple(f"{prefix}*, {count} tensors that only training needs, left alone"
+                        for prefix, count in _counts_of_training(state, config).items())
     return model
+
+
+def _counts_of_training(state, config):
+    """{prefix: how many} of the tensors in `state` that take part in the training of this network only."""
+    counts = {prefix: sum(name.startswith(prefix) for name in state) for prefix in training_prefixes(config)}
+    return {prefix: count for prefix, count in counts.items() if count}
 
 
 def random_parameters(config: Variant, seed: int = 0, dtype=np.float32) -> Network:
@@ -72,12 +92,22 @@ def random_parameters(config: Variant, seed: int = 0, dtype=np.float32) -> Netwo
 
 def head_classes(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of classes that a checkpoint's head answers, None where it has no head."""
+<<<<<<< HEAD
     return _first_size(state, ("head.l.weight", "head.weight", "classifier.head.weight"), 0, 2)
+=======
+    return (_first_size(state, ("head.l.weight", "head.weight"), 0, 2)
+            or _first_size(state, ("decode_head.conv_seg.weight",), 0, 4))
+>>>>>>> main
 
 
 def stem_channels(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of input channels of a checkpoint's first convolution, None where it has none."""
+<<<<<<< HEAD
     return _first_size(state, ("patch_embed.0.c.weight", "patch_embed.0.weight", "patch_embed.proj.weight"), 1, 4)
+=======
+    names = [f"{prefix}patch_embed.0.{rest}" for prefix in PREFIXES for rest in ("c.weight", "weight")]
+    return _first_size(state, names, 1, 4)
+>>>>>>> main
 
 
 def _first_size(state, names, axis, rank):
@@ -91,23 +121,36 @@ def _first_size(state, names, axis, rank):
 def _sized(config, state, source, num_classes=None, in_chans=None):
     """The variant with the classes and channels of `state`, or an error where others are wanted."""
     classes, channels = head_classes(state), stem_channels(state)
+<<<<<<< HEAD
     if num_classes and classes is None and not any(name.startswith(HEADS) for name in state):
+=======
+    headed, headless = any(name.startswith(head_prefix(config)) for name in state), can_be_headless(config)
+    if num_classes and classes is None and not headed and headless:
+>>>>>>> main
         raise ParameterMismatch(f"{source}: num_classes={num_classes} needs a head, and the weights have none; without "
                                 f"num_classes the network gives pooled features")
+    if not headed:                # that it answers something tells of another kind of network
+        classes = None
     if num_classes and classes not in (None, num_classes):
-        raise ParameterMismatch(f"{source}: num_classes must be {classes}, which its head answers, or 0 for no head, "
-                                f"got {num_classes}")
+        raise ParameterMismatch(f"{source}: num_classes must be {classes}, which its head answers"
+                                f"{', or 0 for no head' if headless else ''}, got {num_classes}")
     if in_chans and channels not in (None, in_chans):
         raise ParameterMismatch(f"{source}: in_chans must be {channels}, which its first convolution takes, "
                                 f"got {in_chans}")
     if num_classes is None:  # half a head is an error that names what is missing, not a network without head
+<<<<<<< HEAD
         half = classes is None and any(name.startswith(HEADS) for name in state)
+=======
+        half = classes is None and (headed or not headless)
+>>>>>>> main
         num_classes = config.num_classes if half else classes or 0
     return replace(config, num_classes=num_classes, in_chans=channels or in_chans or config.in_chans)
 
 
-def _parameter_shapes(state):
-    return {name: np.shape(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
+def _parameter_shapes(state, config):
+    """{name: shape} of what inference needs."""
+    return {name: np.shape(array) for name, array in state.items()
+            if not name.endswith("num_batches_tracked") and not name.startswith(training_prefixes(config))}
 
 
 def _differences(config, shapes, got):
@@ -141,9 +184,9 @@ def _advice(state):
 
 def fitting_variants(state: Mapping[str, np.ndarray]) -> list[Variant]:
     """The variants whose names and shapes are those of `state`, with its number of classes and of input channels."""
-    got = _parameter_shapes(state)
     sized = (_sized(variant, state, "") for variant in models().values())
-    return [variant for variant in sized if expected_shapes(variant, is_folded(state)) == got]
+    return [variant for variant in sized
+            if expected_shapes(variant, is_folded(state)) == _parameter_shapes(state, variant)]
 
 
 def described(variant: Variant) -> str:
@@ -159,12 +202,12 @@ def account_of_fit(state: Mapping[str, np.ndarray]) -> str:
     folded = " (folded)" if is_folded(state) else ""
     if fits:
         return f"fits {' or '.join(map(described, fits))}{folded}"
-    got, nearest, most = _parameter_shapes(state), None, 0
+    nearest, most = None, 0
     for variant in models().values():
-        shapes = expected_shapes(_sized(variant, state, ""), is_folded(state))
+        shapes, got = expected_shapes(_sized(variant, state, ""), is_folded(state)), _parameter_shapes(state, variant)
         common = len(shapes.items() & got.items())
         if common > most:
-            nearest, most = (_sized(variant, state, ""), shapes), common
+            nearest, most = (_sized(variant, state, ""), shapes, got), common
     if nearest is None:
         return "fits no variant mmref knows: no tensor in it has a name and shape of theirs"
-    return f"fits no variant mmref knows, nearest {nearest[0].name}: {_differences(*nearest, got)} {_advice(state)}"
+    return f"fits no variant mmref knows, nearest {nearest[0].name}: {_differences(*nearest)} {_advice(state)}"
