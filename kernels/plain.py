@@ -78,11 +78,9 @@ def _combined(operation, x, y):
     if operation == 6:
         return x * y
     if operation == 7:
-<<<<<<< HEAD
-        return gelu(x)
-=======
         return relu6(x)
->>>>>>> main
+    if operation == 8:
+        return gelu(x)
     return x
 
 

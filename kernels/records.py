@@ -118,11 +118,8 @@ MOVE = _record("x x_image x_row x_column x_channel out out_image out_row out_col
                "channels add")
 # COMBINE: `operation` as in COMBINATIONS; y 0 for those of one operand, else its row is (row // y_length) % y_count.
 COMBINE = _record("x pitch y y_pitch y_length y_count rows channels out out_pitch operation")
-<<<<<<< HEAD
-COMBINATIONS = {"copy": 0, "relu": 1, "sigmoid": 2, "silu": 3, "softplus": 4, "add": 5, "multiply": 6, "gelu": 7}
-=======
-COMBINATIONS = {"copy": 0, "relu": 1, "sigmoid": 2, "silu": 3, "softplus": 4, "add": 5, "multiply": 6, "relu6": 7}
->>>>>>> main
+COMBINATIONS = {"copy": 0, "relu": 1, "sigmoid": 2, "silu": 3, "softplus": 4, "add": 5, "multiply": 6, "relu6": 7,
+                "gelu": 8}
 # NORM: layer norm; addresses of weight, bias and epsilon.
 NORM = _record("x pitch rows channels weight bias epsilon out out_pitch")
 # GATHER, SCATTER: rows by a table of `count` int64.

@@ -236,18 +236,14 @@ def test_every_shape_rule_is_the_shape_of_the_result(seed, batch, channels, heig
              (OPERATIONS["cross_merge"], (u, "bidirectional", height, width), {}),
              (OPERATIONS["project"], (a(K, 3, C), u), {}),
              (OPERATIONS["selective_scan"], (u, np.abs(u), a(K, C, 2), *[a(batch, K, 2, L)] * 2, a(K, C)), {}),
-<<<<<<< HEAD
-             (F.depthwise_conv_transpose2d, (x, a(C, 1, 2, 2)), dict(groups=C, stride=2)),
-             (tokens.gelu, (x,), {}), (tokens.rms_norm_channels, (x, vector), {}), (tokens.pad_to_multiple, (x, 4), {}),
-             (tokens.causal_conv, (u, a(K, C, 4), a(K, C)), {}),
-             (tokens.rotary, (a(batch, 2 * C, height, width), *[a(1, 2 * C, height, width)] * 2), {})]
-=======
              (F.depthwise_conv_transpose2d, (x, a(C, 1, 2, 2)), dict(groups=C, stride=2)), (F.relu6, (x,), {}),
              (F.conv2d, (x, a(3, C, 3, 3)), dict(padding=7, dilation=6)), (resize, (x, 4, 11), dict(mode="nearest")),
              (resize, (x, 4, 11), {}), (OPERATIONS["upsample"], (x, 3), {}),
              (OPERATIONS["adaptive_average_pool"], (x, 2, 3), {}),
-             (OPERATIONS["max_pool2d"], (x, 3), dict(stride=2, padding=1))]
->>>>>>> main
+             (OPERATIONS["max_pool2d"], (x, 3), dict(stride=2, padding=1)),
+             (tokens.gelu, (x,), {}), (tokens.rms_norm_channels, (x, vector), {}), (tokens.pad_to_multiple, (x, 4), {}),
+             (tokens.causal_conv, (u, a(K, C, 4), a(K, C)), {}),
+             (tokens.rotary, (a(batch, 2 * C, height, width), *[a(1, 2 * C, height, width)] * 2), {})]
     seen = set()
     for call, arrays, options in calls:
         model = lively_once()

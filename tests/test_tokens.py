@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import batches, channels, dtypes, normal, seeds, sides
 
-from mmref.nn.resize import resize_bicubic
+from mmref.nn.position import resize_bicubic
 from mmref.nn.tokens import causal_conv, gelu, pad_to_multiple, rms_norm_channels, rotary
 
 pytest.importorskip("torch")

@@ -91,20 +91,11 @@ def move(x, out, box, *, sizes, add, stream=0):
     kernel[-(-math.prod(sizes) // THREADS), THREADS, stream](x, out, box, *sizes)
 
 
-<<<<<<< HEAD
-FUNCTIONS = {"relu": relu, "sigmoid": sigmoid, "silu": silu, "softplus": softplus, "gelu": gelu}
+FUNCTIONS = {"relu": relu, "relu6": relu6, "sigmoid": sigmoid, "silu": silu, "softplus": softplus, "gelu": gelu}
 
 
 def combine_kernel(operation: str):
-    """The kernel for one of "copy", "relu", "sigmoid", "silu", "softplus", "gelu", "add",
-    "multiply"."""
-=======
-FUNCTIONS = {"relu": relu, "relu6": relu6, "sigmoid": sigmoid, "silu": silu, "softplus": softplus}
-
-
-def combine_kernel(operation: str):
-    """The kernel for one of "copy", "relu", "relu6", "sigmoid", "silu", "softplus", "add", "multiply"."""
->>>>>>> main
+    """The kernel for one of "copy", "relu", "relu6", "sigmoid", "silu", "softplus", "gelu", "add", "multiply"."""
     function = FUNCTIONS.get(operation, relu)
 
     @device_function

@@ -9,12 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from mmref.nn import functional as F
-<<<<<<< HEAD
-from mmref.nn import tokens, wavelet
-=======
 from mmref.nn import resize as maps_of
-from mmref.nn import wavelet
->>>>>>> main
+from mmref.nn import tokens, wavelet
 from mmref.nn.recurrence import selective_scan
 from mmref.nn.wavelet import HAAR
 
@@ -188,7 +184,6 @@ def scan_rows(u, delta, A, B, C, D, out, *, length, states, stream=0):
     host(out)[...] = y.swapaxes(2, 3).reshape(out.shape)
 
 
-<<<<<<< HEAD
 def path_conv(x, weight, table, out, *, length, images, active, stream=0):
     weight, x = host(weight), host(x)
     if table is not None:
@@ -231,7 +226,8 @@ def rotary(x, cos, sin, out, *, stream=0):
     tables = (host(part).T[None, :, :, None] for part in (cos, sin))
     x = host(x).reshape(-1, cos.shape[0], cos.shape[1]).transpose(0, 2, 1)[..., None]
     host(out)[...] = tokens.rotary(x, *tables)[..., 0].transpose(0, 2, 1).reshape(out.shape)
-=======
+
+
 def resize(x, out, *, height, width, out_height, out_width, nearest, stream=0):
     maps = pictures(x, x.shape[0] // (height * width), height, width)
     host(out)[...] = rows(maps_of.resize(maps, out_height, out_width, mode="nearest" if nearest else "bilinear"))
@@ -245,14 +241,9 @@ def adaptive_mean(x, out, *, height, width, rows, columns, stream=0):
 def maximum_pool(x, out, *, height, width, out_height, out_width, kernel, stride, padding, stream=0):
     maps = pictures(x, x.shape[0] // (height * width), height, width)
     host(out)[...] = rows(maps_of.max_pool2d(maps, kernel, stride=stride, padding=padding))
->>>>>>> main
 
 
 LAUNCHERS = {launcher.__name__: launcher for launcher in (
     depthwise, scan, wavelet_branch, norm_gate, mean, gate, stem, copy_relu, epilogue, matmul, to_channels_first, move,
-<<<<<<< HEAD
-    combine, norm, gather, project, analysis, synthesis, path_scan, scan_rows, path_conv, sequence_scan, rms_norm,
-    row_stats, norm_mean, rotary)}
-=======
-    combine, norm, gather, project, analysis, synthesis, path_scan, scan_rows, resize, adaptive_mean, maximum_pool)}
->>>>>>> main
+    combine, norm, gather, project, analysis, synthesis, path_scan, scan_rows, resize, adaptive_mean, maximum_pool,
+    path_conv, sequence_scan, rms_norm, row_stats, norm_mean, rotary)}

@@ -84,14 +84,7 @@ IN_ITS_PLACE = {"gate", "layer_norm_channels", "batch_norm", "relu", "silu", "si
 
 def in_place(node: Node) -> list[Node]:
     """Operands that a kernel may overwrite with its result: it reads a value of them before it writes it."""
-<<<<<<< HEAD
     names = ("x",) if node.name in IN_ITS_PLACE else IN_PLACE.get(node.name, ())
-=======
-    names = {"convolution": ("shortcut", "shortcut2"), "product": ("shortcut", "shortcut2"), "gate": ("x",),
-             "norm_gate": ("y",), "layer_norm_channels": ("x",), "batch_norm": ("x",), "relu": ("x",), "silu": ("x",),
-             "relu6": ("x",), "sigmoid": ("x",), "softplus": ("x",), "add": ("x", "y"),
-             "multiply": ("x", "y")}.get(node.name, ())
->>>>>>> main
     return [node.operands[name] for name in names if isinstance(node.operands.get(name), Node)]
 
 
@@ -318,11 +311,7 @@ class Lowering:
     def lower_sigmoid(self, node, x):
         self.combine(node.name, x, None, node)
 
-<<<<<<< HEAD
-    lower_silu = lower_softplus = lower_relu = lower_gelu = lower_sigmoid
-=======
-    lower_silu = lower_softplus = lower_relu = lower_relu6 = lower_sigmoid
->>>>>>> main
+    lower_silu = lower_softplus = lower_relu = lower_relu6 = lower_gelu = lower_sigmoid
 
     def lower_add(self, node, x, y):
         if isinstance(x, Constant) or isinstance(y, Node) and not self.is_like(x, node):  # both operations commute

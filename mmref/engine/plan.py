@@ -40,13 +40,9 @@ RECORDS = {"picture": records.PICTURE, "stem": records.STEM, "matmul": records.M
            "mean": records.MEAN, "gate": records.GATE, "result": records.RESULT, "move": records.MOVE,
            "combine": records.COMBINE, "norm": records.NORM, "gather": records.GATHER, "scatter": records.SCATTER,
            "analysis": records.ANALYSIS, "synthesis": records.SYNTHESIS, "scan_states": records.STATES,
-<<<<<<< HEAD
-           "path_conv": records.PATH_CONV, "rms_norm": records.RMS_NORM, "rotary": records.ROTARY,
-           "row_stats": records.ROW_STATS, "norm_mean": records.NORM_MEAN}
-=======
            "dense": records.DENSE, "adaptive_mean": records.ADAPTIVE_MEAN, "maximum_pool": records.MAXIMUM,
-           "resize": records.RESIZE}
->>>>>>> main
+           "resize": records.RESIZE, "path_conv": records.PATH_CONV, "rms_norm": records.RMS_NORM,
+           "rotary": records.ROTARY, "row_stats": records.ROW_STATS, "norm_mean": records.NORM_MEAN}
 ACTIVATIONS = {"none": records.ACTIVATION_NONE, "relu": records.ACTIVATION_RELU, "silu": records.ACTIVATION_SILU}
 CHUNK_BYTES = 1 << 19  # rows of a matrix product that pass all panels before others do: half a second-level cache
 
@@ -75,15 +71,9 @@ class Plan:
 
 # --------------------------------------------------------------------------------------- what kernels can do
 
-<<<<<<< HEAD
-EXACT = {"relu", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
-         "analysis", "synthesis", "low_low", "add_to_low_low", "norm_gate", "concatenate", "slice_axis",
-         "gelu", "rms_norm_channels", "rotary"}
-=======
 EXACT = {"relu", "relu6", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
          "analysis", "synthesis", "low_low", "add_to_low_low", "norm_gate", "concatenate", "slice_axis", "resize",
-         "upsample", "adaptive_average_pool", "max_pool2d"}
->>>>>>> main
+         "upsample", "adaptive_average_pool", "max_pool2d", "gelu", "rms_norm_channels", "rotary"}
 
 
 def is_regular(node: Node) -> bool:
@@ -303,7 +293,7 @@ class CpuLowering(MapLowering):
                   out_height=out_height, out_width=out_width, weights=taps.weights, bias=taps.bias, out=out.place,
                   out_pitch=out.pitch, activation=activation, after=taps.after, vectors=vectors, images=self.images,
                   lanes=LANES if own else (channels - 1) % LANES + 1,
-                  bands=1 if whole else min(self.shares, out_height), zero=self.weights.zeros(LANES))
+                  bands=1 if whole else min(self.shares, out_height), zero=self.weights.zero_vector())
 
     def depthwise_any(self, node, x, weight, bias, scale, shift):
         """Any filter, stride and padding, over a copy of the map whose padding is a part of it."""
@@ -360,7 +350,7 @@ class CpuLowering(MapLowering):
                       u=u.place, pitch=u.pitch, coefficients=c.place, coefficients_pitch=c.pitch, rank=rank,
                       parameters=self.weights.scan(dt_weight, dt_bias, A, D, False), out=out.place,
                       out_pitch=out.pitch, vectors=round_up(inner) // LANES, images=self.images, length=rows_of(node),
-                      zero=self.weights.zeros(LANES))
+                      zero=self.weights.zero_vector())
             return
         self.state_scan(node, x, coefficients, dt_weight, dt_bias, A, D, by_path=1)
 
@@ -379,7 +369,7 @@ class CpuLowering(MapLowering):
                   parameters=self.weights.scan(dt_weight, dt_bias, A, D, True), table=self.table(order, node),
                   length=length, pixels=rows_of(node), out=out.place, out_pitch=out.pitch,
                   vectors=round_up(inner) // LANES, images=self.images, scratch=scratch.place, scratch_size=size,
-                  by_path=by_path, nothing=self.weights.zeros(round_up(max(rank + 2 * N, LANES))),
+                  by_path=by_path, nothing=self.weights.zeros(round_up(max(rank + 2 * N, 1)) // LANES),
                   shared=int(N == 16 and self.weights.multiples_of_the_first(A)), factor=gate.place if gate else 0,
                   factor_pitch=gate.pitch if gate else 0)
 
@@ -393,7 +383,7 @@ class CpuLowering(MapLowering):
         source, out, (K, dim, taps) = self.map(x), self.map(node), weight.shape
         self.emit("path_conv", *depthwise_cost(self.images, x, node, taps), (x,), (node,), x=source.place,
                   pitch=source.pitch, table=table, length=node.shape[3], directions=K, pixels=pixels,
-                  by_path=int(table != 0), nothing=self.weights.zeros(LANES), taps=taps,
+                  by_path=int(table != 0), nothing=self.weights.zero_vector(), taps=taps,
                   weights=self.weights.causal_taps(weight, bias), silu=int(node.attributes.get("activation") == "silu"),
                   out=out.place, out_pitch=out.pitch, vectors=round_up(dim) // LANES, images=self.images)
 

@@ -14,16 +14,11 @@ from math import prod
 from mmref.graph.graph import Graph, Node
 from mmref.kernels.target import round_up
 
-<<<<<<< HEAD
 # their results are (B, K, channels, L)
 SEQUENCES = ("cross_scan", "project", "selective_scan", "causal_conv", "path_conv")
 OF_SEQUENCES = ("cross_merge", "project", "selective_scan", "causal_conv", "sequence_scan")  # they read such
-INHERITING = frozenset(("slice_axis", "concatenate", "add", "multiply", "relu", "sigmoid", "silu", "softplus", "gelu"))
-=======
-SEQUENCES = ("cross_scan", "project", "selective_scan")  # their results are (B, K, channels, L)
-OF_SEQUENCES = ("cross_merge", "project", "selective_scan")  # they read such
-INHERITING = frozenset(("slice_axis", "concatenate", "add", "multiply", "relu", "relu6", "sigmoid", "silu", "softplus"))
->>>>>>> main
+INHERITING = frozenset(("slice_axis", "concatenate", "add", "multiply", "relu", "relu6", "sigmoid", "silu", "softplus",
+                        "gelu"))
 
 
 @dataclass(eq=False)

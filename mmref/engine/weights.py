@@ -124,11 +124,6 @@ class Weights(Kept):
 
     # ---------------------------------------------------------------------------------------- by kernel
 
-<<<<<<< HEAD
-    def zeros(self, count: int) -> int:
-        """Address of so many zeros: what is read outside a map."""
-        return self.once("zeros", lambda: self.put(np.zeros(count, np.float32)), options=count)
-=======
     def zero_vector(self) -> int:
         """Address of 16 zeros: what a convolution reads outside a map."""
         return self.zeros(1)
@@ -136,7 +131,6 @@ class Weights(Kept):
     def zeros(self, vectors: int) -> int:
         """Address of so many vectors of zeros."""
         return self.once("zeros", lambda: self.put(np.zeros(vectors * LANES, np.float32)), options=vectors)
->>>>>>> main
 
     def matrix(self, weight: Constant, bias: Constant | None) -> Matrix:
         """A 1x1 convolution or linear layer, weight (out, in) or (out, in, 1, 1)."""

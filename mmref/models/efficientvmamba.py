@@ -215,6 +215,7 @@ class EfficientVMambaVariant:
     d_state: int = 16
     num_classes: int = 1000
     in_chans: int = 3
+    head = "classifier.head."  # what the names of its head's parameters begin with
 
     def __post_init__(self):
         for field, low, high in (("img_size", PATCH, 4096), ("d_state", 1, 1024), ("num_classes", 0, MOST_CLASSES),

@@ -29,8 +29,8 @@ from mmref.models.variants import MOST_CHANNELS, MOST_CLASSES
 from mmref.nn import functional as F
 from mmref.nn.layer import Conv2d, Layer, Linear, Sequential
 from mmref.nn.paths import directions
+from mmref.nn.position import resize_bicubic
 from mmref.nn.recurrence import selective_scan
-from mmref.nn.resize import resize_bicubic
 from mmref.nn.scan_order import cross_merge, cross_scan
 from mmref.nn.ss2d import project
 from mmref.nn.tokens import ChannelGate, MeanPool, RMSNorm, TokenLinear, causal_conv, pad_to_multiple, rotary

@@ -17,20 +17,13 @@ from mmref.models.registry import can_be_headless, head_prefix, models, training
 from mmref.models.variants import Variant
 
 LISTED = 10  # differences an error spells out
-<<<<<<< HEAD
-HEADS = ("head.", "classifier.head.")  # what the names of a head's parameters begin with, by family
-=======
 PREFIXES = ("", "backbone.")  # of a backbone's names: alone, and in a network built on it
->>>>>>> main
 
 
 def is_folded(state: Mapping[str, np.ndarray]) -> bool:
     """Whether the names are those of a checkpoint with batch norms folded in."""
-<<<<<<< HEAD
-    return "patch_embed.0.weight" in state and not any(name.endswith(".running_var") for name in state)
-=======
-    return any(f"{prefix}patch_embed.0.weight" in state for prefix in PREFIXES)
->>>>>>> main
+    return any(f"{prefix}patch_embed.0.weight" in state for prefix in PREFIXES) \
+        and not any(name.endswith(".running_var") for name in state)
 
 
 def expected_shapes(config: Variant, folded: bool = False) -> dict[str, tuple[int, ...]]:
@@ -60,11 +53,7 @@ def load_parameters(config: Variant, state: Mapping[str, np.ndarray], dtype=np.f
     """
     config = _sized(config, state, source, num_classes, in_chans)
     if num_classes == 0:
-<<<<<<< HEAD
-        state = {name: array for name, array in state.items() if not name.startswith(HEADS)}
-=======
         state = {name: array for name, array in state.items() if not name.startswith(head_prefix(config))}
->>>>>>> main
     model = _skeleton(config, is_folded(state))
     shapes, got = _shapes(model), _parameter_shapes(state, config)
     if shapes != got:
@@ -92,22 +81,14 @@ def random_parameters(config: Variant, seed: int = 0, dtype=np.float32) -> Netwo
 
 def head_classes(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of classes that a checkpoint's head answers, None where it has no head."""
-<<<<<<< HEAD
-    return _first_size(state, ("head.l.weight", "head.weight", "classifier.head.weight"), 0, 2)
-=======
-    return (_first_size(state, ("head.l.weight", "head.weight"), 0, 2)
+    return (_first_size(state, ("head.l.weight", "head.weight", "classifier.head.weight"), 0, 2)
             or _first_size(state, ("decode_head.conv_seg.weight",), 0, 4))
->>>>>>> main
 
 
 def stem_channels(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of input channels of a checkpoint's first convolution, None where it has none."""
-<<<<<<< HEAD
-    return _first_size(state, ("patch_embed.0.c.weight", "patch_embed.0.weight", "patch_embed.proj.weight"), 1, 4)
-=======
     names = [f"{prefix}patch_embed.0.{rest}" for prefix in PREFIXES for rest in ("c.weight", "weight")]
-    return _first_size(state, names, 1, 4)
->>>>>>> main
+    return _first_size(state, [*names, "patch_embed.proj.weight"], 1, 4)
 
 
 def _first_size(state, names, axis, rank):
@@ -121,12 +102,8 @@ def _first_size(state, names, axis, rank):
 def _sized(config, state, source, num_classes=None, in_chans=None):
     """The variant with the classes and channels of `state`, or an error where others are wanted."""
     classes, channels = head_classes(state), stem_channels(state)
-<<<<<<< HEAD
-    if num_classes and classes is None and not any(name.startswith(HEADS) for name in state):
-=======
     headed, headless = any(name.startswith(head_prefix(config)) for name in state), can_be_headless(config)
     if num_classes and classes is None and not headed and headless:
->>>>>>> main
         raise ParameterMismatch(f"{source}: num_classes={num_classes} needs a head, and the weights have none; without "
                                 f"num_classes the network gives pooled features")
     if not headed:                # that it answers something tells of another kind of network
@@ -138,11 +115,7 @@ def _sized(config, state, source, num_classes=None, in_chans=None):
         raise ParameterMismatch(f"{source}: in_chans must be {channels}, which its first convolution takes, "
                                 f"got {in_chans}")
     if num_classes is None:  # half a head is an error that names what is missing, not a network without head
-<<<<<<< HEAD
-        half = classes is None and any(name.startswith(HEADS) for name in state)
-=======
         half = classes is None and (headed or not headless)
->>>>>>> main
         num_classes = config.num_classes if half else classes or 0
     return replace(config, num_classes=num_classes, in_chans=channels or in_chans or config.in_chans)
 

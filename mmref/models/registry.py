@@ -14,10 +14,8 @@ from importlib import import_module
 
 from mmref.errors import ValueProblem
 
-<<<<<<< HEAD
-FAMILIES = ("mmref.models.variants", "mmref.models.localvim", "mmref.models.efficientvmamba")
-=======
-FAMILIES = ("mmref.models.variants", "mmref.models.fpn", "mmref.models.deeplabv3", "mmref.models.pspnet")
+FAMILIES = ("mmref.models.variants", "mmref.models.fpn", "mmref.models.deeplabv3", "mmref.models.pspnet",
+            "mmref.models.localvim", "mmref.models.efficientvmamba")
 
 
 def head_prefix(config) -> str:
@@ -33,7 +31,6 @@ def can_be_headless(config) -> bool:
 def training_prefixes(config) -> tuple[str, ...]:
     """Where the names of parameters begin that checkpoints hold for training only: its `training_only`, else none."""
     return getattr(config, "training_only", ())
->>>>>>> main
 
 
 @cache
