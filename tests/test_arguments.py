@@ -27,6 +27,7 @@ from mmref.evaluate import PictureSet, evaluate, read_folder
 from mmref.models.summary import summarize
 from mmref.models.variants import VARIANTS
 from mmref.nn import functional as F
+from mmref.nn import tokens
 from mmref.nn.layer import recording
 from mmref.nn.paths import paths
 from mmref.nn.recurrence import selective_scan
@@ -291,6 +292,11 @@ OPERATIONS = {
     "synthesis": (lambda **o: synthesis(**o, height=5, width=4), dict(bands=BANDS, bank=BANK)),
     "selective_scan": (selective_scan, dict(u=u, delta=u, A=-abs(normal(1, 2, 3, 5)), B=normal(2, 1, 2, 5, 4),
                                             C=normal(3, 1, 2, 5, 4), D=normal(4, 2, 3))),
+    "gelu": (tokens.gelu, dict(x=SMALL)), "pad_to_multiple": (lambda **o: tokens.pad_to_multiple(**o, side=3),
+                                                              dict(x=SMALL)),
+    "rms_norm_channels": (tokens.rms_norm_channels, dict(x=SMALL, weight=normal(0, 4))),
+    "causal_conv": (tokens.causal_conv, dict(sequences=u, weight=normal(0, 2, 3, 4), bias=normal(1, 2, 3))),
+    "rotary": (tokens.rotary, dict(x=SMALL, cos=normal(1, 1, *SMALL.shape[1:]), sin=normal(2, 1, *SMALL.shape[1:]))),
     "selective_scan numba": (lambda **o: selective_scan(**o, backend="numba"),
                              dict(u=u, delta=u, A=-abs(normal(1, 2, 3, 5)), B=normal(2, 1, 2, 5, 4),
                                   C=normal(3, 1, 2, 5, 4), D=normal(4, 2, 3))),

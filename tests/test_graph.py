@@ -28,6 +28,7 @@ from mmref.models.network import Network
 from mmref.models.parameters import expected_shapes, random_parameters
 from mmref.models.variants import VARIANTS
 from mmref.nn import functional as F
+from mmref.nn import tokens
 from mmref.nn.layer import Conv2d, ConvBN, Layer, Linear, Residual, Sequential, Sigmoid
 from mmref.nn.operation import OPERATIONS, operation
 from mmref.nn.resize import adaptive_average_pool, max_pool2d, resize, upsample
@@ -243,7 +244,10 @@ def test_every_shape_rule_is_the_shape_of_the_result(seed, batch, channels, heig
              (F.conv2d, (x, a(3, C, 3, 3)), dict(padding=7, dilation=6)), (resize, (x, 4, 11), dict(mode="nearest")),
              (resize, (x, 4, 11), {}), (OPERATIONS["upsample"], (x, 3), {}),
              (OPERATIONS["adaptive_average_pool"], (x, 2, 3), {}),
-             (OPERATIONS["max_pool2d"], (x, 3), dict(stride=2, padding=1))]
+             (OPERATIONS["max_pool2d"], (x, 3), dict(stride=2, padding=1)),
+             (tokens.gelu, (x,), {}), (tokens.rms_norm_channels, (x, vector), {}), (tokens.pad_to_multiple, (x, 4), {}),
+             (tokens.causal_conv, (u, a(K, C, 4), a(K, C)), {}),
+             (tokens.rotary, (a(batch, 2 * C, height, width), *[a(1, 2 * C, height, width)] * 2), {})]
     seen = set()
     for call, arrays, options in calls:
         model = lively_once()

@@ -29,7 +29,7 @@ try:
     import onnx
     from onnx import helper
 
-    from mmref.export import operations, scans  # noqa: F401  (they register their emitters)
+    from mmref.export import operations, scans, tokens  # noqa: F401  (they register their emitters)
     from mmref.export.graph import dimensions, graph_of
     from mmref.export.lowering import Lowering
 except ImportError as error:

@@ -164,8 +164,10 @@ class TracedArray(Symbol):
         shape = infer(operation, values, attributes)
         try:
             elsewhere = infer(operation, values, attributes, elsewhere=True)
-        except ShapeError:  # a constant that goes with this size only
-            tracer.fixed_by, elsewhere = tracer.fixed_by or tracer.layer or "the network itself", shape
+        except ShapeError:  # a constant that goes with this size only; with any batch all the same
+            tracer.fixed_by = tracer.fixed_by or tracer.layer or "the network itself"
+            batch = next(value.elsewhere[:1] for value in values.values() if isinstance(value, Node))
+            elsewhere = (*batch, *shape[1:])
         first = next(iter(values.values()))
         return tracer.symbol(Node(operation, values, attributes, tracer.layer, shape, first.dtype, elsewhere))
 

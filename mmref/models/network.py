@@ -7,7 +7,15 @@ import math
 
 import numpy as np
 
-from mmref.arguments import check_array, check_dtype, check_integer, check_integers, check_kind, check_ndarray
+from mmref.arguments import (
+    check_array,
+    check_dtype,
+    check_flag,
+    check_integer,
+    check_integers,
+    check_kind,
+    check_ndarray,
+)
 from mmref.errors import ShapeError, ValueProblem
 from mmref.nn.layer import BatchNorm, Layer
 from mmref.nn.operation import Symbol
@@ -30,6 +38,32 @@ class Network(Layer):
         check_shape(x, self.config.in_chans, self.dtype)
         if not np.isfinite(x).all():
             raise_not_finite()
+
+    def stages(self) -> tuple:
+        """Functions of a map that make up the network up to its last map, the first of which checks the input; a
+        network with stages has `strides`, the pixels of the picture that a pixel of each one's result stands for."""
+        raise NotImplementedError
+
+    def forward_features(self, x):
+        """The last feature map, (B, C, H/stride, W/stride)."""
+        for stage in self.stages():
+            x = stage(x)
+        return x
+
+    def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
+        """Feature maps of the stages, at `strides`; the first is that of the stem.
+
+        `indices`: which (negative ones count from the end), an int n for the last n, None for all.
+        Returns (last feature map, list of the maps asked for), or the list alone. Raises ShapeError and ValueProblem.
+        """
+        wanted = take_indices(indices, len(self.strides))
+        intermediates_only = check_flag("intermediates_only", intermediates_only)
+        maps = []
+        for stage in self.stages():
+            x = stage(x)
+            maps.append(x)
+        chosen = [maps[i] for i in wanted]
+        return chosen if intermediates_only else (x, chosen)
 
     def initialise(self, seed: int = 0, dtype=np.float32) -> Network:
         """Give the network the starting values of training, the same for the same seed, in place; returns it."""

@@ -22,7 +22,8 @@ PREFIXES = ("", "backbone.")  # of a backbone's names: alone, and in a network b
 
 def is_folded(state: Mapping[str, np.ndarray]) -> bool:
     """Whether the names are those of a checkpoint with batch norms folded in."""
-    return any(f"{prefix}patch_embed.0.weight" in state for prefix in PREFIXES)
+    return any(f"{prefix}patch_embed.0.weight" in state for prefix in PREFIXES) \
+        and not any(name.endswith(".running_var") for name in state)
 
 
 def expected_shapes(config: Variant, folded: bool = False) -> dict[str, tuple[int, ...]]:
@@ -80,14 +81,14 @@ def random_parameters(config: Variant, seed: int = 0, dtype=np.float32) -> Netwo
 
 def head_classes(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of classes that a checkpoint's head answers, None where it has no head."""
-    return (_first_size(state, ("head.l.weight", "head.weight"), 0, 2)
+    return (_first_size(state, ("head.l.weight", "head.weight", "classifier.head.weight"), 0, 2)
             or _first_size(state, ("decode_head.conv_seg.weight",), 0, 4))
 
 
 def stem_channels(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of input channels of a checkpoint's first convolution, None where it has none."""
     names = [f"{prefix}patch_embed.0.{rest}" for prefix in PREFIXES for rest in ("c.weight", "weight")]
-    return _first_size(state, names, 1, 4)
+    return _first_size(state, [*names, "patch_embed.proj.weight"], 1, 4)
 
 
 def _first_size(state, names, axis, rank):

@@ -1,4 +1,5 @@
-"""Which networks there are, by name. A family of networks is a module with a table VARIANTS of its configurations.
+"""Which networks there are, by name. A family of networks is a module with a table VARIANTS of its configurations
+and, where something was published of them, a table ACCURACY.
 
 A configuration is a frozen dataclass with `name`, `img_size`, `in_chans` and `num_classes`, which every network has,
 the family's own fields, and `build()`, which gives the network without parameters. It may say more about its
@@ -13,7 +14,8 @@ from importlib import import_module
 
 from mmref.errors import ValueProblem
 
-FAMILIES = ("mmref.models.variants", "mmref.models.fpn", "mmref.models.deeplabv3", "mmref.models.pspnet")
+FAMILIES = ("mmref.models.variants", "mmref.models.fpn", "mmref.models.deeplabv3", "mmref.models.pspnet",
+            "mmref.models.localvim", "mmref.models.efficientvmamba")
 
 
 def head_prefix(config) -> str:
@@ -35,6 +37,13 @@ def training_prefixes(config) -> tuple[str, ...]:
 def models() -> dict[str, object]:
     """{name: configuration} of every network, family by family."""
     return {name: config for family in FAMILIES for name, config in import_module(family).VARIANTS.items()}
+
+
+@cache
+def accuracies() -> dict[str, dict[str, float]]:
+    """{name: published figures, percent of ImageNet's validation set} of the networks that have such."""
+    return {name: figures for family in FAMILIES
+            for name, figures in getattr(import_module(family), "ACCURACY", {}).items()}
 
 
 def resolve(name: str) -> tuple[object, bool]:

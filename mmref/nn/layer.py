@@ -173,13 +173,13 @@ class Conv2d(Layer):
         return int(np.prod(self.shapes["weight"])) * y.shape[2] * y.shape[3]
 
     def folded_with(self, bn: BatchNorm) -> Conv2d:
-        """This convolution (without bias) followed by `bn`, as one convolution with bias."""
+        """This convolution followed by `bn`, as one convolution with bias."""
         folded = copy.copy(self)
         folded.shapes = {"weight": self.shapes["weight"], "bias": bn.shapes["bias"]}
         if self.weight is not None:
             scale, shift = bn.scale_and_shift()
             folded.weight = (self.weight * scale[:, None, None, None]).astype(self.weight.dtype)
-            folded.bias = shift.astype(self.weight.dtype)
+            folded.bias = (shift if self.bias is None else shift + self.bias * scale).astype(self.weight.dtype)
         return folded
 
 

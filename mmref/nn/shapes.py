@@ -284,3 +284,39 @@ def selective_scan(u, delta, A, B, C, D, *, backend="numpy"):
         if array.shape != expected:
             raise ShapeError(f"{name} must have shape {expected} to go with u {u.shape}, got {array.shape}")
     return u.shape
+
+
+# ------------------------------------------------------------------------------------------ tokens (tokens.py)
+
+def rms_norm_channels(x, weight, eps=1e-5):
+    return layer_norm_channels(x, weight, weight, eps)
+
+
+def causal_conv(sequences, weight, bias):
+    check_array("sequences", sequences, "batch directions channels length")
+    check_array("weight", weight, "directions channels taps", sequences.dtype)
+    check_array("bias", bias, "directions channels", sequences.dtype)
+    wanted = tuple(sequences.shape[1:3])
+    if weight.shape[:2] != wanted or not weight.shape[2]:
+        raise ShapeError(f"weight must be {(*wanted, 'k')}, k >= 1, to go with sequences {sequences.shape}, "
+                         f"got shape {weight.shape}")
+    if bias.shape != wanted:
+        raise ShapeError(f"bias must have shape {wanted} to go with sequences {sequences.shape}, got {bias.shape}")
+    return sequences.shape
+
+
+def rotary(x, cos, sin):
+    check_array("x", x, "batch channels height width")
+    if x.shape[1] % 2:
+        raise ShapeError(f"x must have an even number of channels, which turn in pairs, got shape {x.shape}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_array(name, table, "1 channels height width", x.dtype)
+        if table.shape != (1, *x.shape[1:]):
+            raise ShapeError(f"{name} must have shape {(1, *x.shape[1:])} to go with x {x.shape}, got {table.shape}")
+    return x.shape
+
+
+def pad_to_multiple(x, side):
+    check_array("x", x, "batch channels height width")
+    check_integer("side", side, 1, MOST_PADDING)
+    return *x.shape[:2], *(-(-length // side) * side for length in x.shape[2:])
