@@ -52,7 +52,7 @@ def label_image(labels: np.ndarray, colours: np.ndarray) -> Image.Image:
 def read_label_map(path) -> np.ndarray:
     """(H, W) uint8, the values of a label PNG as they stand in the file.
 
-    Raises PictureError, with the file's name, for what is not a PNG of indices or of 8-bit grey values, or is broken."""
+    Raises PictureError, with the file's name, for what is no PNG of indices or 8-bit grey values, or is broken."""
     name = os.fspath(path)
     contents = read_contents(path)
     if contents.format != "PNG":
