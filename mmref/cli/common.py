@@ -130,12 +130,28 @@ def add_segmenter_arguments(parser, img_size: bool = True) -> None:
 
 def segmenter_from(args, **options):
     """The `mmref.Segmenter` that the arguments ask for, its weights read, and a line on stderr for what was decided."""
+    from dataclasses import replace
+
     from mmref.tasks.segmenter import Segmenter
     segmenter = Segmenter(args.model, args.weights, args.backend, img_size=args.img_size, tile=args.tile,
                           overlap=args.overlap, exif=args.exif, **weights_options(args), **options)
+    model = segmenter.load_model()
+    changes = {name: tuple(values) for name in ("mean", "std") if (values := getattr(args, name, None)) is not None}
+    if changes and model.transform is not None:
+        segmenter.transform = replace(model.transform, **changes)
     loaded = segmenter.load()
     say_notes(loaded.model)
     return segmenter, loaded
+
+
+def refuse_options(args, belong_to: str, *names) -> None:
+    """Raise ValueProblem for an option of `names` that is given: it belongs to another task and would have no effect.
+    A name stands for the default None, (name, default) for another."""
+    from mmref.errors import ValueProblem
+    for name in names:
+        name, default = name if isinstance(name, tuple) else (name, None)
+        if getattr(args, name) != default:
+            raise ValueProblem(f"--{name.replace('_', '-')} must be left out: it belongs to {belong_to}")
 
 
 def size_from(option: str, text: str | None) -> tuple[int, int] | None:
