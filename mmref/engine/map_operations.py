@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from mmref.engine.lowering import Lowering, is_pointwise, window_cost
+from mmref.engine.lowering import Lowering, is_window, window_cost
 from mmref.graph.graph import Node
 from mmref.kernels.target import FLOAT_BYTES, LANES, TARGET, VECTOR_BYTES, round_up
 
@@ -12,15 +12,14 @@ MANY = 128  # channels from which a convolution adds up products tap by tap; wit
 RESIZES = ("resize", "upsample")
 
 
-def is_window(node: Node) -> bool:
-    """Whether it is a convolution of windows, over maps with a border of zeros."""
-    return node.name in ("convolution", "conv2d") and not is_pointwise(node) and not is_dense(node)
-
-
 def is_dense(node: Node) -> bool:
     """Whether it is a convolution that adds up products tap by tap, over plain maps."""
-    return node.name in ("convolution", "conv2d") and not is_pointwise(node) and (
-        node.operands["x"].shape[1] >= MANY or node.attributes["dilation"] > 1)
+    return is_window(node) and (node.operands["x"].shape[1] >= MANY or node.attributes["dilation"] > 1)
+
+
+def is_bordered(node: Node) -> bool:
+    """Whether it is a convolution of windows, over maps with a border of zeros."""
+    return is_window(node) and not is_dense(node)
 
 
 class MapLowering(Lowering):

@@ -18,13 +18,13 @@ from mmref.engine.lowering import (
     Operation,
     depthwise_cost,
     in_place,
-    is_pointwise,
+    is_window,
     product_cost,
     scan_cost,
     wavelet_branch_cost,
     window_cost,
 )
-from mmref.engine.map_operations import MapLowering, is_dense, is_window, straight_results
+from mmref.engine.map_operations import MapLowering, is_bordered, is_dense, straight_results
 from mmref.engine.memory import Arena, Map, Place, aligned_zeros
 from mmref.engine.schedule import Buffer, Schedule, channel_axis, rows_of, schedule
 from mmref.engine.weights import Weights, by_vectors
@@ -91,7 +91,7 @@ def cpu_schedule(graph: Graph) -> Schedule:
     def bordered(node):
         if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)):
             return None
-        paddings = {reader.attributes["padding"] if is_window(reader) and reader.sources == (node,) else None
+        paddings = {reader.attributes["padding"] if is_bordered(reader) and reader.sources == (node,) else None
                     for reader in users[node]}
         return paddings.pop() if len(paddings) == 1 else None
     return schedule(graph, is_exact, in_place, bordered)
@@ -186,7 +186,7 @@ class CpuLowering(MapLowering):
         return (dict(zip(("x_image", "x_row", "x_column", "x_channel"), strides, strict=True))
                 | dict(zip(("out_image", "out_row", "out_column", "out_channel"), target, strict=True))
                 | dict(zip(("images", "rows", "columns", "channels"), sizes, strict=True))
-                | dict(x=self.map_of(x).place + start, out=self.map_of(out).place + to, add=add))
+                | dict(x=0 if x is None else self.map_of(x).place + start, out=self.map_of(out).place + to, add=add))
 
     # -------------------------------------------------------------------------------- matrix products
 
@@ -216,18 +216,9 @@ class CpuLowering(MapLowering):
         if others and relu:
             self.combine("relu", node, None, node)
 
-    def lower_convolution(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
-        if is_pointwise(node):
-            return self.lower_product(node, x, weight, bias, shortcut, shortcut2)
-        matrix, lower = self.weights.window(weight, bias), self.dense if is_dense(node) else self.window
-        lower(node, x, matrix, weight.shape[2:], shortcut, shortcut2)
-
-    def lower_conv2d(self, node, x, weight, bias=None):
-        """A convolution in groups: their filters lie on the diagonal of one matrix."""
-        matrix = self.weights.window(weight, bias, node.attributes["groups"])
-        (self.dense if is_dense(node) else self.window)(node, x, matrix, weight.shape[2:])
-
     def window(self, node, x, matrix, kernel, shortcut=None, shortcut2=None):
+        if is_dense(node):
+            return self.dense(node, x, matrix, kernel, shortcut, shortcut2)
         stride, padding = node.attributes["stride"], node.attributes["padding"]
         region, source = self.plan.region[x], self.map(x)
         _, c_in, height, width = x.shape
@@ -257,18 +248,14 @@ class CpuLowering(MapLowering):
 
     def with_border(self, x, border):
         """A copy of a map with zeros around it."""
-        source, (_, channels, height, width) = self.map(x), x.shape
+        _, channels, height, width = x.shape
         copy = self.bordered_map(x, border, False, self.arena.take)
         self.scratch.append(copy)
-        image = (height + 2 * border) * copy.row
-        sizes = dict(out_image=image, out_row=copy.row, out_column=copy.pitch, out_channel=FLOAT_BYTES,
-                     images=self.images, channels=channels, add=0)
-        self.emit("move", 0, FLOAT_BYTES * copy.size // FLOAT_BYTES, (), (copy,), x=0, x_image=0, x_row=0, x_column=0,
-                  x_channel=0, out=copy.place, rows=height + 2 * border, columns=width + 2 * border, **sizes)
-        self.emit("move", 0, 8 * self.images * channels * height * width, (x,), (copy,), x=source.place,
-                  x_image=height * width * source.pitch, x_row=width * source.pitch, x_column=source.pitch,
-                  x_channel=FLOAT_BYTES, out=copy.place + border * (copy.row + copy.pitch), rows=height, columns=width,
-                  **sizes)
+        strides = [(height + 2 * border) * copy.row, FLOAT_BYTES, copy.row, copy.pitch]
+        whole = self.images, height + 2 * border, width + 2 * border, channels
+        order = [strides[i] for i in (0, 2, 3, 1)]
+        self.emit("move", 0, copy.size, (), (copy,), **self.move_fields(None, 0, (0,) * 4, copy, 0, order, whole, 0))
+        self.move(x, self.strides(x), x.shape, copy, strides, to=border * (copy.row + copy.pitch))
         return copy
 
     def lower_project(self, node, weight, sequences):

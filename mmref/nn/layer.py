@@ -66,9 +66,10 @@ class Layer:
         return y
 
     def record(self, y, inside: str = "") -> None:
-        """Show `y` to the recorder, if one listens, under this layer's name."""
+        """Show `y` to the recorder, if one listens, under this layer's name. Several maps are not shown: those that
+        made them have been."""
         record = _recorder.get()
-        if record is not None and not isinstance(y, Symbol):
+        if record is not None and isinstance(y, np.ndarray):
             record(f"{self.name}:{inside}" if inside else self.name, y, self)
 
     @property
