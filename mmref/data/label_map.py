@@ -30,7 +30,7 @@ def write_label_map(path, labels: np.ndarray, colours: np.ndarray) -> None:
     The file appears whole or not at all. Raises ShapeError for other arrays, ValueProblem for more classes than an
     indexed PNG holds, OSError where the file cannot be written."""
     with replacing(path) as temporary:
-        label_image(labels, colours).save(temporary, "PNG", bits=8)
+        label_image(labels, colours).save(temporary, "PNG")
 
 
 def label_image(labels: np.ndarray, colours: np.ndarray) -> Image.Image:
@@ -45,7 +45,9 @@ def label_image(labels: np.ndarray, colours: np.ndarray) -> Image.Image:
     if labels.max() >= len(colours):
         raise ValueProblem(f"labels must be below {len(colours)}, the number of colours, got {labels.max()}")
     image = Image.fromarray(np.ascontiguousarray(labels, np.uint8))
-    image.putpalette(np.ascontiguousarray(colours, np.uint8).tobytes())  # which makes mode P of mode L
+    palette = np.zeros((MOST_CLASSES, 3), np.uint8)  # a shorter one would be written with fewer bits per pixel
+    palette[:len(colours)] = colours
+    image.putpalette(palette.tobytes())  # which makes mode P of mode L
     return image
 
 

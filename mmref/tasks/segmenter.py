@@ -161,9 +161,9 @@ class _NotFinite(ArithmeticError):
 
 
 def _logits(loaded, x):
-    """x (channels, h, w) -> (classes, h, w)."""
+    """x (channels, h, w) -> (classes, h, w), in the model's dtype."""
     with loaded.busy:
-        logits = np.asarray(loaded.model(x[None]))[0]
+        logits = np.asarray(loaded.model(x[None].astype(getattr(loaded.model, "dtype", x.dtype), copy=False)))[0]
     if not np.isfinite(logits).all():
         raise _NotFinite
     return logits
