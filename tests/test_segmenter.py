@@ -28,6 +28,7 @@ from mmref.tasks import task as task_module
 from mmref.tasks.labelling import labels_at, spans
 from mmref.tasks.segmenter import Segmenter
 
+
 class Kept:
     """A model whose last logits can be seen."""
 
