@@ -452,7 +452,12 @@ def test_what_cannot_be_exported():
     @operation(lambda x: x.shape, registry={})
     def relu(x):  # not mmref's, though of the same name
         return np.cbrt(x)
-    for function, match in ((relu, "'relu', which layer 'patch_embed.1' uses"), (np.tanh, "patch_embed.1.*tanh")):
+
+    @operation(lambda x: x.shape, registry={})
+    def cube(x):
+        return x * x * x
+    for function, match in ((relu, "patch_embed.1.*'relu', a name that backends"), (np.tanh, "patch_embed.1.*tanh"),
+                            (cube, "'cube', which layer 'patch_embed.1' uses")):
         model = lively()
         setattr(model.patch_embed, "1", Odd(function))
         with pytest.raises(NotTraceable, match=match):
