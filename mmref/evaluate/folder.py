@@ -17,6 +17,8 @@ from mmref.arguments import check_choice, check_integer, check_path
 from mmref.data.folders import EXTENSIONS, Found, is_picture_name, natural_key, pictures_below
 from mmref.data.labels import check_class_names, imagenet_ids, imagenet_names
 from mmref.errors import MmrefError
+from mmref.evaluate.batch import Batch
+from mmref.evaluate.tally import Tally
 
 __all__ = ["ORDERS", "FolderError", "PictureSet", "read_folder"]
 
@@ -55,12 +57,27 @@ class PictureSet:
 
     def limit(self, count: int) -> PictureSet:
         """`count` pictures spread evenly over the list, so that every class keeps its share."""
-        count = check_integer("limit", count, 1)
-        if count >= len(self):
+        chosen, note = evenly_spread(len(self), count)
+        if not note:
             return self
-        chosen = np.arange(count) * len(self) // count
         return replace(self, paths=tuple(self.paths[i] for i in chosen), targets=self.targets[chosen],
-                       notes=(*self.notes, f"{count} of {len(self)} pictures, evenly spread"))
+                       notes=(*self.notes, *note))
+
+    def batch(self, start: int, size: int) -> Batch:
+        """The batch that begins at `start`."""
+        return Batch(os.path.abspath(self.root), self.paths[start:start + size], start)
+
+    def tally(self, predictor, class_names) -> Tally:
+        """Where answers are entered."""
+        return Tally(self.targets, class_names, predictor.topk)
+
+
+def evenly_spread(pictures: int, count: int) -> tuple[np.ndarray, list[str]]:
+    """(places of `count` of so many pictures, a note where these are not all). Raises ValueProblem."""
+    count = check_integer("limit", count, 1)
+    if count >= pictures:
+        return np.arange(pictures), []
+    return np.arange(count) * pictures // count, [f"{count} of {pictures} pictures, evenly spread"]
 
 
 def read_folder(root, class_names: Sequence[str], labels=None, class_map=None, order: str | None = None) -> PictureSet:

@@ -33,6 +33,11 @@ def training_prefixes(config) -> tuple[str, ...]:
     return getattr(config, "training_only", ())
 
 
+def task_of(config) -> str:
+    """What the network is for, "classify" or "segment": the configuration's `task`, "classify" where it has none."""
+    return getattr(config, "task", "classify")
+
+
 @cache
 def models() -> dict[str, object]:
     """{name: configuration} of every network, family by family."""
