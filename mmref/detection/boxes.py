@@ -11,13 +11,13 @@ MOST_GROWTH = np.log(1000 / 16)  # of a side, in logarithms: offsets beyond it a
 
 
 def check_boxes(name: str, boxes) -> np.ndarray:
-    """`boxes` (n, 4) of real numbers, as float64. Raises ShapeError for anything else, NaN included."""
+    """`boxes` (n, 4) of real numbers, as float64. Raises ShapeError for anything else, NaN and infinity included."""
     check_ndarray(name, boxes, "boxes x1,y1,x2,y2")
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "fiu":
         raise ShapeError(f"{name} must be (boxes, 4) of real numbers, got shape {boxes.shape} of {boxes.dtype}")
     boxes = boxes.astype(np.float64)
-    if np.isnan(boxes).any():
-        raise ShapeError(f"{name} must not hold NaN")
+    if not np.isfinite(boxes).all():
+        raise ShapeError(f"{name} must be finite, got NaN or infinity")
     return boxes
 
 
