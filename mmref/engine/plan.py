@@ -28,6 +28,7 @@ from mmref.engine.lowering import (
 from mmref.engine.memory import Arena, Map, Place, aligned_zeros
 from mmref.engine.schedule import Buffer, Schedule, channel_axis, rows_of, schedule
 from mmref.engine.weights import Weights, by_vectors
+from mmref.errors import NotTraceable
 from mmref.graph.graph import Constant, Graph, Node, derived
 from mmref.kernels import records
 from mmref.kernels.target import FLOAT_BYTES, LANES, TARGET, VECTOR_BYTES, round_up
@@ -90,7 +91,8 @@ def cpu_schedule(graph: Graph) -> Schedule:
     users, outputs = graph.users(), set(graph.outputs)
 
     def bordered(node):
-        if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)):
+        if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)
+                                                          or node.name == "conv_transpose2d"):
             return None
         paddings = {reader.attributes["padding"] if is_window(reader) and reader.sources == (node,) else None
                     for reader in users[node]}
@@ -249,6 +251,29 @@ class CpuLowering(Lowering):
                   residual=residual, residual2=residual2, relu=int(relu and same == others), tiles=self.tiles,
                   tile_rows=TARGET.tile_rows)
         self.add_rest(node, [other for other in others if other not in same], relu)
+
+    def lower_conv_transpose2d(self, node, x, weight, bias=None):
+        """Filters as far apart as they are wide: for each of their taps a 1x1 convolution, whose results lie `stride`
+        pixels apart."""
+        stride, (_, c_in, height, width) = node.attributes["stride"], x.shape
+        if weight.shape[2:] != (stride, stride) or node.attributes["padding"]:
+            raise NotTraceable(f"backend 'numba' has no kernel for transposed convolutions whose filters overlap or are "
+                               f"cut, which layer {node.layer!r} uses (backend 'numpy' runs it)")
+        source, out = self.map(x), self.map(node)
+        in_border, out_border = (self.plan.region[value].buffer.border or 0 for value in (x, node))
+        in_row, out_row = source.row or width * source.pitch, out.row or width * stride * out.pitch
+        macs, moved = window_cost(self.images, x, node, c_in, 0)
+        for i in range(stride):
+            for j in range(stride):
+                matrix = self.weights.tap(weight, bias, i, j)
+                self.emit("stem", macs // stride ** 2, moved // stride ** 2, (x,), (node,),
+                          x=source.place + in_border * (in_row + source.pitch), pixel=source.pitch, row=in_row,
+                          image=(height + 2 * in_border) * in_row, depth=c_in, kernel=1, tap_row=0, taps=1, tap=0,
+                          stride=1, out=out.place + (i + out_border) * out_row + (j + out_border) * out.pitch,
+                          out_pixel=stride * out.pitch, out_row=stride * out_row,
+                          out_image=(stride * height + 2 * out_border) * out_row, height=height, width=width,
+                          images=self.images, panels=matrix.panels, panel_table=matrix.panel_table, bias=matrix.bias,
+                          residual=0, residual2=0, relu=0, tiles=self.tiles, tile_rows=TARGET.tile_rows)
 
     def with_border(self, x, border):
         """A copy of a map with zeros around it."""

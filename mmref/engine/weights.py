@@ -135,6 +135,10 @@ class Weights(Kept):
         return self.once("window", lambda w, b: self.pack_matrix(window_matrix(w, groups), b), weight, bias,
                          options=groups)
 
+    def tap(self, weight: Constant, bias: Constant | None, i: int, j: int) -> Matrix:
+        """One tap of a transposed convolution, weight (in, out, k, k)."""
+        return self.once("tap", lambda w, b: self.pack_matrix(w[:, :, i, j], b), weight, bias, options=(i, j))
+
     def slice_of_projection(self, weight: Constant, direction: int) -> Matrix:
         """One direction's matrix of a `project`."""
         return self.once("project", lambda w: self.pack_matrix(w[direction].T, None, self.threads), weight,

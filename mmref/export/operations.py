@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mmref.export.lowering import PIXELS, STEPS, emits
 from mmref.nn import functional as F
-from mmref.nn import wavelet
+from mmref.nn import transposed, wavelet
 
 # ------------------------------------------------------------------------------------- convolutions, norms, means
 
@@ -24,6 +24,11 @@ def depthwise_conv2d(g, x, weight, bias=None, *, stride, padding):
 @emits(F.depthwise_conv_transpose2d)
 def depthwise_conv_transpose2d(g, x, weight, *, groups, stride, padding):
     return _convolution(g, "ConvTranspose", (x, weight), stride, [padding] * 4, groups)
+
+
+@emits(transposed.conv_transpose2d)
+def conv_transpose2d(g, x, weight, bias=None, *, stride, padding):
+    return _convolution(g, "ConvTranspose", (x, weight, bias), stride, [padding] * 4, 1)
 
 
 def _convolution(g, op, operands, stride, pads, groups):
