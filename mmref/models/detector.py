@@ -1,0 +1,102 @@
+"""What the detectors share: a backbone, and `detect`, which takes raw maps to boxes.
+
+The network's dense parts (`DENSE`) are methods that turn arrays into arrays; they run in NumPy here, or wherever a
+graph of them runs. What happens between and behind them is `mmref.detection`, on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from mmref.arguments import check_integer, check_integers, check_kind
+from mmref.detection.result import Detections
+from mmref.errors import ValueProblem
+from mmref.models.network import Network
+from mmref.models.variants import MOST_CHANNELS, MOST_CLASSES, Variant
+
+
+@dataclass(frozen=True)
+class DetectorVariant:
+    """A backbone with a detector behind it; the published ones have COCO's 80 classes. Raises ValueProblem."""
+
+    name: str
+    backbone: Variant
+    img_size: int
+    num_classes: int = 80
+    in_chans: int = 3
+
+    head: ClassVar[str] = "bbox_head."
+    least_classes: ClassVar[int] = 1
+    training_only: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self):
+        check_kind("backbone", self.backbone, Variant, "a Variant")
+        for field, low, high in (("img_size", 1, 4096), ("num_classes", 1, MOST_CLASSES),
+                                 ("in_chans", 1, MOST_CHANNELS)):
+            object.__setattr__(self, field, check_integer(field, getattr(self, field), low, high))
+
+
+class Detector(Network):
+    """Base of the detectors, which have `forward`, from pictures to raw maps, and `find`, from those to boxes."""
+
+    strides = (16, 16, 32, 64)
+
+    def __init__(self, config: DetectorVariant):
+        super().__init__(config)
+        self.backbone = replace(config.backbone, num_classes=0, in_chans=config.in_chans).build()
+
+    def maps(self, x, wanted) -> list:
+        """The backbone's maps of these stages, 1 to 3 (strides 16, 32, 64), of pictures, which are checked."""
+        self.check_input(x)
+        return self.backbone.forward_intermediates(x, list(wanted), intermediates_only=True)
+
+    def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
+        """As the classifier's (`mmref.models.mobilemamba.MobileMamba`): the stem's map and the three stages'."""
+        return self.backbone.forward_intermediates(x, indices, intermediates_only)
+
+    def detect(self, x, image_sizes=None, original_sizes=None, *, dense: Callable | None = None,
+               backend: str = "numpy") -> list[Detections]:
+        """What is to be seen in pictures x (B, in_chans, H, W): one `mmref.detection.result.Detections` for each.
+
+        image_sizes     [(height, width), ...] of each picture in x, without padding right and below it; None for (H, W)
+        original_sizes  of each picture before it was resized, which boxes and masks are given for; None for image_sizes
+        dense           how the network's dense parts run: called with a method's name and arrays; None for this
+                        network's own methods
+        backend         of suppression and RoIAlign, "numpy" or "numba"
+
+        Padding and batch mates of other sizes change maps near the border, and so results, slightly. Raises
+        ShapeError and ValueProblem.
+        """
+        image_sizes, original_sizes = self._sizes(x, image_sizes, original_sizes)
+        dense = dense or (lambda method, *arrays: getattr(self, method)(*arrays))
+        raw = dense("__call__", x)
+        return [self._typed(self.find(raw, i, image, original, dense, backend))
+                for i, (image, original) in enumerate(zip(image_sizes, original_sizes, strict=True))]
+
+    def _sizes(self, x, image_sizes, original_sizes):
+        self.check_input(x)
+        batch, _, height, width = x.shape
+
+        def checked(name, sizes, most):
+            if not isinstance(sizes, (list, tuple, np.ndarray)) or len(sizes) != batch:
+                raise ValueProblem(f"{name} must be a list of (height, width), one for each of {batch} pictures")
+            sizes = [check_integers(f"{name}[{i}]", tuple(size) if isinstance(size, np.ndarray) else size, 2, 1)
+                     for i, size in enumerate(sizes)]
+            for i, size in enumerate(sizes):
+                if most and (size[0] > height or size[1] > width):
+                    raise ValueProblem(f"{name}[{i}] must lie within the input's {height} x {width}, got {size}")
+            return sizes
+        image_sizes = checked("image_sizes", [(height, width)] * batch if image_sizes is None else image_sizes, True)
+        return image_sizes, image_sizes if original_sizes is None else checked("original_sizes", original_sizes, False)
+
+    def _typed(self, found: Detections) -> Detections:
+        """Boxes, scores and probabilities in the model's dtype."""
+        return replace(found, boxes=found.boxes.astype(self.dtype), scores=found.scores.astype(self.dtype))
+
+    def find(self, raw, i: int, image_size, original_size, dense: Callable, backend: str) -> Detections:
+        """The objects of picture i of a batch, from the raw maps that `forward` gives."""
+        raise NotImplementedError
