@@ -29,6 +29,7 @@ from mmref.models.variants import VARIANTS
 from mmref.nn import functional as F
 from mmref.nn.layer import Conv2d, ConvBN, Layer, Linear, Residual, Sequential, Sigmoid
 from mmref.nn.operation import OPERATIONS, operation
+from mmref.nn.resize import adaptive_average_pool, max_pool2d, resize, upsample
 from mmref.nn.scan_order import cross_merge, cross_scan
 from mmref.nn.wavelet import analysis, filter_bank, synthesis
 
@@ -211,7 +212,11 @@ def test_every_shape_rule_is_the_shape_of_the_result(seed, batch, channels, heig
              (OPERATIONS["cross_merge"], (u, "bidirectional", height, width), {}),
              (OPERATIONS["project"], (a(K, 3, C), u), {}),
              (OPERATIONS["selective_scan"], (u, np.abs(u), a(K, C, 2), *[a(batch, K, 2, L)] * 2, a(K, C)), {}),
-             (F.depthwise_conv_transpose2d, (x, a(C, 1, 2, 2)), dict(groups=C, stride=2))]
+             (F.depthwise_conv_transpose2d, (x, a(C, 1, 2, 2)), dict(groups=C, stride=2)), (F.relu6, (x,), {}),
+             (F.conv2d, (x, a(3, C, 3, 3)), dict(padding=7, dilation=6)), (resize, (x, 4, 11), dict(mode="nearest")),
+             (resize, (x, 4, 11), {}), (OPERATIONS["upsample"], (x, 3), {}),
+             (OPERATIONS["adaptive_average_pool"], (x, 2, 3), {}),
+             (OPERATIONS["max_pool2d"], (x, 3), dict(stride=2, padding=1))]
     seen = set()
     for call, arrays, options in calls:
         model = lively_once()
@@ -417,6 +422,19 @@ ODDITIES = {
     "maps and sequences": lambda: Text(lambda self, x: F.sigmoid(self.c(x))[:, :, :8] * cross_scan(x, ("rows",))
                                        [:, :, :, ::9], c=Conv2d(8, 1)),
     "no channels": lambda: Text(lambda self, x: F.concatenate(F.relu(x[:, :0]), x)),
+    "dilated": lambda: Text(lambda self, x: F.relu(self.c(x) + x), c=Conv2d(8, 8, 3, dilation=4, bias=True)),
+    "dilated, stride 2, bare": lambda: Text(lambda self, x: F.conv2d(x, self.c.weight, stride=2, dilation=2),
+                                            c=Conv2d(8, 5, 3)),
+    "dilated groups": lambda: Conv2d(8, 8, 3, groups=8, dilation=3),
+    "many channels": lambda: Sequential(Conv2d(8, 72, 3), Odd(F.relu), Conv2d(72, 20, 3, bias=True), Odd(F.relu),
+                                        Conv2d(20, 70, 1), Conv2d(70, 8, 3, 2)),
+    "sizes of another map": lambda: Text(lambda self, x: x + resize(self.c(x), *x.shape[2:])
+                                         + resize(self.c(x), *x.shape[2:], mode="nearest"), c=Conv2d(8, 8, 3, 2)),
+    "upsampled": lambda: Text(lambda self, x: upsample(F.relu(x), 3) + upsample(x, 3, mode="nearest")),
+    "resized last": lambda: Text(lambda self, x: resize(F.relu6(3.0 * x[:, :5]), 13, 4)),
+    "pooled": lambda: Text(lambda self, x: resize(adaptive_average_pool(x, 2, 5), *x.shape[2:])
+                           + max_pool2d(x, 3, stride=1, padding=1)),
+    "pooled to more": lambda: Text(lambda self, x: adaptive_average_pool(max_pool2d(x, 2, stride=2), 6, 6)),
     "constant map": lambda: Text(lambda self, x: x + np.linspace(0, 1, 54, dtype=x.dtype).reshape(1, 1, 9, 6)),
 }
 

@@ -90,7 +90,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     model.transform = about.transform or default_transform(model.config)
     model.class_names = about.class_names if class_names is None else read_class_names(class_names,
                                                                                        model.config.num_classes)
-    model.source, model.notes = about.source, about.notes
+    model.source, model.notes = about.source, (*about.notes, *model.notes)
     if backend == "numpy":
         return model
     if backend == "cuda":
