@@ -84,7 +84,7 @@ class Node(Shaped):
 @dataclass
 class Graph:
     """Nodes in order; `inputs` first. `outputs` lie in `structure` as the traced function returned them: an index of
-    `outputs`, or a tuple or list of such."""
+    `outputs`, or tuples, lists and dictionaries of such."""
 
     nodes: list[Node]
     inputs: list[Node]
@@ -118,7 +118,11 @@ class Graph:
     def arrange(self, results):
         """Values of `outputs`, in the structure in which the traced function returned them."""
         def place(part):
-            return results[part] if isinstance(part, int) else type(part)(place(inner) for inner in part)
+            if isinstance(part, int):
+                return results[part]
+            if isinstance(part, dict):
+                return {name: place(inner) for name, inner in part.items()}
+            return type(part)(place(inner) for inner in part)
         return place(self.structure)
 
 

@@ -30,8 +30,7 @@ class DetectorVariant:
     in_chans: int = 3
 
     head: ClassVar[str] = "bbox_head."
-    least_classes: ClassVar[int] = 1
-    training_only: ClassVar[tuple[str, ...]] = ()
+    headless: ClassVar[bool] = False
 
     def __post_init__(self):
         check_kind("backbone", self.backbone, Variant, "a Variant")

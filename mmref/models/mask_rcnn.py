@@ -13,6 +13,7 @@ The three dense parts are `forward` (up to rpn_head), `box_head` and `mask_head`
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -41,7 +42,7 @@ SCORE, OVERLAP, KEPT = 0.05, 0.5, 100
 
 @dataclass(frozen=True)
 class MaskRCNNVariant(DetectorVariant):
-    head = "roi_head."
+    head: ClassVar[str] = "roi_head."
 
     def build(self):
         """The network, its parameters not loaded yet."""

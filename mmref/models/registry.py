@@ -13,7 +13,8 @@ from importlib import import_module
 
 from mmref.errors import ValueProblem
 
-FAMILIES = ("mmref.models.variants", "mmref.models.fpn", "mmref.models.deeplabv3", "mmref.models.pspnet")
+FAMILIES = ("mmref.models.variants", "mmref.models.fpn", "mmref.models.deeplabv3", "mmref.models.pspnet",
+            "mmref.models.ssdlite", "mmref.models.retinanet", "mmref.models.mask_rcnn")
 
 
 def head_prefix(config) -> str:
@@ -29,6 +30,12 @@ def can_be_headless(config) -> bool:
 def training_prefixes(config) -> tuple[str, ...]:
     """Where the names of parameters begin that checkpoints hold for training only: its `training_only`, else none."""
     return getattr(config, "training_only", ())
+
+
+def classes_of(config, state) -> int | None:
+    """The number of classes that the head in a checkpoint tells apart, None where it has none of this network's kind:
+    what the configuration's `classes_of` says, None where it has no such method."""
+    return config.classes_of(state) if hasattr(config, "classes_of") else None
 
 
 @cache

@@ -11,6 +11,7 @@ The checkpoints hold the backbone's stage 3 too, which nothing reads: it is load
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from mmref.detection.anchors import of_ssd
 from mmref.detection.candidates import by_anchor, one_stage, softmax_scores
@@ -107,8 +108,8 @@ class SSDLite(Detector):
         fine, coarse = config.backbone.widths[:2]
         self.neck = Neck(coarse)
         self.bbox_head = Head((fine, coarse, *EXTRA), config.num_classes)
-        self.anchors = [of_ssd(stride, smallest, largest) for stride, smallest, largest in zip(
-            config.strides, config.sides, config.sides[1:], strict=True)]
+        self.anchors = [of_ssd(stride, *sides) for stride, sides in zip(config.strides, pairwise(config.sides),
+                                                                        strict=True)]
         self.name_layers()
 
     def forward(self, x):

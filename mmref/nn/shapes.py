@@ -198,6 +198,11 @@ def _check_pixels(x):
 
 # -------------------------------------------------------------------------------------- taking apart, joining
 
+def flatten(x):
+    check_array("x", x, "batch channels height width")
+    return x.shape[0], x.shape[1] * x.shape[2] * x.shape[3]
+
+
 def slice_axis(x, axis, start, stop, step=1):
     check_array("x", x)
     size = x.shape[check_integer("axis", axis, 0, x.ndim - 1)]
