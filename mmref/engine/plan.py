@@ -217,7 +217,21 @@ class CpuLowering(Lowering):
     def lower_convolution(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
         if is_pointwise(node):
             return self.lower_product(node, x, weight, bias, shortcut, shortcut2)
+        if self.is_whole(node, x, weight) and shortcut is None:
+            return self.whole_map(node, x, weight, bias)
         return self.window(node, x, self.weights.window(weight, bias), weight.shape[2:], shortcut, shortcut2)
+
+    def is_whole(self, node, x, weight):
+        """Whether a convolution's filters cover the map, whose pixels lie side by side: each image is one long row."""
+        region = self.plan.region[x]
+        return weight.shape[2:] == x.shape[2:] and not node.attributes["padding"] and not region.buffer.border \
+            and not region.start
+
+    def whole_map(self, node, x, weight, bias):
+        source, pixels = self.map(x), prod(x.shape[2:])
+        matrix = self.weights.whole_map(weight, bias, source.pitch // FLOAT_BYTES)
+        self.matmul(node, Map(source.place, pixels * source.pitch, matrix.depth, 0), matrix, self.map(node), self.images,
+                    (x,), relu=node.attributes["activation"] == "relu")
 
     def lower_conv2d(self, node, x, weight, bias=None):
         """A convolution in groups: their filters lie on the diagonal of one matrix."""

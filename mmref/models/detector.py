@@ -71,8 +71,8 @@ class Detector(Network):
         ShapeError and ValueProblem.
         """
         image_sizes, original_sizes = self._sizes(x, image_sizes, original_sizes)
-        dense = dense or (lambda method, *arrays: getattr(self, method)(*arrays))
-        raw = dense("__call__", x)
+        dense = dense or (lambda method, *arrays: self(*arrays) if method == "forward" else getattr(self, method)(*arrays))
+        raw = dense("forward", x)
         return [self._typed(self.find(raw, i, image, original, dense, backend))
                 for i, (image, original) in enumerate(zip(image_sizes, original_sizes, strict=True))]
 
