@@ -143,6 +143,11 @@ def silu(g, x):
     return g.each(lambda value: g.node("Mul", [value, g.node("Sigmoid", [value])]), g.form(x), x)
 
 
+@emits(F.flatten)
+def flatten(g, x):
+    return g.node("Flatten", [g.take(x)])
+
+
 @emits(F.slice_axis)
 def slice_axis(g, x, axis, start, stop, step):
     return g.sliced(x, axis, start, stop, step)
