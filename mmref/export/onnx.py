@@ -63,7 +63,8 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     inputs    {name: dimensions} of the function's inputs: a number, or a symbol that stands for any size; the batch
               comes first, then channels, which are a number. Default: input (batch, in_chans, height, width)
     behind    what is appended: called with the `mmref.export.lowering.Lowering` and the function's result, ONNX values in
-              the place of activations, it returns {name: (value, dimensions)} of the graph's outputs
+              the place of activations, it returns {name: (value, dimensions)} of the graph's outputs, or (value, dimensions,
+              ONNX type)
 
     The output is called "logits" if it is (batch, num_classes), any other "features"; several are "output_0" and so on,
     those of a dictionary by its keys, "cls_0" for the first of a list under "cls".
@@ -97,10 +98,10 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     else:
         g.scope = ""
         ends = behind(g, graph.arrange(values))
-    for name, (value, dims) in ends.items():
+    for name, (value, *described) in ends.items():
         name = g.unique(name)
         g.nodes.append(helper.make_node("Identity", [value], [name], name=name))
-        outputs.append((name, dims))
+        outputs.append((name, *described))
     opsets = [helper.make_opsetid("", opset)]
     proto = helper.make_model(g.graph(config.name, inputs.items(), outputs), opset_imports=opsets,
                               ir_version=helper.find_min_ir_version_for(opsets),

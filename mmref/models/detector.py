@@ -13,6 +13,8 @@ from typing import ClassVar
 import numpy as np
 
 from mmref.arguments import check_integer, check_integers, check_kind
+from mmref.detection.anchors import Anchors
+from mmref.detection.candidates import by_anchor, one_stage, sigmoid_scores, softmax_scores
 from mmref.detection.result import Detections
 from mmref.errors import ValueProblem
 from mmref.models.network import Network
@@ -99,3 +101,39 @@ class Detector(Network):
     def find(self, raw, i: int, image_size, original_size, dense: Callable, backend: str) -> Detections:
         """The objects of picture i of a batch, from the raw maps that `forward` gives."""
         raise NotImplementedError
+
+
+class OneStage(Detector):
+    """Base of those whose raw maps say it all: {"cls": [maps (B, anchors * classes, h, w)], "reg": [maps (B, anchors * 4,
+    h, w)]}, by level; channels are anchor * classes + class and anchor * 4 + coordinate.
+
+    anchors     of each level
+    background  whether the classes end with one for nothing and exclude each other (softmax); else each is a question of
+                its own (sigmoid)
+    spread      of the offsets, see `mmref.detection.boxes.decode`
+    score, candidates  of each level, the pairs of anchor and class above this score, so many of them at most
+    overlap, kept      what non-maximum suppression takes for one object, and how many are kept of a picture
+    """
+
+    anchors: list[Anchors]
+    background: bool
+    spread: tuple[float, float, float, float]
+    score: float
+    overlap: float
+    candidates = 1000
+    kept: int
+
+    @property
+    def outputs(self) -> int:
+        """Classes that a channel stands for, background included."""
+        return self.config.num_classes + self.background
+
+    def find(self, raw, i, image_size, original_size, dense, backend):
+        choose = softmax_scores if self.background else sigmoid_scores
+
+        def level(anchors, cls, reg):
+            logits, offsets = by_anchor(cls[i], self.outputs), by_anchor(reg[i], 4)
+            return anchors.grid(*cls.shape[2:]), offsets, choose(logits, self.score, self.candidates)
+        levels = [level(*parts) for parts in zip(self.anchors, raw["cls"], raw["reg"], strict=True)]
+        return Detections(*one_stage(levels, image_size, original_size, spread=self.spread, threshold=self.overlap,
+                                     most=self.kept, backend=backend))

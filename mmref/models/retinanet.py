@@ -11,10 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmref.detection.anchors import by_ratio_and_scale
-from mmref.detection.candidates import by_anchor, one_stage, sigmoid_scores
-from mmref.detection.result import Detections
 from mmref.models.conv_module import ConvModule
-from mmref.models.detector import Detector, DetectorVariant
+from mmref.models.detector import DetectorVariant, OneStage
 from mmref.models.fine_pyramid import WIDTH, FinePyramid
 from mmref.models.variants import VARIANTS as BACKBONES
 from mmref.nn import functional as F
@@ -23,8 +21,6 @@ from mmref.nn.layer import Conv2d, Layer, Sequential
 STRIDES = (8, 16, 32, 64, 128)
 SCALES, RATIOS = tuple(4 * 2 ** (i / 3) for i in range(3)), (0.5, 1.0, 2.0)   # of anchors, in strides; height / width
 ANCHORS = len(SCALES) * len(RATIOS)
-SPREAD = (1.0, 1.0, 1.0, 1.0)               # of offsets
-SCORE, OVERLAP, CANDIDATES, KEPT = 0.05, 0.5, 1000, 100
 
 
 @dataclass(frozen=True)
@@ -54,9 +50,11 @@ class Head(Layer):
                 "reg": [self.retina_reg(self.reg_convs(x)) for x in levels]}
 
 
-class RetinaNet(Detector):
-    """`model(x)`: {"cls": [five maps (B, 9 * classes, h, w)], "reg": [five maps (B, 36, h, w)]}; channels are
-    anchor * classes + class and anchor * 4 + coordinate."""
+class RetinaNet(OneStage):
+    """The network. Build it with `mmref.create_model("mobilemamba_b1_retinanet")`; 9 anchors a cell, five levels."""
+
+    background, spread = False, (1.0, 1.0, 1.0, 1.0)
+    score, overlap, kept = 0.05, 0.5, 100
 
     def __init__(self, config: RetinaNetVariant):
         super().__init__(config)
@@ -67,15 +65,6 @@ class RetinaNet(Detector):
 
     def forward(self, x):
         return self.bbox_head(*self.neck(*self.maps(x, (1, 2, 3))))
-
-    def find(self, raw, i, image_size, original_size, dense, backend):
-        """A sigmoid for each class; of each level the 1000 best pairs of anchor and class above 0.05."""
-        def level(anchors, cls, reg):
-            logits, offsets = by_anchor(cls[i], self.config.num_classes), by_anchor(reg[i], 4)
-            return anchors.grid(*cls.shape[2:]), offsets, sigmoid_scores(logits, SCORE, CANDIDATES)
-        levels = [level(*parts) for parts in zip(self.anchors, raw["cls"], raw["reg"], strict=True)]
-        return Detections(*one_stage(levels, image_size, original_size, spread=SPREAD, threshold=OVERLAP, most=KEPT,
-                                     backend=backend))
 
 
 VARIANTS = {v.name: v for v in (RetinaNetVariant("mobilemamba_b1_retinanet", BACKBONES["mobilemamba_b1"], 800),)}

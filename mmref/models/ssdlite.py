@@ -14,19 +14,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from mmref.detection.anchors import of_ssd
-from mmref.detection.candidates import by_anchor, one_stage, softmax_scores
-from mmref.detection.result import Detections
 from mmref.models.conv_module import ConvModule
-from mmref.models.detector import Detector, DetectorVariant
+from mmref.models.detector import DetectorVariant, OneStage
 from mmref.models.variants import VARIANTS as BACKBONES
 from mmref.nn import functional as F
 from mmref.nn.layer import Conv2d, Layer, Sequential
 
 EPS = 1e-3                                  # of the batch norms of neck and head
 EXTRA = (512, 256, 256, 128)                # channels of the neck's levels
-SPREAD = (0.1, 0.1, 0.2, 0.2)               # of offsets
 ANCHORS = 6                                 # in a cell
-SCORE, OVERLAP, CANDIDATES, KEPT = 0.02, 0.45, 1000, 200
 
 
 @dataclass(frozen=True)
@@ -99,9 +95,11 @@ class Head(Layer):
                 "reg": [layer(x) for layer, x in zip(self.reg_convs.children.values(), levels, strict=True)]}
 
 
-class SSDLite(Detector):
-    """`model(x)`: {"cls": [six maps (B, 6 * (classes + 1), h, w)], "reg": [six maps (B, 24, h, w)]}; channels are
-    anchor * (classes + 1) + class, the last class being background, and anchor * 4 + coordinate."""
+class SSDLite(OneStage):
+    """The network. Build it with `mmref.create_model("mobilemamba_b1_ssdlite")`; 6 anchors a cell, six levels."""
+
+    background, spread = True, (0.1, 0.1, 0.2, 0.2)
+    score, overlap, kept = 0.02, 0.45, 200
 
     def __init__(self, config: SSDLiteVariant):
         super().__init__(config)
@@ -114,16 +112,6 @@ class SSDLite(Detector):
 
     def forward(self, x):
         return self.bbox_head(*self.neck(*self.maps(x, (1, 2))))
-
-    def find(self, raw, i, image_size, original_size, dense, backend):
-        """Softmax over classes; of each level the 1000 best pairs of anchor and class above 0.02."""
-        def level(anchors, cls, reg):
-            grid = anchors.grid(*cls.shape[2:])
-            logits, offsets = by_anchor(cls[i], self.config.num_classes + 1), by_anchor(reg[i], 4)
-            return grid, offsets, softmax_scores(logits, SCORE, CANDIDATES)
-        levels = [level(*parts) for parts in zip(self.anchors, raw["cls"], raw["reg"], strict=True)]
-        return Detections(*one_stage(levels, image_size, original_size, spread=SPREAD, threshold=OVERLAP, most=KEPT,
-                                     backend=backend))
 
 
 VARIANTS = {v.name: v for v in (
