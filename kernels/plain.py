@@ -24,6 +24,7 @@ from mmref.kernels.vector import (
     load_part,
     load_scalar,
     relu,
+    relu6,
     store,
     store_part,
     store_scalar,
@@ -76,6 +77,8 @@ def _combined(operation, x, y):
         return x + y
     if operation == 6:
         return x * y
+    if operation == 7:
+        return relu6(x)
     return x
 
 

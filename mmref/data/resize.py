@@ -47,9 +47,8 @@ def resize(picture: np.ndarray, size) -> np.ndarray:
     height, width = check_integers("size", size, 2, 1, _MOST)
     columns, across = _neighbours(picture.shape[1], width)
     rows, down = _neighbours(picture.shape[0], height)
-    # At the first and last column OpenCV takes that column alone. Rows beyond the edge repeat the edge's row and keep
-    # both weights, which rounding tells apart.
-    across[:, columns[0] < 0] = across[:, columns[1] >= picture.shape[1]] = [[ONE], [0]]
+    # beyond an edge lies the edge's own row or column again, with both weights: their shares are cut to whole numbers
+    # one by one below, so a single weight of 1 would give another sum
     columns, rows = columns.clip(0, picture.shape[1] - 1), rows.clip(0, picture.shape[0] - 1)
     result = np.empty((height, width, picture.shape[2]), np.uint8)
     for start in range(0, height, _BLOCK):

@@ -69,7 +69,8 @@ def in_place(node: Node) -> list[Node]:
     """Operands that a kernel may overwrite with its result: it reads a value of them before it writes it."""
     names = {"convolution": ("shortcut", "shortcut2"), "product": ("shortcut", "shortcut2"), "gate": ("x",),
              "norm_gate": ("y",), "layer_norm_channels": ("x",), "batch_norm": ("x",), "relu": ("x",), "silu": ("x",),
-             "sigmoid": ("x",), "softplus": ("x",), "add": ("x", "y"), "multiply": ("x", "y")}.get(node.name, ())
+             "relu6": ("x",), "sigmoid": ("x",), "softplus": ("x",), "add": ("x", "y"),
+             "multiply": ("x", "y")}.get(node.name, ())
     return [node.operands[name] for name in names if isinstance(node.operands.get(name), Node)]
 
 
@@ -286,7 +287,7 @@ class Lowering:
     def lower_sigmoid(self, node, x):
         self.combine(node.name, x, None, node)
 
-    lower_silu = lower_softplus = lower_relu = lower_sigmoid
+    lower_silu = lower_softplus = lower_relu = lower_relu6 = lower_sigmoid
 
     def lower_add(self, node, x, y):
         if isinstance(x, Constant) or isinstance(y, Node) and not self.is_like(x, node):  # both operations commute

@@ -15,7 +15,6 @@ import numpy as np
 
 from mmref.engine.lowering import (
     TOGETHER,
-    Lowering,
     Operation,
     depthwise_cost,
     in_place,
@@ -25,6 +24,7 @@ from mmref.engine.lowering import (
     wavelet_branch_cost,
     window_cost,
 )
+from mmref.engine.map_operations import MapLowering, is_dense, is_window, straight_results
 from mmref.engine.memory import Arena, Map, Place, aligned_zeros
 from mmref.engine.schedule import Buffer, Schedule, channel_axis, rows_of, schedule
 from mmref.engine.weights import Weights, by_vectors
@@ -39,7 +39,9 @@ RECORDS = {"picture": records.PICTURE, "stem": records.STEM, "matmul": records.M
            "path_scan": records.PATH_SCAN, "norm_gate": records.NORM_GATE, "copy_relu": records.COPY_RELU,
            "mean": records.MEAN, "gate": records.GATE, "result": records.RESULT, "move": records.MOVE,
            "combine": records.COMBINE, "norm": records.NORM, "gather": records.GATHER, "scatter": records.SCATTER,
-           "analysis": records.ANALYSIS, "synthesis": records.SYNTHESIS, "scan_states": records.STATES}
+           "analysis": records.ANALYSIS, "synthesis": records.SYNTHESIS, "scan_states": records.STATES,
+           "dense": records.DENSE, "adaptive_mean": records.ADAPTIVE_MEAN, "maximum_pool": records.MAXIMUM,
+           "resize": records.RESIZE}
 ACTIVATIONS = {"none": records.ACTIVATION_NONE, "relu": records.ACTIVATION_RELU, "silu": records.ACTIVATION_SILU}
 CHUNK_BYTES = 1 << 19  # rows of a matrix product that pass all panels before others do: half a second-level cache
 
@@ -68,12 +70,9 @@ class Plan:
 
 # --------------------------------------------------------------------------------------- what kernels can do
 
-def is_window(node: Node) -> bool:
-    return node.name in ("convolution", "conv2d") and not is_pointwise(node)
-
-
-EXACT = {"relu", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
-         "analysis", "synthesis", "low_low", "add_to_low_low", "norm_gate", "concatenate", "slice_axis"}
+EXACT = {"relu", "relu6", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
+         "analysis", "synthesis", "low_low", "add_to_low_low", "norm_gate", "concatenate", "slice_axis", "resize",
+         "upsample", "adaptive_average_pool", "max_pool2d"}
 
 
 def is_regular(node: Node) -> bool:
@@ -118,7 +117,7 @@ def split_level(graph: Graph, plan: Schedule) -> int:
     return cut
 
 
-class CpuLowering(Lowering):
+class CpuLowering(MapLowering):
     """Operations with the fields of records, for one thread (`owner`) or for all together."""
 
     backend = "numba"
@@ -129,6 +128,7 @@ class CpuLowering(Lowering):
         self.weights, self.owner, self.cells, self.tiles = weights, owner, cells, tiles
         self.shares = shares if owner == TOGETHER else 1
         self.first_image, self.bordered = first_image, bordered
+        self.straight = straight_results(graph, plan)
 
     def emit(self, kernel, macs, moved, reads, writes, /, **fields):
         operation = super().emit(kernel, macs, moved, reads, writes, **fields)
@@ -141,6 +141,8 @@ class CpuLowering(Lowering):
     # ------------------------------------------------------------------------------------------ memory
 
     def allocate(self, buffer):
+        if buffer in self.straight:
+            return Map(self.arena.take(0), 0, buffer.channels, 0)
         if buffer.border is None:
             return super().allocate(buffer)
         if buffer not in self.bordered:  # never given back, so that its border stays zero
@@ -175,6 +177,8 @@ class CpuLowering(Lowering):
                       row=row, alarm=self.cell(-1))
 
     def result(self, node, index):
+        if self.plan.region[node].buffer in self.straight:
+            return                               # it is there already
         x, rows = self.map(node), self.rows(node)
         self.emit("result", 0, 8 * rows * x.channels, (node,), (), x=x.place, pitch=x.pitch, rows=rows,
                   channels=x.channels, cell=self.cell(len(self.graph.inputs) + index),
@@ -219,7 +223,8 @@ class CpuLowering(Lowering):
             return self.lower_product(node, x, weight, bias, shortcut, shortcut2)
         if self.is_whole(node, x, weight) and shortcut is None:
             return self.whole_map(node, x, weight, bias)
-        return self.window(node, x, self.weights.window(weight, bias), weight.shape[2:], shortcut, shortcut2)
+        matrix, lower = self.weights.window(weight, bias), self.dense if is_dense(node) else self.window
+        lower(node, x, matrix, weight.shape[2:], shortcut, shortcut2)
 
     def is_whole(self, node, x, weight):
         """Whether a convolution's filters cover the map, whose pixels lie side by side: each image is one long row."""
@@ -236,7 +241,7 @@ class CpuLowering(Lowering):
     def lower_conv2d(self, node, x, weight, bias=None):
         """A convolution in groups: their filters lie on the diagonal of one matrix."""
         matrix = self.weights.window(weight, bias, node.attributes["groups"])
-        self.window(node, x, matrix, weight.shape[2:])
+        (self.dense if is_dense(node) else self.window)(node, x, matrix, weight.shape[2:])
 
     def window(self, node, x, matrix, kernel, shortcut=None, shortcut2=None):
         stride, padding = node.attributes["stride"], node.attributes["padding"]
