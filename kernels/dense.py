@@ -5,10 +5,12 @@ would read outside of the map is left out: no border of zeros is laid around the
 36 pixels apart on a map of 8 x 8 would be nearly all there is to do.
 
 Parallel   panels, and in the panel where two shares meet its lines: all shares have equally many vectors of results.
-Loops      panels, taps, lines of the result, blocks of at most `tile_rows` pixels; then, in the tile, the depth.
+Loops      panels, bands of lines of the result, taps, lines, blocks of at most `tile_rows` pixels; then, in the tile,
+           the depth.
 Moves      a tap's weights of a panel (depth x 48 floats: 50 kB for 256 channels, 280 kB for 1472) stay in the cache
-           while all lines pass, and the next tap's are asked for meanwhile: weights come from memory once. A panel of
-           the result is read and written once for each tap, from the cache.
+           while a band passes, and the next tap's are asked for meanwhile. A band, of BAND pixels at least, is small
+           enough that its part of the map and of the result stay in the second-level cache from tap to tap, and large
+           enough that loading the weights costs less than using them.
 Costs      2 * depth operations for each output and tap inside the map; one addition more for each.
 
 Every output is the bias, the residuals, then one sum over the depth for each tap in order, so no result depends on the
@@ -23,6 +25,8 @@ from mmref.kernels.matmul import PANEL_BYTES, ahead_step_of, call_tile, first_ro
 from mmref.kernels.records import DENSE, PANEL
 from mmref.kernels.target import VECTOR_BYTES
 from mmref.kernels.vector import load, relu, store, view
+
+BAND = 128  # pixels
 
 
 @njit(error_model="numpy")
@@ -100,10 +104,13 @@ def dense(record, thread, threads):
         last = first_row(panel, lines, 0, all_vectors, thread + 1, threads)
         if first >= last:
             continue
-        for line in range(first, last):
-            _start(op, panel, _line(op, panel, line))
-        for tap in range(op.kernel_h * op.kernel_w):
-            _tap(op, panel, tap, first, last)
-        if op.relu != 0:
-            for line in range(first, last):
-                _clip(op, panel, _line(op, panel, line))
+        bands = max((last - first) * op.width // BAND, 1)
+        for band in range(bands):
+            start, stop = first + (last - first) * band // bands, first + (last - first) * (band + 1) // bands
+            for line in range(start, stop):
+                _start(op, panel, _line(op, panel, line))
+            for tap in range(op.kernel_h * op.kernel_w):
+                _tap(op, panel, tap, start, stop)
+            if op.relu != 0:
+                for line in range(start, stop):
+                    _clip(op, panel, _line(op, panel, line))

@@ -117,13 +117,17 @@ class Graph:
 
     def arrange(self, results):
         """Values of `outputs`, in the structure in which the traced function returned them."""
-        def place(part):
-            if isinstance(part, int):
-                return results[part]
-            if isinstance(part, dict):
-                return {name: place(inner) for name, inner in part.items()}
-            return type(part)(place(inner) for inner in part)
-        return place(self.structure)
+        return _arranged(self.structure, results)
+
+
+def _arranged(part, results):
+    """No function within `arrange` that calls itself: it would be a cycle, which keeps results alive until Python looks
+    for such, and the logits of a large picture are 150 MB."""
+    if isinstance(part, int):
+        return results[part]
+    if isinstance(part, dict):
+        return {name: _arranged(inner, results) for name, inner in part.items()}
+    return type(part)(_arranged(inner, results) for inner in part)
 
 
 def rewrite(graph: Graph, rule: Callable[[Node, Callable[[Node], bool]], Node | None]) -> Graph:
