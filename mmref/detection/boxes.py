@@ -22,7 +22,8 @@ def check_boxes(name: str, boxes) -> np.ndarray:
 
 
 def decode(anchors, deltas, spread=(1.0, 1.0, 1.0, 1.0), size=None) -> np.ndarray:
-    """Boxes (n, 4), float64, from anchors (n, 4) and a network's offsets (n, 4) of them (Girshick et al. 2014, appendix C).
+    """Boxes (n, 4), float64, from anchors (n, 4) and a network's offsets (n, 4) of them (Girshick et al. 2014,
+    appendix C).
 
     deltas   (dx, dy, dw, dh), each times its `spread`: the centre moves by dx widths and dy heights of the anchor, the
              sides grow by exp(dw) and exp(dh), at most 62.5 times and at least as little

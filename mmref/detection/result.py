@@ -11,7 +11,8 @@ import numpy as np
 class Detections:
     """Objects of one picture, by descending score; equal scores in the order of their anchors.
 
-    boxes    (n, 4) x1 y1 x2 y2 in pixels of the original picture, continuous; scores (n,) in (0, 1]: of the model's dtype
+    boxes    (n, 4) x1 y1 x2 y2 in pixels of the original picture, continuous, of the model's dtype
+    scores   (n,) in (0, 1], of the model's dtype
     labels   (n,) int64, 0 .. num_classes - 1
     masks    (n, height, width) booleans of the original picture; None where the network gives none
     probabilities  (n, 28, 28), what masks are pasted from, of the model's dtype; None likewise

@@ -84,7 +84,7 @@ def pyramid_levels(boxes, count: int, finest: float = 56.0) -> np.ndarray:
 
 
 def pyramid_roi_align(maps, boxes, samples, size: int, strides, *, backend: str = "numpy"):
-    """`roi_align` of boxes (n, 4) of samples (n,), each from the one of `maps` that fits its size; (n, C, size, size)."""
+    """`roi_align` of boxes (n, 4) of samples (n,), each from the one of `maps` that fits it; (n, C, size, size)."""
     level, rois = pyramid_levels(boxes, len(maps)), np.concatenate([np.reshape(samples, (-1, 1)), boxes], axis=1)
     out = np.zeros((len(boxes), size, size, maps[0].shape[1]), maps[0].dtype).transpose(0, 3, 1, 2)
     for i, (features, stride) in enumerate(zip(maps, strides, strict=True)):

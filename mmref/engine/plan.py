@@ -235,8 +235,8 @@ class CpuLowering(MapLowering):
     def whole_map(self, node, x, weight, bias):
         source, pixels = self.map(x), prod(x.shape[2:])
         matrix = self.weights.whole_map(weight, bias, source.pitch // FLOAT_BYTES)
-        self.matmul(node, Map(source.place, pixels * source.pitch, matrix.depth, 0), matrix, self.map(node), self.images,
-                    (x,), relu=node.attributes["activation"] == "relu")
+        rows = Map(source.place, pixels * source.pitch, matrix.depth, 0)
+        self.matmul(node, rows, matrix, self.map(node), self.images, (x,), relu=node.attributes["activation"] == "relu")
 
     def lower_conv2d(self, node, x, weight, bias=None):
         """A convolution in groups: their filters lie on the diagonal of one matrix."""
@@ -276,8 +276,8 @@ class CpuLowering(MapLowering):
         pixels apart."""
         stride, (_, c_in, height, width) = node.attributes["stride"], x.shape
         if weight.shape[2:] != (stride, stride) or node.attributes["padding"]:
-            raise NotTraceable(f"backend 'numba' has no kernel for transposed convolutions whose filters overlap or are "
-                               f"cut, which layer {node.layer!r} uses (backend 'numpy' runs it)")
+            raise NotTraceable(f"backend 'numba' has no kernel for transposed convolutions whose filters overlap or "
+                               f"are cut, which layer {node.layer!r} uses (backend 'numpy' runs it)")
         source, out = self.map(x), self.map(node)
         in_border, out_border = (self.plan.region[value].buffer.border or 0 for value in (x, node))
         in_row, out_row = source.row or width * source.pitch, out.row or width * stride * out.pitch

@@ -25,10 +25,10 @@ MOST_GROWTH = math.log(1000 / 16)
 
 
 def boxes_of(model):
-    """What to append for boxes and scores of every anchor. Raises ValueProblem for a detector that needs more stages."""
+    """What to append for boxes and scores of every anchor. Raises ValueProblem for any other network."""
     if not isinstance(model, OneStage):
-        raise ValueProblem(f"model must be a detector of one stage (SSDLite, RetinaNet), whose boxes follow from its raw "
-                           f"maps, got {model.config.name}")
+        raise ValueProblem(f"model must be a detector of one stage (SSDLite, RetinaNet), whose boxes follow from its "
+                           f"raw maps, got {model.config.name}")
     return partial(_boxes, model)
 
 

@@ -62,9 +62,9 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
               lists and dictionaries, which come one after another). Default: the model's forward
     inputs    {name: dimensions} of the function's inputs: a number, or a symbol that stands for any size; the batch
               comes first, then channels, which are a number. Default: input (batch, in_chans, height, width)
-    behind    what is appended: called with the `mmref.export.lowering.Lowering` and the function's result, ONNX values in
-              the place of activations, it returns {name: (value, dimensions)} of the graph's outputs, or (value, dimensions,
-              ONNX type)
+    behind    what is appended: called with the `mmref.export.lowering.Lowering` and the function's result, ONNX values
+              in the place of activations, it returns {name: (value, dimensions)} of the graph's outputs, or
+              (value, dimensions, ONNX type)
 
     The output is called "logits" if it is (batch, num_classes), any other "features"; several are "output_0" and so on,
     those of a dictionary by its keys, "cls_0" for the first of a list under "cls".

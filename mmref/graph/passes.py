@@ -171,8 +171,8 @@ def relu_before_concatenation(node, only):
 
 @rule_for("linear")
 def linear_of_whole_map(node, only):
-    """A linear layer on all values of a map is a convolution with filters as large as the map: they may lie in the order
-    in which the map does."""
+    """A linear layer on all values of a map is a convolution with filters as large as the map, whose weights may lie in
+    the order in which the map does."""
     flat = node.operands["x"]
     if not _is(flat, "flatten") or not only(flat) or flat.operands["x"].shape[2:] == (1, 1):
         return None

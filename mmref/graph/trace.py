@@ -268,9 +268,9 @@ class Other(Shaped):
 def trace(function: Callable, model, *shapes: tuple[int, ...], constants: Constants | None = None) -> Graph:
     """The graph of `function` (a method of `model`, or anything made of its layers) for inputs of these shapes.
 
-    `function` gets one symbol for each shape and returns a symbol, or tuples, lists and dictionaries of such. `constants`: those of an
-    earlier trace of the same model, so that equal ones have equal keys. Raises NotTraceable where the text does what
-    no graph can hold, and ShapeError as the operations do.
+    `function` gets one symbol for each shape and returns a symbol, or tuples, lists and dictionaries of such.
+    `constants`: those of an earlier trace of the same model, so that equal ones have equal keys. Raises NotTraceable
+    where the text does what no graph can hold, and ShapeError as the operations do.
     """
     tracer = Tracer(constants or Constants(model))
     inputs = []

@@ -73,10 +73,13 @@ class Detector(Network):
         ShapeError and ValueProblem.
         """
         image_sizes, original_sizes = self._sizes(x, image_sizes, original_sizes)
-        dense = dense or (lambda method, *arrays: self(*arrays) if method == "forward" else getattr(self, method)(*arrays))
+        dense = dense or self._dense
         raw = dense("forward", x)
         return [self._typed(self.find(raw, i, image, original, dense, backend))
                 for i, (image, original) in enumerate(zip(image_sizes, original_sizes, strict=True))]
+
+    def _dense(self, method, *arrays):
+        return self(*arrays) if method == "forward" else getattr(self, method)(*arrays)
 
     def _sizes(self, x, image_sizes, original_sizes):
         self.check_input(x)
@@ -104,12 +107,12 @@ class Detector(Network):
 
 
 class OneStage(Detector):
-    """Base of those whose raw maps say it all: {"cls": [maps (B, anchors * classes, h, w)], "reg": [maps (B, anchors * 4,
-    h, w)]}, by level; channels are anchor * classes + class and anchor * 4 + coordinate.
+    """Base of those whose raw maps say it all: {"cls": [maps (B, anchors * classes, h, w)], "reg": [maps (B, anchors *
+    4, h, w)]}, by level; channels are anchor * classes + class and anchor * 4 + coordinate.
 
     anchors     of each level
-    background  whether the classes end with one for nothing and exclude each other (softmax); else each is a question of
-                its own (sigmoid)
+    background  whether the classes end with one for nothing and exclude each other (softmax); else each is a question
+                of its own (sigmoid)
     spread      of the offsets, see `mmref.detection.boxes.decode`
     score, candidates  of each level, the pairs of anchor and class above this score, so many of them at most
     overlap, kept      what non-maximum suppression takes for one object, and how many are kept of a picture

@@ -69,7 +69,7 @@ class ProposalHead(Layer):
 
 
 class BoxHead(Layer):
-    """Of regions (n, 256, 7, 7): class logits (n, classes + 1), the last for background, and offsets (n, classes * 4)."""
+    """Of regions (n, 256, 7, 7): class logits (n, classes + 1), the last for background, offsets (n, classes * 4)."""
 
     def __init__(self, num_classes):
         super().__init__()

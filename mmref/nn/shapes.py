@@ -103,8 +103,8 @@ def conv_transpose2d(x, weight, bias=None, *, stride=1, padding=0):
         check_vector("bias", bias, c_out, x.dtype)
     sides = [(side - 1) * stride + k - 2 * padding for side, k in zip(x.shape[2:], kernel, strict=True)]
     if 0 in x.shape[2:] or min(sides) <= 0:
-        raise ShapeError(f"x {x.shape[2]}x{x.shape[3]} with a kernel {kernel[0]}x{kernel[1]} and stride {stride} leaves "
-                         f"no pixel within padding {padding}")
+        raise ShapeError(f"x {x.shape[2]}x{x.shape[3]} with a kernel {kernel[0]}x{kernel[1]} and stride {stride} "
+                         f"leaves no pixel within padding {padding}")
     return x.shape[0], c_out, *sides
 
 

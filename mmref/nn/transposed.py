@@ -1,4 +1,7 @@
-"""Transposed convolution: a map enlarged by learned filters. Letters: B batch, C channels, H x W pixels, k kernel side."""
+"""Transposed convolution: a map enlarged by learned filters.
+
+Letters: B batch, C channels, H x W pixels, k kernel side.
+"""
 
 from __future__ import annotations
 
