@@ -175,7 +175,8 @@ def _write_inputs(model, names, threads, scratch):
     return Job("", model, threads, parameters, graph)
 
 
-FOLLOWED_BY = {"c": "bn", "dwconv3x3": "bn1", "dwconv1x1": "bn2"}  # convolutions and the batch norm behind them
+# convolutions and the batch norm behind them
+FOLLOWED_BY = {"c": "bn", "conv": "bn", "dwconv3x3": "bn1", "dwconv1x1": "bn2"}
 
 
 def settle_batch_norms(network):
@@ -190,8 +191,8 @@ def settle_batch_norms(network):
 
     def settle(name, y, layer):  # called with a convolution's output, before its batch norm runs
         parent, _, child = name.rpartition(".")
-        if child in FOLLOWED_BY:
-            norm = layers[f"{parent}.{FOLLOWED_BY[child]}"]
+        norm = layers.get(f"{parent}.{FOLLOWED_BY.get(child)}")
+        if norm is not None:
             norm.running_mean, norm.running_var = y.mean((0, 2, 3)), y.var((0, 2, 3)) + np.float32(1e-3)
     # Not the picture that is timed: its own statistics would make every channel's mean, and so all logits, zero.
     pictures = np.random.default_rng(1).standard_normal((8, network.config.in_chans, 128, 128), np.float32)

@@ -59,6 +59,11 @@ class Touch(NamedTuple):
 
 # ------------------------------------------------------------------------------------------- what nodes are
 
+def place_of_call(node: Node) -> str:
+    """What stands for a layer where no layer's text makes the call: the network's own does, or it is the input."""
+    return "(network)" if node.operation else "(input)"
+
+
 def is_pointwise(node: Node) -> bool:
     """Whether a convolution is a matrix product of rows."""
     return node.name == "convolution" and node.operands["weight"].shape[2:] == (1, 1) \
@@ -185,8 +190,8 @@ class Lowering:
         """Append an operation of the node in hand. reads, writes: nodes, or temporary maps."""
         node = self.node
         touches = [self._touch(value, False) for value in reads] + [self._touch(value, True) for value in writes]
-        self.operations.append(Operation(kernel, node.layer or "(input)", self.shape(node), fields, macs, moved,
-                                         touches=touches))
+        layer = node.layer or place_of_call(node)
+        self.operations.append(Operation(kernel, layer, self.shape(node), fields, macs, moved, touches=touches))
         return self.operations[-1]
 
     def _touch(self, value, written):

@@ -66,8 +66,9 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
               in the place of activations, it returns {name: (value, dimensions)} of the graph's outputs, or
               (value, dimensions, ONNX type)
 
-    The output is called "logits" if it is (batch, num_classes), any other "features"; several are "output_0" and so on,
-    those of a dictionary by its keys, "cls_0" for the first of a list under "cls".
+    The output is called "logits" if it is (batch, num_classes), or a whole network's (batch, num_classes, height,
+    width), any other "features"; several are "output_0" and so on, those of a dictionary by its keys, "cls_0" for the
+    first of a list under "cls".
     Metadata: model, img_size, mean, std, transform, class_names, mmref_version (JSON where not text). The graph has
     passed onnx's checker with strict shape inference. Raises ValueProblem (an opset that onnx does not know or older
     than 17, not a NumPy model, a size below 1) and NotTraceable, naming the layer, for what is no operation of mmref
@@ -81,6 +82,7 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     check_numpy_model(model)
     model, config = model.frozen(), model.config
     inputs = _dimensions_of(inputs, fixed, config)
+    whole = function is None                     # of a whole network, also a map may be logits
     function = check_callable("function", function or Layer.__call__, "a function of the model and its inputs, or None")
     shapes = list(inputs.values())
     graph, names = graph_of(partial(function, model), model, shapes, config.img_size)
@@ -93,7 +95,7 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
         for value, node, name in zip(values, graph.outputs, names, strict=True):
             dims = dimensions(node, shapes, graph)
             if not name:
-                name = LOGITS if config.num_classes and dims[1:] == (config.num_classes,) else FEATURES
+                name = LOGITS if config.num_classes and dims[1:2 if whole else None] == (config.num_classes,) else FEATURES
             ends[name] = value, dims
     else:
         g.scope = ""

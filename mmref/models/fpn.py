@@ -44,7 +44,7 @@ class FPN(Layer):
         self.lateral_convs = Sequential(*(BareConv(width, channels) for width in widths))
         self.fpn_convs = Sequential(*(BareConv(channels, channels, 3) for _ in widths))
 
-    def forward(self, maps):
+    def forward(self, *maps):
         sums = [conv(x) for conv, x in zip(self.lateral_convs.children.values(), maps, strict=True)]
         for i in reversed(range(1, len(sums))):  # from the coarsest on, each as it has become
             sums[i - 1] = sums[i - 1] + R.resize(sums[i], *sums[i - 1].shape[2:], mode="nearest")
@@ -67,7 +67,7 @@ class FPNHead(Layer):
             layers += [ConvModule(HEAD if i else PYRAMID, HEAD, 3), *([Double()] if level else [])]
         return Sequential(*layers)
 
-    def forward(self, maps):
+    def forward(self, *maps):
         first, *others = (head(x) for head, x in zip(self.scale_heads.children.values(), maps, strict=True))
         for other in others:  # odd sides: a doubled map is larger or smaller by some pixels
             first = first + R.resize(other, *first.shape[2:])
@@ -85,7 +85,7 @@ class SemanticFPN(Segmentation):
         self.name_layers()
 
     def decode(self, maps):
-        return self.decode_head(self.neck(maps))
+        return self.decode_head(*self.neck(*maps))
 
 
 VARIANTS = variants(FPNVariant, "fpn")

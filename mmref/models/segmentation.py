@@ -11,7 +11,6 @@ took part in their training only, `auxiliary_head.`, is no part of the network.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -21,7 +20,7 @@ from mmref.models.network import Network, check_features
 from mmref.models.variants import MOST_CHANNELS, MOST_CLASSES, VARIANTS, Variant
 from mmref.nn import functional as F
 from mmref.nn import resize as R
-from mmref.nn.layer import BatchNorm, Conv2d, Layer, Sequential
+from mmref.nn.layer import BatchNorm, Conv2d, Layer
 
 PICTURE_SIDE = 512  # the short side that pictures are resized to, and that costs are quoted for
 
@@ -60,7 +59,7 @@ def variants(kind: type[SegmentationVariant], head: str) -> dict[str, Segmentati
 
 
 class ConvModule(Layer):
-    """Convolution without bias (`conv`), batch norm (`bn`), ReLU; mmcv's `ConvModule`."""
+    """Convolution without bias (`conv`), batch norm (`bn`), ReLU; mmcv's `ConvModule`. Folded, `conv_bn` is both."""
 
     def __init__(self, c_in, c_out, kernel=1, dilation=1):
         super().__init__()
@@ -71,11 +70,18 @@ class ConvModule(Layer):
         return F.relu(self.bn(self.conv(x)))
 
     def fold_batchnorm(self):
-        if not isinstance(self.bn, BatchNorm):
-            return self
-        folded = copy.copy(self)
-        folded.conv, folded.bn = self.conv.folded_with(self.bn), Sequential()
-        return folded
+        return FoldedConvModule(self.conv.folded_with(self.bn))
+
+
+class FoldedConvModule(Layer):
+    """Convolution with bias (`conv_bn`), ReLU."""
+
+    def __init__(self, conv_bn):
+        super().__init__()
+        self.conv_bn = conv_bn
+
+    def forward(self, x):
+        return F.relu(self.conv_bn(x))
 
 
 class AdaptiveAverage(Layer):

@@ -66,15 +66,10 @@ class Layer:
         return y
 
     def record(self, y, inside: str = "") -> None:
-        """Show `y` to the recorder, if one listens, under this layer's name. Of several results, in lists, tuples and
-        dictionaries, each is shown: `name:0`, `name:cls.0`."""
+        """Show `y` to the recorder, if one listens, under this layer's name. Several maps are not shown: those that
+        made them have been."""
         record = _recorder.get()
-        if record is None or isinstance(y, Symbol):
-            return
-        if isinstance(y, (list, tuple, dict)):
-            for key, part in y.items() if isinstance(y, dict) else enumerate(y):
-                self.record(part, f"{inside}.{key}" if inside else str(key))
-        else:
+        if record is not None and isinstance(y, np.ndarray):
             record(f"{self.name}:{inside}" if inside else self.name, y, self)
 
     @property
