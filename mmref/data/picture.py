@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +65,7 @@ class Transform:
     interpolation: str = "bicubic"
 
     def __post_init__(self):
-        grey = all(isinstance(values, (list, tuple)) and len(values) == 1 for values in (self.mean, self.std))
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, check_numbers(f"transform: {name}", getattr(self, name), 1 if grey else 3))
-        if min(self.std) <= 0:
-            raise ValueProblem(f"transform: std must be positive, got {self.std}")
+        check_mean_and_std(self)
         for name in ("size", "shrink_to"):
             value = getattr(self, name)
             if name == "shrink_to" and value is None:
@@ -93,6 +89,10 @@ class Transform:
         """Length of the short side before the crop."""
         return self.shrink_to or int(self.size / self.crop_ratio)
 
+    def with_size(self, size: int) -> Transform:
+        """The same for another side of the network's input."""
+        return replace(self, size=size)
+
     def to_dict(self) -> dict:
         """Plain values, as kept in a weights file's metadata; `from_dict` reads them back. Bicubic goes unsaid, as in
         files from before there was another."""
@@ -108,6 +108,16 @@ class Transform:
             raise ValueProblem(f"transform must be a dict with size and perhaps "
                                f"{', '.join(sorted(known - {'size'}))}, got {str(values)[:200]}")
         return cls(**values)
+
+
+def check_mean_and_std(transform) -> None:
+    """Make `mean` and `std` of a frozen dataclass tuples of three numbers, or of one for grey. Raises ValueProblem."""
+    grey = all(isinstance(values, (list, tuple)) and len(values) == 1 for values in (transform.mean, transform.std))
+    for name in ("mean", "std"):
+        numbers = check_numbers(f"transform: {name}", getattr(transform, name), 1 if grey else 3)
+        object.__setattr__(transform, name, numbers)
+    if min(transform.std) <= 0:
+        raise ValueProblem(f"transform: std must be positive, got {transform.std}")
 
 
 NANO_TRANSFORM = Transform(size=128, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
@@ -245,16 +255,21 @@ def _scale_16_bit(image):
     return Image.fromarray(_EIGHT_BITS[values])
 
 
+def check_rgb(image) -> None:
+    """Raise ShapeError unless `image` is a PIL image of 8-bit RGB with at least one pixel."""
+    if not isinstance(image, Image.Image):
+        raise ShapeError(f"image must be a PIL image (open_picture gives one), got {shown(image)}")
+    if image.mode != "RGB" or min(image.size) < 1:
+        raise ShapeError(f"image must be 8-bit RGB with at least one pixel (open_picture makes it so), "
+                         f"got mode {image.mode}, {image.width} x {image.height}")
+
+
 def to_array(image: Image.Image, transform: Transform) -> np.ndarray:
     """(3, size, size) float32: the RGB image resized, cropped and normalised; (1, size, size) for a grey transform.
 
     Raises ShapeError where the image is not 8-bit RGB (`open_picture` makes it so) or has no pixels."""
-    if not isinstance(image, Image.Image):
-        raise ShapeError(f"image must be a PIL image (open_picture gives one), got {shown(image)}")
+    check_rgb(image)
     check_kind("transform", transform, Transform, "a Transform, such as model.transform")
-    if image.mode != "RGB" or min(image.size) < 1:
-        raise ShapeError(f"image must be 8-bit RGB with at least one pixel (open_picture makes it so), "
-                         f"got mode {image.mode}, {image.width} x {image.height}")
     if transform.channels == 1:
         image = image.convert("L")
     resampling = Image.Resampling[transform.interpolation.upper()]

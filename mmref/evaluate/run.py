@@ -78,8 +78,7 @@ def _subject(predictor, loaded, pictures):
                  for key, value in asdict(loaded.transform).items()}
     return {"journal": "mmref eval 1", "mmref": __version__, "model": model, "backend": predictor.backend,
             "weights sha256": predictor.expected_sha256, "prefer": predictor.prefer,
-            "batch size": predictor.batch_size, "topk": predictor.topk,
-            "exif": predictor.exif, **transform, "pictures": len(pictures), "list sha256": pictures.digest()}
+            **predictor.settings(), **transform, "pictures": len(pictures), "list sha256": pictures.digest()}
 
 
 def _here(predictor, pictures, starts) -> Iterator[dict]:

@@ -38,6 +38,11 @@ def classes_of(config, state) -> int | None:
     return config.classes_of(state) if hasattr(config, "classes_of") else None
 
 
+def task_of(config) -> str:
+    """What the network is for, "classify", "segment" or "detect": the configuration's `task`, "classify" where it has none."""
+    return getattr(config, "task", "classify")
+
+
 @cache
 def models() -> dict[str, object]:
     """{name: configuration} of every network, family by family."""
