@@ -21,6 +21,7 @@ _PUBLIC = {
     "Variant": "mmref.models.variants",
     "Transform": "mmref.data.picture",
     "Predictor": "mmref.tasks.predictor",
+    "Detector": "mmref.tasks.detector",
     "selective_scan": "mmref.nn.recurrence",
     "depthwise_conv2d": "mmref.nn.functional",
     "read_checkpoint": "mmref.weights",

@@ -90,5 +90,5 @@ def check_detections(found, detections, pixels: float) -> None:
 def near_half(detections, size) -> np.ndarray:
     """Pixels whose probability is within 1e-5 of one half: their side is nobody's fault."""
     from mmref.detection.masks import paste
-    values = [paste(part, box, size) for part, box in zip(detections.probabilities, detections.boxes, strict=True)]
+    values = [paste(part, box, size) for part, box in zip(detections.probabilities, detections.exact, strict=True)]
     return np.abs(np.reshape(values, (len(values), *size)) - 0.5) <= 1e-5

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import zlib
+
 import detector_files
 import numpy as np
 import pytest
+from PIL import Image
 
 import mmref
+from mmref.data.frame import Frame, filled_up, to_frame
+from mmref.data.resize import resize
 from mmref.errors import ParameterMismatch, ShapeError, ValueProblem
 from mmref.models.parameters import expected_shapes
 from mmref.models.registry import resolve
@@ -56,6 +61,30 @@ def test_compiled(shared_golden, name):
     assert detector_files.raw_error(figures, model(x)) <= 1e-5
     detector_files.check_detections(figures, model.detect(x, figures["img_shape"], figures["ori_shape"]),
                                     detector_files.PIXELS[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", detector_files.PICTURES)
+def test_from_a_picture(shared_golden, name, dtype):
+    """Catches a picture that is scaled, normalised or filled up otherwise, and boxes scaled back wrongly."""
+    figures, model = detector_files.figures(shared_golden, name), detector_files.model(shared_golden, name, dtype)
+    size = tuple(map(int, figures["picture_shape"]))
+    picture = detector_files.parameters(shared_golden).synthetic_picture(int(figures["seed"]), *size)
+    x, scaled = to_frame(Image.fromarray(picture), model.transform)
+    assert scaled == tuple(figures["resized_shape"])
+    resized = resize(picture, scaled)
+    assert zlib.crc32(resized.tobytes()) == figures["resized_crc32"]
+    x = filled_up([x], model.transform.multiple)
+    assert x.shape == tuple(figures["input_shape"]) and x.dtype == np.float32
+    found = model.detect(x.astype(dtype), [scaled], [size])
+    detector_files.check_detections(figures, found, detector_files.PIXELS[DTYPES.index(dtype)])
+
+
+def test_sizes_of_pictures(shared_golden):
+    """Catches a side rounded to the nearest even number, or to the other side's favour."""
+    parts = np.load(shared_golden / "det_parts.npz")
+    for (width, height), wanted in zip(parts["rescale/in_wh"].tolist(), parts["rescale/out_wh"].tolist(), strict=True):
+        assert Frame().size(height, width) == tuple(wanted[::-1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

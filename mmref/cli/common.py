@@ -41,8 +41,8 @@ def add_backend_arguments(parser) -> None:
 def add_class_names_argument(parser) -> None:
     """--class-names."""
     parser.add_argument("--class-names", metavar="FILE", help="names of the outputs: one per line, or JSON; or one of "
-                        "imagenet, cifar10, ade20k (default: those that the weights or a config.json beside them "
-                        "bring)")
+                        "imagenet, cifar10, ade20k, coco (default: those that the weights or a config.json beside "
+                        "them bring)")
 
 
 def add_transform_arguments(parser) -> None:

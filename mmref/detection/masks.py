@@ -16,14 +16,20 @@ def paste(probabilities, box, size) -> np.ndarray:
     Bilinear between the centres of the m x m squares, fading to zero beyond the outermost. A box without width (height)
     takes the middle column (row). Raises ShapeError, ValueProblem.
     """
+    picture = np.zeros(check_integers("size", size, 2, 0))
+    top, left, values = pasted_part(probabilities, box, size)
+    picture[top:top + values.shape[0], left:left + values.shape[1]] = values
+    return picture
+
+
+def pasted_part(probabilities, box, size) -> tuple[int, int, np.ndarray]:
+    """The part of `paste` that may not be zero: (first row, first column, values)."""
     check_array("probabilities", probabilities, "rows columns")
     height, width = check_integers("size", size, 2, 0)
     x1, y1, x2, y2 = check_boxes("box", np.reshape(box, (1, -1)))[0]
-    (top, rows), (left, columns) = (_line_weights(low, high, count, length) for low, high, count, length in (
-        (y1, y2, probabilities.shape[0], height), (x1, x2, probabilities.shape[1], width)))
-    picture = np.zeros((height, width))
-    picture[top:top + len(rows), left:left + len(columns)] = rows @ probabilities.astype(np.float64) @ columns.T
-    return picture
+    top, rows = _line_weights(y1, y2, probabilities.shape[0], height)
+    left, columns = _line_weights(x1, x2, probabilities.shape[1], width)
+    return top, left, rows @ probabilities.astype(np.float64) @ columns.T
 
 
 def _line_weights(low, high, count, length):
@@ -35,8 +41,7 @@ def _line_weights(low, high, count, length):
     else:
         with np.errstate(over="ignore"):
             at = (np.arange(first, last) + 0.5 - low) / (high - low) * count - 0.5
-    # beyond one square outside nothing counts, however far
-    at = np.clip(at, -2, count + 1)
+    at = np.clip(at, -2, count + 1)              # beyond one square outside nothing counts, however far
     below = np.floor(at).astype(np.int64)
     weights = np.zeros((len(at), count + 5))
     pixels = np.arange(len(at))
@@ -54,5 +59,6 @@ def paste_masks(probabilities, boxes, size) -> np.ndarray:
         raise ShapeError(f"probabilities must be one map for each of {len(boxes)} boxes, got {len(probabilities)}")
     masks = np.zeros((len(boxes), *check_integers("size", size, 2, 0)), bool)
     for mask, one, box in zip(masks, probabilities, boxes, strict=True):
-        mask[...] = paste(one, box, size) >= 0.5
+        top, left, values = pasted_part(one, box, size)
+        mask[top:top + values.shape[0], left:left + values.shape[1]] = values >= 0.5
     return masks

@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from mmref.errors import ValueProblem
 from mmref.export.lowering import Lowering
-from mmref.models.detector import OneStage
+from mmref.models.detection import OneStage
 
 MOST_GROWTH = math.log(1000 / 16)
 

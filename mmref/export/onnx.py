@@ -95,7 +95,8 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
         for value, node, name in zip(values, graph.outputs, names, strict=True):
             dims = dimensions(node, shapes, graph)
             if not name:
-                name = LOGITS if config.num_classes and dims[1:2 if whole else None] == (config.num_classes,) else FEATURES
+                classes = dims[1:2 if whole else None]
+                name = LOGITS if config.num_classes and classes == (config.num_classes,) else FEATURES
             ends[name] = value, dims
     else:
         g.scope = ""

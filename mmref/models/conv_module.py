@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from mmref.nn.layer import BatchNorm, Conv2d, Layer, Sequential
+from mmref.nn.layer import BatchNorm, Conv2d, Layer
 
 
 class ConvModule(Layer):
@@ -29,6 +29,7 @@ class ConvModule(Layer):
 
     def fold_batchnorm(self):
         folded = copy.copy(self)
-        if isinstance(getattr(self, "bn", None), BatchNorm):
-            folded.conv, folded.bn = self.conv.folded_with(self.bn), Sequential()
+        if "bn" in self.children:  # under another name: what it gives is not what `conv` gave
+            folded.conv_bn = self.conv.folded_with(self.bn)
+            del folded.conv, folded.bn
         return folded

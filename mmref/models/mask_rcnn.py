@@ -12,7 +12,7 @@ The three dense parts are `forward` (up to rpn_head), `box_head` and `mask_head`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -20,13 +20,12 @@ import numpy as np
 from mmref.detection.anchors import by_ratio_and_scale
 from mmref.detection.boxes import decode
 from mmref.detection.candidates import by_anchor, scale_factor, softmax_scores
-from mmref.detection.masks import paste_masks
 from mmref.detection.nms import class_wise_nms
 from mmref.detection.proposals import propose
-from mmref.detection.result import Detections
+from mmref.detection.result import detections
 from mmref.detection.roi_align import pyramid_roi_align
 from mmref.models.conv_module import ConvModule
-from mmref.models.detector import Detector, DetectorVariant
+from mmref.models.detection import DetectionNetwork, DetectionVariant
 from mmref.models.fine_pyramid import WIDTH, ConvTranspose2d, FinePyramid
 from mmref.models.variants import VARIANTS as BACKBONES
 from mmref.nn import functional as F
@@ -41,7 +40,7 @@ SCORE, OVERLAP, KEPT = 0.05, 0.5, 100
 
 
 @dataclass(frozen=True)
-class MaskRCNNVariant(DetectorVariant):
+class MaskRCNNVariant(DetectionVariant):
     head: ClassVar[str] = "roi_head."
 
     def build(self):
@@ -106,7 +105,7 @@ class RegionHeads(Layer):
         self.mask_head = MaskHead(num_classes)
 
 
-class MaskRCNN(Detector):
+class MaskRCNN(DetectionNetwork):
     """`model(x)`: {"neck": [four levels (B, 256, h, w), strides 4 to 32], "cls": [five maps (B, 3, h, w)], "reg": [five
     maps (B, 12, h, w)]}, the last two with channels anchor and anchor * 4 + coordinate."""
 
@@ -140,7 +139,7 @@ class MaskRCNN(Detector):
         logits = dense("mask_head", self.cut(levels, boxes, MASK_SIDE, backend))
         probabilities = F.sigmoid(logits[np.arange(len(labels)), labels])   # (n, 28, 28)
         boxes = boxes / scale_factor(image_size, original_size)
-        return Detections(boxes, scores, labels, paste_masks(probabilities, boxes, original_size), probabilities)
+        return detections(boxes, scores, labels, original_size, self.dtype, probabilities)
 
     def regions(self, raw, i, image_size, backend):
         """(boxes (n, 4), scores) of picture i that its second look is for, n up to 1000, in the network's pixels."""
@@ -162,9 +161,6 @@ class MaskRCNN(Detector):
         boxes = decode(regions[which], offsets, SPREAD, image_size)
         kept = class_wise_nms(boxes, scores, labels, OVERLAP, backend=backend)[:KEPT]
         return boxes[kept], scores[kept], labels[kept]
-
-    def _typed(self, found):
-        return replace(super()._typed(found), probabilities=found.probabilities.astype(self.dtype, copy=False))
 
 
 VARIANTS = {v.name: v for v in (MaskRCNNVariant("mobilemamba_b1_mask_rcnn", BACKBONES["mobilemamba_b1"], 800),)}

@@ -39,7 +39,7 @@ def classes_of(config, state) -> int | None:
 
 
 def task_of(config) -> str:
-    """What the network is for, "classify", "segment" or "detect": the configuration's `task`, "classify" where it has none."""
+    """What the network is for: the configuration's `task`, "segment" or "detect", "classify" where it has none."""
     return getattr(config, "task", "classify")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mmref.detection.anchors import by_ratio_and_scale
 from mmref.models.conv_module import ConvModule
-from mmref.models.detector import DetectorVariant, OneStage
+from mmref.models.detection import DetectionVariant, OneStage
 from mmref.models.fine_pyramid import WIDTH, FinePyramid
 from mmref.models.variants import VARIANTS as BACKBONES
 from mmref.nn import functional as F
@@ -24,7 +24,7 @@ ANCHORS = len(SCALES) * len(RATIOS)
 
 
 @dataclass(frozen=True)
-class RetinaNetVariant(DetectorVariant):
+class RetinaNetVariant(DetectionVariant):
     def build(self):
         """The network, its parameters not loaded yet."""
         return RetinaNet(self)

@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from mmref.data.frame import Frame
 from mmref.detection.anchors import of_ssd
 from mmref.models.conv_module import ConvModule
-from mmref.models.detector import DetectorVariant, OneStage
+from mmref.models.detection import DetectionVariant, OneStage
 from mmref.models.variants import VARIANTS as BACKBONES
 from mmref.nn import functional as F
 from mmref.nn.layer import Conv2d, Layer, Sequential
@@ -26,13 +27,17 @@ ANCHORS = 6                                 # in a cell
 
 
 @dataclass(frozen=True)
-class SSDLiteVariant(DetectorVariant):
+class SSDLiteVariant(DetectionVariant):
     """strides: from one cell's centre to the next, by level; sides: of anchors, each level's smallest, then the largest
     of the last. The 512 model was trained with those of the 320: its coarse anchors are not in the middle of their
     cells."""
 
     strides: tuple[float, ...] = (16, 32, 64, 107, 160, 320)
     sides: tuple[float, ...] = (48, 100, 150, 202, 253, 304, 320)
+
+    def frame(self) -> Frame:
+        """How pictures are scaled: to a square, whatever their ratio, nothing filled up."""
+        return Frame(self.img_size, self.img_size, keep_ratio=False, multiple=1)
 
     def build(self):
         """The network, its parameters not loaded yet."""

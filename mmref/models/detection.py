@@ -13,16 +13,19 @@ from typing import ClassVar
 import numpy as np
 
 from mmref.arguments import check_integer, check_integers, check_kind
+from mmref.data.frame import Frame
+from mmref.data.labels import coco_names
+from mmref.data.picture import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD
 from mmref.detection.anchors import Anchors
 from mmref.detection.candidates import by_anchor, one_stage, sigmoid_scores, softmax_scores
-from mmref.detection.result import Detections
+from mmref.detection.result import Detections, detections
 from mmref.errors import ValueProblem
 from mmref.models.network import Network
 from mmref.models.variants import MOST_CHANNELS, MOST_CLASSES, Variant
 
 
 @dataclass(frozen=True)
-class DetectorVariant:
+class DetectionVariant:
     """A backbone with a detector behind it; the published ones have COCO's 80 classes. Raises ValueProblem."""
 
     name: str
@@ -31,6 +34,7 @@ class DetectorVariant:
     num_classes: int = 80
     in_chans: int = 3
 
+    task: ClassVar[str] = "detect"
     head: ClassVar[str] = "bbox_head."
     headless: ClassVar[bool] = False
 
@@ -40,13 +44,26 @@ class DetectorVariant:
                                  ("in_chans", 1, MOST_CHANNELS)):
             object.__setattr__(self, field, check_integer(field, getattr(self, field), low, high))
 
+    def default_transform(self) -> Frame:
+        """The published evaluation's, at the variant's size; in grey for one input channel."""
+        mean, std = IMAGENET_GREY if self.in_chans == 1 else (IMAGENET_MEAN, IMAGENET_STD)
+        return self.frame().with_mean_and_std(mean, std)
 
-class Detector(Network):
+    def frame(self) -> Frame:
+        """How pictures are scaled: at most 1333 x 800, ratio kept, filled up to a multiple of 32."""
+        return Frame(800, 1333).with_size(self.img_size)
+
+    def published_names(self) -> tuple[str, ...] | None:
+        """What the outputs of the published weights are called: COCO's classes."""
+        return coco_names() if self.num_classes == 80 else None
+
+
+class DetectionNetwork(Network):
     """Base of the detectors, which have `forward`, from pictures to raw maps, and `find`, from those to boxes."""
 
     strides = (16, 16, 32, 64)
 
-    def __init__(self, config: DetectorVariant):
+    def __init__(self, config: DetectionVariant):
         super().__init__(config)
         self.backbone = replace(config.backbone, num_classes=0, in_chans=config.in_chans).build()
 
@@ -75,7 +92,7 @@ class Detector(Network):
         image_sizes, original_sizes = self._sizes(x, image_sizes, original_sizes)
         dense = dense or self._dense
         raw = dense("forward", x)
-        return [self._typed(self.find(raw, i, image, original, dense, backend))
+        return [self.find(raw, i, image, original, dense, backend)
                 for i, (image, original) in enumerate(zip(image_sizes, original_sizes, strict=True))]
 
     def _dense(self, method, *arrays):
@@ -97,16 +114,12 @@ class Detector(Network):
         image_sizes = checked("image_sizes", [(height, width)] * batch if image_sizes is None else image_sizes, True)
         return image_sizes, image_sizes if original_sizes is None else checked("original_sizes", original_sizes, False)
 
-    def _typed(self, found: Detections) -> Detections:
-        """Boxes, scores and probabilities in the model's dtype."""
-        return replace(found, boxes=found.boxes.astype(self.dtype), scores=found.scores.astype(self.dtype))
-
     def find(self, raw, i: int, image_size, original_size, dense: Callable, backend: str) -> Detections:
         """The objects of picture i of a batch, from the raw maps that `forward` gives."""
         raise NotImplementedError
 
 
-class OneStage(Detector):
+class OneStage(DetectionNetwork):
     """Base of those whose raw maps say it all: {"cls": [maps (B, anchors * classes, h, w)], "reg": [maps (B, anchors *
     4, h, w)]}, by level; channels are anchor * classes + class and anchor * 4 + coordinate.
 
@@ -138,5 +151,6 @@ class OneStage(Detector):
             logits, offsets = by_anchor(cls[i], self.outputs), by_anchor(reg[i], 4)
             return anchors.grid(*cls.shape[2:]), offsets, choose(logits, self.score, self.candidates)
         levels = [level(*parts) for parts in zip(self.anchors, raw["cls"], raw["reg"], strict=True)]
-        return Detections(*one_stage(levels, image_size, original_size, spread=self.spread, threshold=self.overlap,
-                                     most=self.kept, backend=backend))
+        found = one_stage(levels, image_size, original_size, spread=self.spread, threshold=self.overlap,
+                          most=self.kept, backend=backend)
+        return detections(*found, original_size, self.dtype)
