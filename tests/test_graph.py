@@ -17,7 +17,7 @@ from strategies import enliven, lively, normal, seeds, variants
 
 import mmref
 from mmref.engine import CompiledModel
-from mmref.errors import NotTraceable, ShapeError
+from mmref.errors import NotTraceable, ShapeError, ValueProblem
 from mmref.graph import passes
 from mmref.graph.fused import FUSED
 from mmref.graph.graph import Constant
@@ -166,6 +166,29 @@ def test_an_operation_without_a_kernel_is_named():
     setattr(model.patch_embed, "1", Odd(cube))
     with pytest.raises(NotTraceable, match="'numba'.*'cube'.*patch_embed.1"):
         CompiledModel(model)(normal(0, 1, 3, 32, 32))
+
+
+def test_the_names_of_our_operations_are_ours():
+    """Catches a user's operation computed as ours of that name, by passes and kernels that go by names."""
+    def relu(x):
+        return -x
+    with pytest.raises(ValueProblem, match="'relu' is there already, that of mmref.nn.functional"):
+        operation(lambda x: x.shape)(relu)
+    assert OPERATIONS["relu"] is F.relu
+    for name in ("relu", "gate", "input"):
+        model = lively()
+        setattr(model.patch_embed, "1", Odd(operation(lambda x: x.shape, name, registry={})(relu)))
+        with pytest.raises(NotTraceable, match=f"patch_embed.1.*'{name}'.*choose another"):
+            CompiledModel(model)(normal(0, 1, 3, 32, 32))
+
+
+def test_a_definition_may_be_run_again():
+    """Catches a notebook's cell that fails the second time."""
+    for _ in range(2):
+        @operation(lambda x: x.shape, "of a cell")
+        def cell(x):
+            return x
+    assert OPERATIONS.pop("of a cell") is cell
 
 
 @pytest.mark.parametrize("call", [
@@ -468,6 +491,14 @@ def test_what_no_fused_kernel_covers(name):
     truth, tolerance = rounding(of_layer(model.layer, x))
     for threads in (1, 2, 5):
         assert_close(CompiledModel(model, threads=threads)(x), truth, tolerance, dtype=np.float32)
+
+
+def test_layer_norm_of_values_far_from_zero():
+    """Catches a variance from which the square of the mean is subtracted: here it would be lost in rounding."""
+    x = np.where(np.arange(8) % 2, 99999, 100001).astype(np.float32).reshape(1, 8, 1, 1)  # the mean is exact
+    model = OneLayer(Odd(lambda x: F.layer_norm_channels(x, *np.float32([np.ones(8), np.zeros(8)]), 1e-5)))
+    result = CompiledModel(model)(np.tile(x, (1, 1, 2, 3)))
+    assert_close(result, np.tile(x - 100000.0, (1, 1, 2, 3)), 1e-4, dtype=np.float32)
 
 
 # ---------------------------------------------------------------------------------- what users do to a model

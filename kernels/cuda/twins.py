@@ -11,8 +11,7 @@ import numpy as np
 from mmref.nn import functional as F
 from mmref.nn import wavelet
 from mmref.nn.recurrence import selective_scan
-
-HAAR = np.array([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]], np.float32) / 2
+from mmref.nn.wavelet import HAAR
 
 
 def host(array):

@@ -23,8 +23,7 @@ from mmref.arguments import check_integer, check_path, shown
 from mmref.errors import ValueProblem
 
 __all__ = ["CIFAR10", "ade20k_colours", "ade20k_names", "check_class_names", "class_names", "coco_ids", "coco_names",
-           "imagenet_ids",
-           "imagenet_names", "load_class_names", "read_class_names"]
+           "imagenet_ids", "imagenet_names", "load_class_names", "read_class_names"]
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MAX_NAME, MAX_FILE = 500, 16 << 20  # characters of a name, bytes of a file of names
@@ -109,8 +108,8 @@ def read_class_names(source, count: int) -> tuple[str, ...]:
 def load_class_names(source) -> tuple[str, ...]:
     """The names that `source` gives.
 
-    source  "imagenet", "cifar10", "ade20k" or "coco"; a sequence of names; or a file: one name per line, or JSON, a list
-            of names or an object {"0": name, ...}
+    source  "imagenet", "cifar10", "ade20k" or "coco"; a sequence of names; or a file: one name per line, or JSON, a
+            list of names or an object {"0": name, ...}
 
     Raises ValueProblem for names that cannot be printed or a file that is something else, OSError where it cannot be
     read.

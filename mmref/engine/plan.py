@@ -18,17 +18,16 @@ from mmref.engine.lowering import (
     Operation,
     depthwise_cost,
     in_place,
-    is_pointwise,
+    is_window,
     product_cost,
     scan_cost,
     wavelet_branch_cost,
     window_cost,
 )
-from mmref.engine.map_operations import MapLowering, is_dense, is_window, straight_results
+from mmref.engine.map_operations import MapLowering, is_bordered, is_dense, straight_results
 from mmref.engine.memory import Arena, Map, Place, aligned_zeros
 from mmref.engine.schedule import Buffer, Schedule, channel_axis, rows_of, schedule
 from mmref.engine.weights import Weights, by_vectors
-from mmref.errors import NotTraceable
 from mmref.graph.graph import Constant, Graph, Node, derived
 from mmref.kernels import records
 from mmref.kernels.target import FLOAT_BYTES, LANES, TARGET, VECTOR_BYTES, round_up
@@ -93,7 +92,7 @@ def cpu_schedule(graph: Graph) -> Schedule:
         if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)
                                                           or node.name == "conv_transpose2d"):
             return None
-        paddings = {reader.attributes["padding"] if is_window(reader) and reader.sources == (node,) else None
+        paddings = {reader.attributes["padding"] if is_bordered(reader) and reader.sources == (node,) else None
                     for reader in users[node]}
         return paddings.pop() if len(paddings) == 1 else None
     return schedule(graph, is_exact, in_place, bordered)
@@ -188,7 +187,7 @@ class CpuLowering(MapLowering):
         return (dict(zip(("x_image", "x_row", "x_column", "x_channel"), strides, strict=True))
                 | dict(zip(("out_image", "out_row", "out_column", "out_channel"), target, strict=True))
                 | dict(zip(("images", "rows", "columns", "channels"), sizes, strict=True))
-                | dict(x=self.map_of(x).place + start, out=self.map_of(out).place + to, add=add))
+                | dict(x=0 if x is None else self.map_of(x).place + start, out=self.map_of(out).place + to, add=add))
 
     # -------------------------------------------------------------------------------- matrix products
 
@@ -218,32 +217,9 @@ class CpuLowering(MapLowering):
         if others and relu:
             self.combine("relu", node, None, node)
 
-    def lower_convolution(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
-        if is_pointwise(node):
-            return self.lower_product(node, x, weight, bias, shortcut, shortcut2)
-        if self.is_whole(node, x, weight) and shortcut is None:
-            return self.whole_map(node, x, weight, bias)
-        matrix, lower = self.weights.window(weight, bias), self.dense if is_dense(node) else self.window
-        lower(node, x, matrix, weight.shape[2:], shortcut, shortcut2)
-
-    def is_whole(self, node, x, weight):
-        """Whether a convolution's filters cover the map, whose pixels lie side by side: each image is one long row."""
-        region = self.plan.region[x]
-        return weight.shape[2:] == x.shape[2:] and not node.attributes["padding"] and not region.buffer.border \
-            and not region.start
-
-    def whole_map(self, node, x, weight, bias):
-        source, pixels = self.map(x), prod(x.shape[2:])
-        matrix = self.weights.whole_map(weight, bias, source.pitch // FLOAT_BYTES)
-        rows = Map(source.place, pixels * source.pitch, matrix.depth, 0)
-        self.matmul(node, rows, matrix, self.map(node), self.images, (x,), relu=node.attributes["activation"] == "relu")
-
-    def lower_conv2d(self, node, x, weight, bias=None):
-        """A convolution in groups: their filters lie on the diagonal of one matrix."""
-        matrix = self.weights.window(weight, bias, node.attributes["groups"])
-        (self.dense if is_dense(node) else self.window)(node, x, matrix, weight.shape[2:])
-
     def window(self, node, x, matrix, kernel, shortcut=None, shortcut2=None):
+        if is_dense(node):
+            return self.dense(node, x, matrix, kernel, shortcut, shortcut2)
         stride, padding = node.attributes["stride"], node.attributes["padding"]
         region, source = self.plan.region[x], self.map(x)
         _, c_in, height, width = x.shape
@@ -271,43 +247,16 @@ class CpuLowering(MapLowering):
                   tile_rows=TARGET.tile_rows)
         self.add_rest(node, [other for other in others if other not in same], relu)
 
-    def lower_conv_transpose2d(self, node, x, weight, bias=None):
-        """Filters as far apart as they are wide: for each of their taps a 1x1 convolution, whose results lie `stride`
-        pixels apart."""
-        stride, (_, c_in, height, width) = node.attributes["stride"], x.shape
-        if weight.shape[2:] != (stride, stride) or node.attributes["padding"]:
-            raise NotTraceable(f"backend 'numba' has no kernel for transposed convolutions whose filters overlap or "
-                               f"are cut, which layer {node.layer!r} uses (backend 'numpy' runs it)")
-        source, out = self.map(x), self.map(node)
-        in_border, out_border = (self.plan.region[value].buffer.border or 0 for value in (x, node))
-        in_row, out_row = source.row or width * source.pitch, out.row or width * stride * out.pitch
-        macs, moved = window_cost(self.images, x, node, c_in, 0)
-        for i in range(stride):
-            for j in range(stride):
-                matrix = self.weights.tap(weight, bias, i, j)
-                self.emit("stem", macs // stride ** 2, moved // stride ** 2, (x,), (node,),
-                          x=source.place + in_border * (in_row + source.pitch), pixel=source.pitch, row=in_row,
-                          image=(height + 2 * in_border) * in_row, depth=c_in, kernel=1, tap_row=0, taps=1, tap=0,
-                          stride=1, out=out.place + (i + out_border) * out_row + (j + out_border) * out.pitch,
-                          out_pixel=stride * out.pitch, out_row=stride * out_row,
-                          out_image=(stride * height + 2 * out_border) * out_row, height=height, width=width,
-                          images=self.images, panels=matrix.panels, panel_table=matrix.panel_table, bias=matrix.bias,
-                          residual=0, residual2=0, relu=0, tiles=self.tiles, tile_rows=TARGET.tile_rows)
-
     def with_border(self, x, border):
         """A copy of a map with zeros around it."""
-        source, (_, channels, height, width) = self.map(x), x.shape
+        _, channels, height, width = x.shape
         copy = self.bordered_map(x, border, False, self.arena.take)
         self.scratch.append(copy)
-        image = (height + 2 * border) * copy.row
-        sizes = dict(out_image=image, out_row=copy.row, out_column=copy.pitch, out_channel=FLOAT_BYTES,
-                     images=self.images, channels=channels, add=0)
-        self.emit("move", 0, FLOAT_BYTES * copy.size // FLOAT_BYTES, (), (copy,), x=0, x_image=0, x_row=0, x_column=0,
-                  x_channel=0, out=copy.place, rows=height + 2 * border, columns=width + 2 * border, **sizes)
-        self.emit("move", 0, 8 * self.images * channels * height * width, (x,), (copy,), x=source.place,
-                  x_image=height * width * source.pitch, x_row=width * source.pitch, x_column=source.pitch,
-                  x_channel=FLOAT_BYTES, out=copy.place + border * (copy.row + copy.pitch), rows=height, columns=width,
-                  **sizes)
+        strides = [(height + 2 * border) * copy.row, FLOAT_BYTES, copy.row, copy.pitch]
+        whole = self.images, height + 2 * border, width + 2 * border, channels
+        order = [strides[i] for i in (0, 2, 3, 1)]
+        self.emit("move", 0, copy.size, (), (copy,), **self.move_fields(None, 0, (0,) * 4, copy, 0, order, whole, 0))
+        self.move(x, self.strides(x), x.shape, copy, strides, to=border * (copy.row + copy.pitch))
         return copy
 
     def lower_project(self, node, weight, sequences):

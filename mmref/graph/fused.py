@@ -14,11 +14,10 @@ from mmref.nn.operation import operation
 from mmref.nn.recurrence import selective_scan
 from mmref.nn.scan_order import cross_merge, cross_scan
 from mmref.nn.ss2d import project
-from mmref.nn.wavelet import analysis, synthesis
+from mmref.nn.wavelet import HAAR, analysis, synthesis
 
 FUSED: dict[str, object] = {}
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "silu": F.silu}
-HAAR = np.array([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]], np.float32) / 2
 
 
 def _like_the_first(*arrays, **named):

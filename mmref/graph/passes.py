@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from mmref.graph import fused as fused_operations
-from mmref.graph.fused import HAAR
 from mmref.graph.graph import Constant, Graph, Node, derived, rewrite
 from mmref.nn.operation import OPERATIONS
+from mmref.nn.wavelet import HAAR
 
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d", "linear")
 

@@ -23,7 +23,7 @@ from mmref.engine.lowering import (
     Operation,
     depthwise_cost,
     in_place,
-    is_pointwise,
+    is_window,
     product_cost,
     scan_cost,
     wavelet_branch_cost,
@@ -32,11 +32,11 @@ from mmref.engine.lowering import (
 from mmref.engine.memory import Arena, Map, Place
 from mmref.engine.schedule import Schedule, channel_axis, rows_of, schedule
 from mmref.errors import OutOfDeviceMemory
-from mmref.graph.fused import HAAR
 from mmref.graph.graph import Constant, Graph, Node
 from mmref.kernels.cuda import norm_gate, scan, wavelet_branch
 from mmref.kernels.target import FLOAT_BYTES, round_up
 from mmref.nn.paths import PADDING, paths
+from mmref.nn.wavelet import HAAR
 
 # kernel of an operation: its module below mmref.kernels.cuda and the function there
 KERNELS = {"stem": ("stem", "stem"), "depthwise": ("depthwise", "depthwise"), "scan": ("scan", "scan"),
@@ -96,11 +96,6 @@ class View:
 def device_schedule(graph: Graph) -> Schedule:
     """Every kernel writes its own channels only, and none wants a border of zeros."""
     return schedule(graph, lambda node: True, in_place, lambda node: None)
-
-
-def is_window(node: Node) -> bool:
-    """Whether it is a convolution that reads neighbourhoods: a picture too, as it comes."""
-    return node.name in ("convolution", "conv2d") and not is_pointwise(node)
 
 
 class DeviceLowering(Lowering):
@@ -175,15 +170,6 @@ class DeviceLowering(Lowering):
         self.emit("matmul", *product_cost(rows, matrix.depth, matrix.columns, len(others)), (x, *others), (node,),
                   a=self.map(x), matrix=matrix, out=out, rows=rows, residual=residual, residual2=residual2,
                   relu=node.attributes["activation"] == "relu", scratch=scratch)
-
-    def lower_convolution(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
-        if is_pointwise(node):
-            return self.lower_product(node, x, weight, bias, shortcut, shortcut2)
-        return self.window(node, x, self.weights.window(weight, bias), weight.shape[2:], shortcut, shortcut2)
-
-    def lower_conv2d(self, node, x, weight, bias=None):
-        """A convolution in groups: their filters lie on the diagonal of one matrix."""
-        self.window(node, x, self.weights.window(weight, bias, node.attributes["groups"]), weight.shape[2:])
 
     def window(self, node, x, matrix: DeviceMatrix, filter_shape, shortcut=None, shortcut2=None):
         _, c_in, height, width = x.shape
