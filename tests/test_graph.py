@@ -448,6 +448,8 @@ ODDITIES = {
     "dilated": lambda: Text(lambda self, x: F.relu(self.c(x) + x), c=Conv2d(8, 8, 3, dilation=4, bias=True)),
     "dilated, stride 2, bare": lambda: Text(lambda self, x: F.conv2d(x, self.c.weight, stride=2, padding=1, dilation=2),
                                             c=Conv2d(8, 5, 3)),
+    "dilated, two shortcuts": lambda: Text(lambda self, x: F.relu(self.c(x) + F.silu(x) + x),
+                                           c=Conv2d(8, 8, 3, dilation=2)),
     "dilated groups": lambda: Conv2d(8, 8, 3, groups=8, dilation=3),
     "many channels": lambda: Sequential(Conv2d(8, 72, 3), Odd(F.relu), Conv2d(72, 20, 3, bias=True), Odd(F.relu),
                                         Conv2d(20, 70, 1), Conv2d(70, 8, 3, 2)),

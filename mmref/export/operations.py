@@ -6,7 +6,7 @@ Letters: B batch, C channels, H x W pixels.
 from __future__ import annotations
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from mmref.export.lowering import PIXELS, STEPS, emits
 from mmref.nn import functional as F
@@ -104,8 +104,8 @@ def _averages(g, length, count):
     start = g.node("Div", [g.node("Mul", [first, size]), parts])
     stop = g.node("Mul", [g.constant(f"parts/{count}_next", np.arange(1, count + 1)[:, None]), size])
     stop = g.node("Div", [g.node("Add", [stop, g.integers(count - 1)]), parts])
-    pixel = g.node("Range", [g.constant("range/0", np.int64(0)), g.node("Squeeze", [size]),
-                             g.constant("range/1", np.int64(1))])
+    ones = g.node("ConstantOfShape", [size], value=helper.make_tensor("one", TensorProto.INT64, [1], [1]))
+    pixel = g.node("CumSum", [ones, g.constant("axis/0", np.int64(0))], exclusive=1)  # 0, 1, ..., without a scalar size
     inside = g.node("And", [g.node("GreaterOrEqual", [pixel, start]), g.node("Less", [pixel, stop])])
     inside, number = (g.node("Cast", [value], to=TensorProto.FLOAT)
                       for value in (inside, g.node("Sub", [stop, start])))

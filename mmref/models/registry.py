@@ -58,5 +58,6 @@ def resolve(name: str) -> tuple[object, bool]:
     match = re.fullmatch(r"(mobilemamba_[tsb]\d)s", plain)
     if match and match[1] in known:
         return known[match[1]], True
-    raise ValueProblem(f"model must be one of {', '.join(known)} (an s at the end asks for the dagger weights), "
-                       f"got {name!r}")
+    first = import_module(FAMILIES[0]).VARIANTS
+    raise ValueProblem(f"model must be one of {', '.join(first)} (an s at the end asks for the dagger weights), or "
+                       f"another of the {len(known)} that mmref.list_models() and `mmref models` list, got {name!r}")

@@ -42,7 +42,8 @@ from mmref.nn.wavelet import HAAR
 KERNELS = {"stem": ("stem", "stem"), "depthwise": ("depthwise", "depthwise"), "scan": ("scan", "scan"),
            "wavelet_branch": ("wavelet_branch", "wavelet_branch"), "norm_gate": ("norm_gate", "norm_gate"),
            "copy_relu": ("join", "copy_relu"), "mean": ("pool", "mean"), "gate": ("squeeze_excite", "gate"),
-           "result": ("layout", "to_channels_first"),
+           "result": ("layout", "to_channels_first"), "resize": ("maps", "resize"),
+           "adaptive_mean": ("maps", "adaptive_mean"), "maximum_pool": ("maps", "maximum_pool"),
            **{name: ("plain", name) for name in ("move", "combine", "norm", "gather", "project", "analysis",
                                                  "synthesis", "path_scan", "scan_rows")}}
 
@@ -180,7 +181,8 @@ class DeviceLowering(Lowering):
                   x=Input(self.graph.inputs.index(x)) if nchw else self.view(x), weight=matrix.weight, bias=matrix.bias,
                   out=self.view(node), images=self.images, height=height, width=width, c_in=c_in,
                   filter_shape=filter_shape, stride=node.attributes["stride"], padding=node.attributes["padding"],
-                  nchw=nchw, residual=residual, residual2=residual2, relu=node.attributes.get("activation") == "relu")
+                  dilation=node.attributes["dilation"], nchw=nchw, residual=residual, residual2=residual2,
+                  relu=node.attributes.get("activation") == "relu")
 
     def lower_project(self, node, weight, sequences):
         K, M, D = weight.shape
@@ -271,6 +273,24 @@ class DeviceLowering(Lowering):
     def gather(self, node, x, table, key):
         self.emit("gather", 0, 8 * self.images * table.size * node.shape[channel_axis(node)], (x,), (node,),
                   x=self.view(x), table=self.weights.table(table, key), out=self.view(node), images=self.images)
+
+    # ---------------------------------------------------------------------------------- pooling, resizing
+
+    def lower_resize(self, node, x):
+        self.over_maps("resize", node, x, out_height=node.shape[2], out_width=node.shape[3],
+                       nearest=node.attributes["mode"] == "nearest")
+
+    lower_upsample = lower_resize
+
+    def lower_adaptive_average_pool(self, node, x):
+        self.over_maps("adaptive_mean", node, x, rows=node.shape[2], columns=node.shape[3])
+
+    def lower_max_pool2d(self, node, x):
+        self.over_maps("maximum_pool", node, x, out_height=node.shape[2], out_width=node.shape[3], **node.attributes)
+
+    def over_maps(self, operation, node, x, /, **more):
+        self.emit(operation, 0, FLOAT_BYTES * self.images * (prod(x.shape[1:]) + prod(node.shape[1:])), (x,), (node,),
+                  x=self.view(x), out=self.view(node), height=x.shape[2], width=x.shape[3], **more)
 
     # ------------------------------------------------------------------------------- norms, elementwise
 
