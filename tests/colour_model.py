@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
+from mmref.data.keep_ratio import KeepRatio
 from mmref.data.picture import Transform
 
 COLOURS = {"black": (0, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0),
@@ -34,3 +35,28 @@ def paint(path, colour, size=(12, 9)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, COLOURS.get(colour, colour)).save(path)
     return path
+
+
+class PixelColourModel:
+    """logits of every pixel = minus the distance of its colour from each of six; keeps the sizes it was given."""
+
+    def __init__(self, short=16, class_names=None):
+        names = tuple(class_names or COLOURS)
+        self.config = SimpleNamespace(name="pixels", img_size=short, num_classes=len(names), task="segment")
+        self.transform = KeepRatio(short, 4 * short, mean=(0, 0, 0), std=(1, 1, 1))
+        self.class_names, self.sizes = names, []
+
+    def __call__(self, x):
+        assert x.dtype == np.float32 and x.shape[:2] == (1, 3)
+        self.sizes.append(x.shape[2:])
+        palette = np.array(list(COLOURS.values()), np.float32) / 255
+        return -np.square(x[:, None] - palette[:, :, None, None]).sum(2)
+
+
+def patches(path, rows, side=8):
+    """A picture of squares in the colours named, row by row, as a file; returns the classes of its pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = np.array([[list(COLOURS).index(name) for name in row.split()] for row in rows], np.uint8)
+    numbers = numbers.repeat(side, 0).repeat(side, 1)
+    Image.fromarray(np.array(list(COLOURS.values()), np.uint8)[numbers]).save(path)
+    return numbers

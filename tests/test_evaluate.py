@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mmref.data.labels import class_names, imagenet_ids, imagenet_names
 from mmref.errors import MmrefError, ValueProblem
 from mmref.evaluate import Tally, evaluate, read_folder, write_results
-from mmref.evaluate.batch import run_batch
+from mmref.evaluate.batch import Batch, run_batch
 from mmref.evaluate.folder import FolderError
 from mmref.evaluate.journal import Journal, JournalError
 from mmref.tasks.predictor import Predictor
@@ -490,7 +490,7 @@ def test_wrong_use(folder):
     """Catches: a missing mount on a worker counted as bad pictures; impossible settings."""
     pictures, predict = read_folder(folder, NAMES), Predictor(ColourModel())
     with pytest.raises(MmrefError, match="no such folder in process"):
-        run_batch(predict, "/nonexistent", ["a.png"], 0)
+        run_batch(predict, Batch("/nonexistent", ("a.png",), 0))
     with pytest.raises(ValueProblem, match="processes"):
         evaluate(predict, pictures, processes=0)
     with pytest.raises(ValueProblem, match="pass one of them"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np
 from PIL import Image, WebPImagePlugin  # noqa: F401
 
 from mmref.arguments import check_choice, check_flag, check_integer, check_kind, check_number, check_numbers, shown
-from mmref.data.container import check_size, inspect
+from mmref.data.container import Contents, check_size, inspect
 from mmref.errors import PictureError, ShapeError, ValueProblem
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "NANO_TRANSFORM", "Transform", "load_batch",
@@ -135,15 +136,33 @@ def open_picture(picture, exif: bool = False) -> tuple[Image.Image, list[str]]:
     Raises PictureError, with the file's name, for anything that is not a readable JPEG, PNG, WEBP or BMP picture, and
     for files that ask for more pixels, seconds or bytes than `mmref.data.container` allows.
     """
-    exif, name = check_flag("exif", exif), picture_name(picture)
-    try:
+    exif = check_flag("exif", exif)
+    with _named(picture):
         if isinstance(picture, Image.Image):
             picture.load()
             return _to_rgb(picture, _pil_orientation(picture), getattr(picture, "n_frames", 1), exif)
         contents = inspect(_read(picture))
-        with _open(contents) as image:
-            image.load()
-            return _to_rgb(image, contents.orientation, contents.frames, exif)
+        return _to_rgb(_decode(contents), contents.orientation, contents.frames, exif)
+
+
+def read_contents(picture) -> Contents:
+    """What a file (path, bytes or binary file object) holds, not yet decoded. Raises PictureError, with its name."""
+    with _named(picture):
+        return inspect(_read(picture))
+
+
+def decoded(picture, contents: Contents) -> Image.Image:
+    """The image of `read_contents(picture)`, in the mode it is stored in. Raises PictureError, with the file's name."""
+    with _named(picture):
+        return _decode(contents)
+
+
+@contextmanager
+def _named(picture):
+    """Whatever goes wrong in the block becomes a PictureError that names the picture."""
+    name = picture_name(picture)
+    try:
+        yield
     except PictureError as error:
         raise PictureError(f"{name}: {error}") from error
     except MemoryError as error:
@@ -198,8 +217,8 @@ def _read_all(file) -> bytes:
     return b"".join(pieces)
 
 
-def _open(contents) -> Image.Image:
-    """Pillow's image, not yet decoded."""
+def _decode(contents) -> Image.Image:
+    """Pillow's image, completely decoded."""
     try:
         image = Image.open(io.BytesIO(contents.data), formats=(contents.format,))
     except Image.UnidentifiedImageError as error:
@@ -208,6 +227,7 @@ def _open(contents) -> Image.Image:
     if image.width * image.height > contents.width * contents.height:  # the limits were meant for another picture
         raise PictureError(f"a broken {contents.format}: two sizes, {contents.width} x {contents.height} and "
                            f"{image.width} x {image.height}")
+    image.load()
     return image
 
 

@@ -16,6 +16,8 @@ import numpy as np
 from mmref.data.folders import EXTENSIONS, Found, is_picture_name, natural_key, pictures_below
 from mmref.data.labels import imagenet_ids, imagenet_names
 from mmref.errors import MmrefError, ValueProblem
+from mmref.evaluate.batch import Batch
+from mmref.evaluate.tally import Tally
 
 __all__ = ["ORDERS", "FolderError", "PictureSet", "read_folder"]
 
@@ -53,13 +55,28 @@ class PictureSet:
 
     def limit(self, count: int) -> PictureSet:
         """`count` pictures spread evenly over the list, so that every class keeps its share."""
-        if count < 1:
-            raise FolderError(f"limit must be at least 1 picture, got {count}")
-        if count >= len(self):
+        chosen, note = evenly_spread(len(self), count)
+        if not note:
             return self
-        chosen = np.arange(count) * len(self) // count
         return replace(self, paths=tuple(self.paths[i] for i in chosen), targets=self.targets[chosen],
-                       notes=(*self.notes, f"{count} of {len(self)} pictures, evenly spread"))
+                       notes=(*self.notes, *note))
+
+    def batch(self, start: int, size: int) -> Batch:
+        """The batch that begins at `start`."""
+        return Batch(os.path.abspath(self.root), self.paths[start:start + size], start)
+
+    def tally(self, predictor, class_names) -> Tally:
+        """Where answers are entered."""
+        return Tally(self.targets, class_names, predictor.topk)
+
+
+def evenly_spread(pictures: int, count: int) -> tuple[np.ndarray, list[str]]:
+    """(places of `count` of so many pictures, a note where these are not all). Raises FolderError for none."""
+    if count < 1:
+        raise FolderError(f"limit must be at least 1 picture, got {count}")
+    if count >= pictures:
+        return np.arange(pictures), []
+    return np.arange(count) * pictures // count, [f"{count} of {pictures} pictures, evenly spread"]
 
 
 def read_folder(root, class_names: Sequence[str], labels=None, class_map=None, order: str | None = None) -> PictureSet:

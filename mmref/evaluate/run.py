@@ -13,21 +13,21 @@ from dataclasses import asdict
 
 from mmref.cores import usable_cores
 from mmref.errors import MmrefError, ValueProblem
-from mmref.evaluate.batch import NEVER_BEGAN, batch_paths, record, run_batch
-from mmref.evaluate.folder import PictureSet
+from mmref.evaluate.batch import NEVER_BEGAN, run_batch
 from mmref.evaluate.journal import Journal
-from mmref.evaluate.tally import Tally
-from mmref.tasks.predictor import Predictor
+from mmref.evaluate.tally import Progress
+from mmref.tasks.task import Task
 
 __all__ = ["evaluate"]
 
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, scheduler: str | None = None,
-             resume=None, progress: Callable[[Tally, int], None] | None = None) -> Tally:
-    """Let `predictor` answer every picture; returns the answers.
+def evaluate(predictor: Task, pictures, *, processes: int = 1, scheduler: str | None = None, resume=None,
+             progress: Callable[[Progress, int], None] | None = None) -> Progress:
+    """Let a task answer every picture; returns the answers, or what was counted in them.
 
+    predictor  a `Predictor` with a `PictureSet`, a `Segmenter` with a `LabelledSet`
     processes  1 computes here (with predictor.workers threads that decode ahead); more starts that many
     scheduler  address of a Dask scheduler, or "local:N" for a cluster of N processes on this machine; instead of
                processes
@@ -43,7 +43,7 @@ def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, 
     if scheduler is not None and processes > 1:
         raise ValueProblem("processes and scheduler cannot be used together: pass one of them")
     loaded = predictor.load()
-    tally = Tally(pictures.targets, loaded.labels, predictor.topk)
+    tally = pictures.tally(predictor, loaded.labels)
     with ExitStack() as stack:
         journal = None
         if resume is not None:
@@ -82,11 +82,9 @@ def _subject(predictor, loaded, pictures):
 
 
 def _here(predictor, pictures, starts) -> Iterator[dict]:
-    root = os.fspath(pictures.root)
-    batches = ([os.path.join(root, path) for path in batch_paths(pictures, start, predictor.batch_size)]
-               for start in starts)
-    for start, answers in zip(starts, predictor.map_batches(batches), strict=True):
-        yield record(start, answers)
+    batches = [pictures.batch(start, predictor.batch_size) for start in starts]
+    for batch, answers in zip(batches, predictor.map_batches(batch.files() for batch in batches), strict=True):
+        yield batch.record(answers)
 
 
 # -- processes -----------------------------------------------------------------------------------------------
@@ -114,7 +112,6 @@ def _in_processes(predictor, pictures, starts, processes) -> Iterator[dict]:
 
 
 def _one_pool(predictor, pictures, starts, processes):
-    root, size = os.path.abspath(pictures.root), predictor.batch_size
     threads = max(1, usable_cores() // processes)
     context = multiprocessing.get_context("spawn")
     with _environment(threads), ProcessPoolExecutor(processes, context, _start_worker) as pool:
@@ -123,8 +120,8 @@ def _one_pool(predictor, pictures, starts, processes):
         try:
             while True:
                 while len(running) < 2 * processes and (start := next(coming, None)) is not None:
-                    paths = batch_paths(pictures, start, size)
-                    running.add(pool.submit(run_batch, predictor, root, paths, start))
+                    batch = pictures.batch(start, predictor.batch_size)
+                    running.add(pool.submit(run_batch, predictor, batch))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
