@@ -22,6 +22,8 @@ _PUBLIC = {
     "Transform": "mmref.data.picture",
     "Predictor": "mmref.tasks.predictor",
     "Detector": "mmref.tasks.detector",
+    "detect": "mmref.tasks.detector",
+    "Frame": "mmref.data.frame",
     "Segmenter": "mmref.tasks.segmenter",
     "segment": "mmref.tasks.segmenter",
     "KeepRatio": "mmref.data.keep_ratio",

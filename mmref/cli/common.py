@@ -144,6 +144,22 @@ def segmenter_from(args, **options):
     return segmenter, loaded
 
 
+def detector_from(args, batch_size: int = 1, **options):
+    """The `mmref.Detector` that the arguments ask for, its weights read, and a line on stderr for what was decided."""
+    from dataclasses import replace
+
+    from mmref.tasks.detector import Detector
+    detector = Detector(args.model, args.weights, args.backend, batch_size=batch_size, img_size=args.img_size,
+                        exif=args.exif, **weights_options(args), **options)
+    model = detector.load_model()
+    changes = {name: tuple(values) for name in ("mean", "std") if (values := getattr(args, name, None)) is not None}
+    if changes and model.transform is not None:
+        detector.transform = replace(model.transform, **changes)
+    loaded = detector.load()
+    say_notes(loaded.model)
+    return detector, loaded
+
+
 def refuse_options(args, belong_to: str, *names) -> None:
     """Raise ValueProblem for an option of `names` that is given: it belongs to another task and would have no effect.
     A name stands for the default None, (name, default) for another."""

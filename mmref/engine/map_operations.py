@@ -53,9 +53,8 @@ class MapLowering(Lowering):
 
     def is_whole(self, node, x, weight):
         """Whether a convolution's filters cover the map, whose pixels lie side by side: each image is one long row."""
-        region = self.plan.region[x]
-        return weight.shape[2:] == x.shape[2:] != (1, 1) and not node.attributes["padding"] and not region.buffer.border \
-            and not region.start
+        region, covers = self.plan.region[x], weight.shape[2:] == x.shape[2:] != (1, 1)
+        return covers and not node.attributes["padding"] and not region.buffer.border and not region.start
 
     def whole_map(self, node, x, weight, bias):
         source, pixels = self.map(x), prod(x.shape[2:])

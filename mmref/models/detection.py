@@ -37,6 +37,7 @@ class DetectionVariant:
     task: ClassVar[str] = "detect"
     head: ClassVar[str] = "bbox_head."
     headless: ClassVar[bool] = False
+    masks: ClassVar[bool] = False  # whether it answers with masks, too
 
     def __post_init__(self):
         check_kind("backbone", self.backbone, Variant, "a Variant")

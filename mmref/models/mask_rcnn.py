@@ -42,6 +42,7 @@ SCORE, OVERLAP, KEPT = 0.05, 0.5, 100
 @dataclass(frozen=True)
 class MaskRCNNVariant(DetectionVariant):
     head: ClassVar[str] = "roi_head."
+    masks: ClassVar[bool] = True
 
     def build(self):
         """The network, its parameters not loaded yet."""

@@ -22,7 +22,6 @@ from mmref.nn import functional as F
 from mmref.nn.layer import Conv2d, Layer, Sequential
 
 EPS = 1e-3                                  # of the batch norms of neck and head
-EXTRA = (512, 256, 256, 128)                # channels of the neck's levels
 ANCHORS = 6                                 # in a cell
 
 
@@ -30,8 +29,9 @@ ANCHORS = 6                                 # in a cell
 class SSDLiteVariant(DetectionVariant):
     """strides: from one cell's centre to the next, by level; sides: of anchors, each level's smallest, then the largest
     of the last. The 512 model was trained with those of the 320: its coarse anchors are not in the middle of their
-    cells."""
+    cells. extra: channels of the neck's levels."""
 
+    extra: tuple[int, ...] = (512, 256, 256, 128)
     strides: tuple[float, ...] = (16, 32, 64, 107, 160, 320)
     sides: tuple[float, ...] = (48, 100, 150, 202, 253, 304, 320)
 
@@ -69,9 +69,9 @@ class Separable(Layer):
 class Neck(Layer):
     """Both maps as they are, and four more, each made of the one before it: (B, C, H, W) -> (B, C', H/2, W/2)."""
 
-    def __init__(self, c_in):
+    def __init__(self, c_in, extra):
         super().__init__()
-        widths = (c_in, *EXTRA)
+        widths = (c_in, *extra)
         self.extra_layers = Sequential(*(Sequential(block(before, width // 2), Separable(width // 2, width))
                                          for before, width in zip(widths, widths[1:], strict=False)))
 
@@ -109,8 +109,8 @@ class SSDLite(OneStage):
     def __init__(self, config: SSDLiteVariant):
         super().__init__(config)
         fine, coarse = config.backbone.widths[:2]
-        self.neck = Neck(coarse)
-        self.bbox_head = Head((fine, coarse, *EXTRA), config.num_classes)
+        self.neck = Neck(coarse, config.extra)
+        self.bbox_head = Head((fine, coarse, *config.extra), config.num_classes)
         self.anchors = [of_ssd(stride, *sides) for stride, sides in zip(config.strides, pairwise(config.sides),
                                                                         strict=True)]
         self.name_layers()
@@ -122,4 +122,6 @@ class SSDLite(OneStage):
 VARIANTS = {v.name: v for v in (
     SSDLiteVariant("mobilemamba_b1_ssdlite", BACKBONES["mobilemamba_b1"], 320),
     SSDLiteVariant("mobilemamba_b1_ssdlite_512", BACKBONES["mobilemamba_b1"], 512),
+    SSDLiteVariant("mobilemamba_nano_ssdlite", BACKBONES["mobilemamba_nano"], 160, 10, extra=(128, 96, 96, 64),
+                   strides=(16, 32, 54, 80, 160, 160), sides=(32, 48, 72, 96, 120, 144, 176)),
 )}
