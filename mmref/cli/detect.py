@@ -43,7 +43,8 @@ def add_arguments(parser):
     parser.add_argument("--masks", action="store_true", help="also FOLDER/masks/NAME.npz: the network's own 28 x 28 "
                         "probabilities of each object, with boxes, scores and labels")
     parser.add_argument("--coco", metavar="FILE", help="all objects that the network finds, whatever --score, in "
-                        "COCO's format of results; a picture's image_id is its name, if all names are numbers, else its place")
+                        "COCO's format of results; a picture's image_id is its name where all names are numbers, else "
+                        "its place")
     add_model_arguments(parser, default="mobilemamba_nano_ssdlite")
     add_backend_arguments(parser)
     add_class_names_argument(parser)

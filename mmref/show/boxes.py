@@ -41,11 +41,11 @@ def draw_objects(image: Image.Image, objects: Detections, names: Sequence[str], 
     shown = Image.fromarray(pixels)
     draw, width = ImageDraw.Draw(shown), max(1, min(image.size) // 250)
     font = ImageFont.load_default(max(11, min(image.size) // 32))
+    shades = [tuple(map(int, colours[label])) for label in objects.labels]
     for i in order:
-        colour = tuple(map(int, colours[objects.labels[i]]))
-        box = objects.boxes[i].tolist()
-        _outline(draw, box, colour, width)
-        _name(draw, image.size, box, f"{names[i]} {objects.scores[i]:.0%}", colour, font)
+        _outline(draw, objects.boxes[i].tolist(), shades[i], width)
+    for i in order:                              # no line through a name
+        _name(draw, image.size, objects.boxes[i].tolist(), f"{names[i]} {objects.scores[i]:.0%}", shades[i], font)
     return shown
 
 
