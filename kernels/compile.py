@@ -18,10 +18,12 @@ from mmref.kernels import (
     depthwise,
     join,
     matmul,
+    nms,
     norm_gate,
     plain,
     pool,
     resize,
+    roi_align,
     scan,
     selective_scan,
     squeeze_excite,
@@ -38,7 +40,7 @@ KERNELS = (matmul.matmul, stem.stem, stem.picture, stem.result, depthwise.depthw
            squeeze_excite.gate, selective_scan.scan_states, state_scan.state_scan, plain.move, plain.combine,
            plain.norm, plain.gather, plain.scatter, plain.analysis, plain.synthesis, dense.dense, pool.adaptive_mean,
            pool.maximum_pool, resize.resize, matmul.install_tiles, tokens.path_conv, tokens.rms_norm, tokens.rotary,
-           tokens.row_stats, tokens.norm_mean)
+           tokens.row_stats, tokens.norm_mean, nms.suppress, roi_align.align)
 FUNCTIONS = {**dict.fromkeys(KERNELS, 3), team.walk_alone: 4, team.lead: 5, team.work: 1, team.prepare: 1}  # arguments
 
 

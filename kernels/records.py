@@ -129,6 +129,13 @@ SCATTER = _record("x pitch table count out out_pitch out_rows vectors images")
 ANALYSIS = _record("x pitch height width channels kernel bank out out_pitch images")
 SYNTHESIS = _record("x pitch height width channels kernel bank out out_pitch images")
 
+# nms.py: boxes (count, 4) doubles by descending score, their corners as floats rounded outwards; `kept_corners` are
+# four planes of floats, `plane` bytes apart; `kept` gets positions, `result` how many; `threshold`: a double's address.
+NMS = _record("boxes corners count threshold kept_corners plane kept result")
+# roi_align.py: regions (count, 5) doubles of channels-last maps; `scale` is a double's address. Scratch: weights as
+# doubles, for each bin the pixels that count in it, and a row of mixed pixels.
+ROI_ALIGN = _record("x rois count channels height width size scale rows row_ranges columns column_ranges mixed out")
+
 # team.py: what threads that work together share; words that several write lie in cache lines of their own, and `lock`
 # and `wake` have room for any system's mutex and condition variable. A forward is a job: `count` steps; `times`: where
 # their nanoseconds go (0: nowhere); `core`: the leader's.

@@ -15,6 +15,7 @@ from importlib import import_module
 # name of the command and its module: help line, which stands here so that `mmref --help` loads no command
 COMMANDS = {
     "classify": "what is in a picture",
+    "detect": "objects in pictures: boxes, labels and, of some networks, masks",
     "segment": "what every pixel of a picture shows",
     "models": "the networks and their weights",
     "info": "a network's layers, shapes, parameters and multiply-adds",

@@ -42,8 +42,8 @@ def add_backend_arguments(parser) -> None:
 def add_class_names_argument(parser) -> None:
     """--class-names."""
     parser.add_argument("--class-names", metavar="FILE", help="names of the outputs: one per line, or JSON; or one of "
-                        "imagenet, cifar10, ade20k (default: those that the weights or a config.json beside them "
-                        "bring)")
+                        "imagenet, cifar10, ade20k, coco (default: those that the weights or a config.json beside "
+                        "them bring)")
 
 
 def add_transform_arguments(parser) -> None:
@@ -142,6 +142,22 @@ def segmenter_from(args, **options):
     loaded = segmenter.load()
     say_notes(loaded.model)
     return segmenter, loaded
+
+
+def detector_from(args, batch_size: int = 1, **options):
+    """The `mmref.Detector` that the arguments ask for, its weights read, and a line on stderr for what was decided."""
+    from dataclasses import replace
+
+    from mmref.tasks.detector import Detector
+    detector = Detector(args.model, args.weights, args.backend, batch_size=batch_size, img_size=args.img_size,
+                        exif=args.exif, **weights_options(args), **options)
+    model = detector.load_model()
+    changes = {name: tuple(values) for name in ("mean", "std") if (values := getattr(args, name, None)) is not None}
+    if changes and model.transform is not None:
+        detector.transform = replace(model.transform, **changes)
+    loaded = detector.load()
+    say_notes(loaded.model)
+    return detector, loaded
 
 
 def refuse_options(args, belong_to: str, *names) -> None:

@@ -1,4 +1,4 @@
-"""Where `mmref segment` writes: a label map and an overlay per picture, under names that a data set would have.
+"""Where `mmref segment` and `mmref detect` write: some files per picture, under names that a data set would have.
 
     photos/a/cat.jpg, in the folder photos     FOLDER/labels/a/cat.png, FOLDER/overlays/a/cat.png
     cat.jpg beside cat.png                     FOLDER/labels/cat.jpg.png, FOLDER/labels/cat.png.png
@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 from mmref.errors import ValueProblem
 
-KINDS = ("labels", "overlays")
-
 
 class Target(NamedTuple):
     """The files of one picture."""
@@ -23,22 +21,25 @@ class Target(NamedTuple):
 
 
 class Destination:
-    """An output folder, and the arguments that pictures come from."""
+    """An output folder, and the arguments that pictures come from.
 
-    def __init__(self, folder: str, arguments):
+    target  a named tuple of one picture's files; kinds  {folder of each: extension}"""
+
+    def __init__(self, folder: str, arguments, target=Target, kinds=None):
+        self.target, self.kinds = target, kinds or {"labels": ".png", "overlays": ".png"}
         if not folder:
             raise ValueProblem("--output must be a folder, got an empty name")
         if os.path.exists(folder) and not os.path.isdir(folder):
             raise ValueProblem(f"--output must be a folder, got the file {folder}")
         self.folder = folder
         self._folders = [path for path in arguments if path != "-" and os.path.isdir(path)]
-        self._ours = [os.path.join(os.path.realpath(folder), kind, "") for kind in KINDS]
+        self._ours = [os.path.join(os.path.realpath(folder), kind, "") for kind in self.kinds]
 
     def is_ours(self, name: str) -> bool:
-        """Whether a picture found in a folder is an answer of an earlier run, which nobody wants segmented again."""
+        """Whether a picture found in a folder is an answer of an earlier run, which nobody wants worked on again."""
         return self._root(name) is not None and os.path.realpath(name).startswith(tuple(self._ours))
 
-    def targets(self, names: list[str]) -> list[Target]:
+    def targets(self, names: list[str]) -> list:
         """The files of each picture. Raises ValueProblem where two pictures would have the same, or one would replace a
         picture that is read."""
         inner = [self._inner(name) for name in names]
@@ -46,12 +47,13 @@ class Destination:
         count = Counter(stems)
         taken, targets = {}, []
         for name, path, stem in zip(names, inner, stems, strict=True):
-            file = f"{path if count[stem] > 1 else stem}.png"
+            file = path if count[stem] > 1 else stem
             if file in taken:
-                raise ValueProblem(f"PICTURE {taken[file]} and {name} would both become {file}; give them in two "
+                raise ValueProblem(f"PICTURE {taken[file]} and {name} would both become {file}.*; give them in two "
                                    f"calls, or a folder that holds both")
             taken[file] = name
-            targets.append(Target(*(os.path.join(self.folder, kind, file) for kind in KINDS)))
+            targets.append(self.target(*(os.path.join(self.folder, kind, file + extension)
+                                         for kind, extension in self.kinds.items())))
         read = {os.path.realpath(name) for name in names}
         for target in targets:
             for path in target:

@@ -1,7 +1,7 @@
 """`mmref eval DIR`: accuracy over a folder of pictures. Flags are those of timm's validate.py where it has them.
 
-The tasks differ in what they read and print: eval_classify.py and eval_segment.py, each with `prepare(args)`, `figures`
-and `show`; what is the same stands here."""
+The tasks differ in what they read and print: eval_classify.py, eval_segment.py and eval_detect.py, each with
+`complete`, `prepare`, `figures` and `show`; what is the same stands here."""
 
 from __future__ import annotations
 
@@ -27,17 +27,20 @@ from mmref.text import name_fields
 def add_arguments(parser):
     parser.add_argument("data", metavar="DIR", help="a folder with one folder per class, or pictures and a label file; "
                         "to segment, any folder of pictures")
-    parser.add_argument("--task", choices=("classify", "segment"), default="classify", help="segment: label maps "
-                        "against those in --labels DIR (default: %(default)s)")
+    parser.add_argument("--task", choices=("classify", "segment", "detect"), default="classify", help="segment: "
+                        "label maps against those in --labels DIR; detect: boxes, and masks, against those in "
+                        "--annotations FILE (default: %(default)s)")
+    parser.add_argument("--annotations", metavar="FILE", help="to detect: what is in the pictures, in COCO's format "
+                        "(instances_val2017.json); DIR holds the pictures")
     add_model_arguments(parser, default=None)
     add_backend_arguments(parser)
     add_class_names_argument(parser)
     add_transform_arguments(parser)
     add_segmenter_arguments(parser, img_size=False)
-    parser.add_argument("--batch-size", "-b", type=int, metavar="N", help="(default: 32; to segment, the network sees "
-                        "one picture at a time)")
+    parser.add_argument("--batch-size", "-b", type=int, metavar="N", help="(default: 32; to detect 1; to segment, "
+                        "the network sees one picture at a time)")
     parser.add_argument("--exif", action=argparse.BooleanOptionalAction, default=None, help="turn pictures as their "
-                        "EXIF orientation asks (default: only to segment, as in the published evaluations)")
+                        "EXIF orientation asks (default: to segment and to detect, as in the published evaluations)")
     parser.add_argument("--topk", type=int, metavar="K", help="right among the first K, beside top-1 (default: 5)")
     parser.add_argument("--limit", "--num-samples", type=int, metavar="N", help="only N pictures, evenly spread")
     parser.add_argument("--split", metavar="NAME", help="use DIR/NAME")

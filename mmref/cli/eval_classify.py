@@ -10,6 +10,7 @@ from mmref.tables import table
 
 def complete(args) -> None:
     """Fill in the defaults. Raises ValueProblem for options of another task."""
+    refuse_options(args, "--task detect", "annotations")
     refuse_options(args, "--task segment", "zero_is_other", "tile", "overlap", ("stray_labels", "refuse"))
     args.model = args.model or "mobilemamba_nano"
     args.batch_size = 32 if args.batch_size is None else args.batch_size

@@ -11,6 +11,7 @@ from mmref.tables import table
 
 def complete(args) -> None:
     """Fill in the defaults. Raises ValueProblem for options of another task, and without labels."""
+    refuse_options(args, "--task detect", "annotations")
     refuse_options(args, "--task classify", "batch_size", "topk", "class_map", "order", "crop_pct", "interpolation")
     if args.labels is None:
         raise ValueProblem("--labels must be a folder of label PNGs, called like the pictures, got none")

@@ -111,6 +111,12 @@ class EngineModel:
         only = check_flag("intermediates_only", intermediates_only)
         return self._run(self._call("forward_intermediates", indices=wanted, intermediates_only=only), x)
 
+    def detect(self, x, image_sizes=None, original_sizes=None):
+        """As the NumPy model's, of a detector: its dense parts run here, the rest on the host."""
+        def dense(method, *arrays):
+            return self._run(self._call(method, pictures=method == "forward"), *arrays)
+        return self._model.detect(x, image_sizes, original_sizes, dense=dense, backend="numba")
+
     def _call(self, method: str, pictures: bool = True, **options) -> Call:
         if is_recording():
             raise MmrefError(f"recording() sees the layers of NumPy models only, got one of backend {self.backend!r}: "

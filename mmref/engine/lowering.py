@@ -243,6 +243,16 @@ class Lowering:
             self.move(part, self.strides(part), part.shape, node, strides, to=start * strides[axis])
             start += part.shape[axis]
 
+    def lower_flatten(self, node, x):
+        if rows_of(x) == 1:
+            return self.copy(x, self.plan.region[node])
+        (_, channels, height, width), out = x.shape, self.map(node)
+        target = out.pitch, width * FLOAT_BYTES, FLOAT_BYTES, height * width * FLOAT_BYTES
+        image, channel, row, column = self.strides(x)
+        fields = self.move_fields(x, 0, (image, row, column, channel), node, 0, target,
+                                  (self.images, height, width, channels), 0)
+        self.emit("move", 0, 8 * self.images * prod(x.shape[1:]), (x,), (node,), **fields)
+
     def lower_low_low(self, node, bands):
         strides = self.strides(bands)
         strides[1] *= 4

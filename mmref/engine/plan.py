@@ -91,7 +91,8 @@ def cpu_schedule(graph: Graph) -> Schedule:
     users, outputs = graph.users(), set(graph.outputs)
 
     def bordered(node):
-        if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)):
+        if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)
+                                                          or node.name == "conv_transpose2d"):
             return None
         paddings = {reader.attributes["padding"] if is_bordered(reader) and reader.sources == (node,) else None
                     for reader in users[node]}

@@ -141,6 +141,19 @@ class Weights(Kept):
         return self.once("window", lambda w, b: self.pack_matrix(window_matrix(w, groups), b), weight, bias,
                          options=groups)
 
+    def whole_map(self, weight: Constant, bias: Constant | None, pitch: int) -> Matrix:
+        """A convolution as large as its map, whose pixels lie `pitch` floats apart."""
+        def make(w, b):
+            out, channels, height, width = w.shape
+            matrix = np.zeros((height * width, pitch, out), np.float32)
+            matrix[:, :channels] = w.transpose(2, 3, 1, 0).reshape(-1, channels, out)
+            return self.pack_matrix(matrix.reshape(-1, out), b, self.threads)
+        return self.once("whole map", make, weight, bias, options=pitch)
+
+    def tap(self, weight: Constant, bias: Constant | None, i: int, j: int) -> Matrix:
+        """One tap of a transposed convolution, weight (in, out, k, k)."""
+        return self.once("tap", lambda w, b: self.pack_matrix(w[:, :, i, j], b), weight, bias, options=(i, j))
+
     def slice_of_projection(self, weight: Constant, direction: int) -> Matrix:
         """One direction's matrix of a `project`."""
         return self.once("project", lambda w: self.pack_matrix(w[direction].T, None, self.threads), weight,

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 
-from mmref.arguments import check_callable, check_integer, check_kind, check_path
+from mmref.arguments import check_callable, check_integer, check_kind, check_path, shown
 from mmref.cores import usable_cores
 from mmref.errors import MmrefError, ValueProblem
 from mmref.evaluate.batch import NEVER_BEGAN, run_batch
@@ -39,8 +39,9 @@ def evaluate(predictor: Task, pictures, *, processes: int = 1, scheduler: str | 
     resumes. A process or cluster worker that dies costs its running batches, which are computed again.
     Raises MmrefError for what makes the whole evaluation impossible; bad pictures are in `Tally.errors`.
     """
-    check_kind("predictor", predictor, Predictor, "a Predictor")
-    check_kind("pictures", pictures, PictureSet, "a PictureSet, what read_folder gives")
+    check_kind("predictor", predictor, Task, "a Predictor or another task")
+    if not callable(getattr(pictures, "tally", None)):
+        raise ValueProblem(f"pictures must be a PictureSet, what read_folder gives, got {shown(pictures)}")
     processes = check_integer("processes", processes, 1)
     if scheduler is not None:
         check_kind("scheduler", scheduler, str, 'an address, "local:N" or None')

@@ -13,9 +13,12 @@ from mmref.errors import MmrefError
 from mmref.files import replacing
 from mmref.text import to_json
 
-__all__ = ["Tally", "write_results"]
+__all__ = ["BOX_FIGURES", "MASK_FIGURES", "Tally", "write_results"]
 
-COLUMNS = ("model", "top1", "top1_err", "top5", "top5_err", "mIoU", "mAcc", "aAcc", "param_count",
+BOX_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")     # COCO's, of boxes and of masks
+MASK_FIGURES = tuple(f"mask {name}" for name in BOX_FIGURES)
+COLUMNS = ("model", "top1", "top1_err", "top5", "top5_err", "mIoU", "mAcc", "aAcc", *BOX_FIGURES, *MASK_FIGURES,
+           "param_count",
            "img_size", "crop_pct", "interpolation")
 
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from mmref.export.lowering import PIXELS, STEPS, emits
 from mmref.nn import functional as F
 from mmref.nn import resize as R
-from mmref.nn import wavelet
+from mmref.nn import transposed, wavelet
 
 # ------------------------------------------------------------------------------------- convolutions, norms, means
 
@@ -28,6 +28,11 @@ def depthwise_conv2d(g, x, weight, bias=None, *, stride, padding):
 @emits(F.depthwise_conv_transpose2d)
 def depthwise_conv_transpose2d(g, x, weight, *, groups, stride, padding):
     return _convolution(g, "ConvTranspose", (x, weight), stride, [padding] * 4, groups)
+
+
+@emits(transposed.conv_transpose2d)
+def conv_transpose2d(g, x, weight, bias=None, *, stride, padding):
+    return _convolution(g, "ConvTranspose", (x, weight, bias), stride, [padding] * 4, 1)
 
 
 def _convolution(g, op, operands, stride, pads, groups, **more):
@@ -136,6 +141,11 @@ def relu6(g, x):
 @emits(F.silu)
 def silu(g, x):
     return g.each(lambda value: g.node("Mul", [value, g.node("Sigmoid", [value])]), g.form(x), x)
+
+
+@emits(F.flatten)
+def flatten(g, x):
+    return g.node("Flatten", [g.take(x)])
 
 
 @emits(F.slice_axis)

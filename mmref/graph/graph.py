@@ -84,7 +84,7 @@ class Node(Shaped):
 @dataclass
 class Graph:
     """Nodes in order; `inputs` first. `outputs` lie in `structure` as the traced function returned them: an index of
-    `outputs`, or a tuple or list of such."""
+    `outputs`, or tuples, lists and dictionaries of such."""
 
     nodes: list[Node]
     inputs: list[Node]
@@ -126,7 +126,11 @@ class Graph:
 def _arranged(part, results):
     """No function within `arrange` that calls itself: it would be a cycle, which keeps results alive until Python looks
     for such, and the logits of a large picture are 150 MB."""
-    return results[part] if isinstance(part, int) else type(part)(_arranged(inner, results) for inner in part)
+    if isinstance(part, int):
+        return results[part]
+    if isinstance(part, dict):
+        return {name: _arranged(inner, results) for name, inner in part.items()}
+    return type(part)(_arranged(inner, results) for inner in part)
 
 
 def rewrite(graph: Graph, rule: Callable[[Node, Callable[[Node], bool]], Node | None]) -> Graph:

@@ -169,6 +169,22 @@ def relu_before_concatenation(node, only):
     return replaced(node, joined, joined.operation, parts, **joined.attributes)
 
 
+@rule_for("linear")
+def linear_of_whole_map(node, only):
+    """A linear layer on all values of a map is a convolution with filters as large as the map, whose weights may lie in
+    the order in which the map does."""
+    flat = node.operands["x"]
+    if not _is(flat, "flatten") or not only(flat) or flat.operands["x"].shape[2:] == (1, 1):
+        return None
+    x, weight = flat.operands["x"], node.operands["weight"]
+    shape = weight.shape[0], *x.shape[1:]
+    filters = derived(f"as filters {shape[1:]}", shape, lambda weight: weight.reshape(shape), weight)
+    conv = Node(OPERATIONS["conv2d"], {**node.operands, "x": x, "weight": filters},
+                {"stride": 1, "padding": 0, "groups": 1, "dilation": 1}, node.layer, (*node.shape, 1, 1), node.dtype,
+                (*node.elsewhere, 1, 1))
+    return replaced(node, node, flat.operation, {"x": conv})
+
+
 # --------------------------------------------------------------------------------------------------- epilogues
 
 @rule_for("conv2d", "depthwise_conv2d", "linear", "relu", "silu", "add")
@@ -334,6 +350,7 @@ def gates(node, only):
 
 
 GROUPS = ((fold_batch_norm, fold_factors),
-          (shortcut_into_centre_tap, wavelet_branches, path_convs, scans, norm_means, gates, relu_before_concatenation),
+          (shortcut_into_centre_tap, wavelet_branches, path_convs, scans, norm_means, gates, relu_before_concatenation,
+           linear_of_whole_map),
           (epilogues,), (pointwise_depthwise,))
 PASSES = tuple(one for group in GROUPS for one in group)

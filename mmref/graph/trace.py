@@ -297,9 +297,9 @@ class Other(Shaped):
 def trace(function: Callable, model, *shapes: tuple[int, ...], constants: Constants | None = None) -> Graph:
     """The graph of `function` (a method of `model`, or anything made of its layers) for inputs of these shapes.
 
-    `function` gets one symbol for each shape and returns a symbol, or a tuple or list of such. `constants`: those of an
-    earlier trace of the same model, so that equal ones have equal keys. Raises NotTraceable where the text does what
-    no graph can hold, and ShapeError as the operations do.
+    `function` gets one symbol for each shape and returns a symbol, or tuples, lists and dictionaries of such.
+    `constants`: those of an earlier trace of the same model, so that equal ones have equal keys. Raises NotTraceable
+    where the text does what no graph can hold, and ShapeError as the operations do.
     """
     tracer = Tracer(constants or Constants(model))
     inputs = []
@@ -318,7 +318,10 @@ def trace(function: Callable, model, *shapes: tuple[int, ...], constants: Consta
             return len(outputs) - 1
         if isinstance(part, (tuple, list)):
             return type(part)(take(inner) for inner in part)
-        raise NotTraceable(f"a traced function must return activations, or tuples or lists of them, got {part!r}")
+        if isinstance(part, dict):
+            return {name: take(inner) for name, inner in part.items()}
+        raise NotTraceable(f"a traced function must return activations, or tuples, lists or dictionaries of them, got "
+                           f"{part!r}")
     structure = take(returned)
     for node in tracer.nodes:  # the text has run: nobody else will look
         for value in node.attributes.values():

@@ -60,6 +60,8 @@ class Network(Layer):
         intermediates_only = check_flag("intermediates_only", intermediates_only)
         maps = []
         for stage in self.stages():
+            if intermediates_only and len(maps) > max(wanted, default=-1):
+                break                                # nobody will see what follows
             x = stage(x)
             maps.append(x)
         chosen = [maps[i] for i in wanted]

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmref.errors import ParameterMismatch
 from mmref.models.network import Network
-from mmref.models.registry import can_be_headless, head_prefix, models, training_prefixes
+from mmref.models.registry import can_be_headless, classes_of, head_prefix, models, training_prefixes
 from mmref.models.variants import Variant
 
 LISTED = 10  # differences an error spells out
@@ -101,7 +101,7 @@ def _first_size(state, names, axis, rank):
 
 def _sized(config, state, source, num_classes=None, in_chans=None):
     """The variant with the classes and channels of `state`, or an error where others are wanted."""
-    classes, channels = head_classes(state), stem_channels(state)
+    classes, channels = classes_of(config, state) or head_classes(state), stem_channels(state)
     headed, headless = any(name.startswith(head_prefix(config)) for name in state), can_be_headless(config)
     if num_classes and classes is None and not headed and headless:
         raise ParameterMismatch(f"{source}: num_classes={num_classes} needs a head, and the weights have none; without "

@@ -15,7 +15,8 @@ from importlib import import_module
 from mmref.errors import ValueProblem
 
 FAMILIES = ("mmref.models.variants", "mmref.models.fpn", "mmref.models.deeplabv3", "mmref.models.pspnet",
-            "mmref.models.localvim", "mmref.models.efficientvmamba")
+            "mmref.models.localvim", "mmref.models.efficientvmamba", "mmref.models.ssdlite", "mmref.models.retinanet",
+            "mmref.models.mask_rcnn")
 
 
 def head_prefix(config) -> str:
@@ -33,8 +34,14 @@ def training_prefixes(config) -> tuple[str, ...]:
     return getattr(config, "training_only", ())
 
 
+def classes_of(config, state) -> int | None:
+    """The number of classes that the head in a checkpoint tells apart, None where it has none of this network's kind:
+    what the configuration's `classes_of` says, None where it has no such method."""
+    return config.classes_of(state) if hasattr(config, "classes_of") else None
+
+
 def task_of(config) -> str:
-    """What the network is for, "classify" or "segment": the configuration's `task`, "classify" where it has none."""
+    """What the network is for: the configuration's `task`, "segment" or "detect", "classify" where it has none."""
     return getattr(config, "task", "classify")
 
 

@@ -41,7 +41,7 @@ def with_legend(image: Image.Image, entries: Sequence[tuple]) -> Image.Image:
     width = max(image.width, _NARROWEST)
     size = min(max(width // 45, 12), 64)
     font = ImageFont.load_default(size)
-    texts = [_drawable(font, text) for _, text in entries]
+    texts = [drawable(font, text) for _, text in entries]
     cell = max((int(font.getlength(text)) for text in texts), default=0) + 3 * size
     columns = max(1, min(width // cell, len(entries)))
     rows, step = -(-len(entries) // columns), size * 3 // 2
@@ -56,6 +56,6 @@ def with_legend(image: Image.Image, entries: Sequence[tuple]) -> Image.Image:
     return result
 
 
-def _drawable(font, text):
+def drawable(font, text):
     """`text`, or what of it Pillow's own small font can draw, where it is built without FreeType."""
     return text if isinstance(font, ImageFont.FreeTypeFont) else text.encode("latin-1", "replace").decode("latin-1")

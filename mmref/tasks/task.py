@@ -32,7 +32,8 @@ _loaded: OrderedDict = OrderedDict()     # settings -> Loaded, the last used at 
 _loading = Lock(blocks_fork=True)       # it imports what it needs
 # task of a network: (what it does to pictures, its class, its command)
 TASKS = {"classify": ("classifies whole pictures", "Predictor", "classify"),
-         "segment": ("gives every pixel a class", "Segmenter", "segment")}
+         "segment": ("gives every pixel a class", "Segmenter", "segment"),
+         "detect": ("finds objects", "Detector", "detect")}
 
 
 @dataclass(frozen=True)
