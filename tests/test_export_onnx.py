@@ -31,6 +31,7 @@ from mmref.nn.paths import BACKWARDS, ORDERS
 from mmref.nn.recurrence import selective_scan
 from mmref.nn.scan_order import cross_merge, cross_scan
 from mmref.nn.ss2d import SS2D, project
+from mmref.nn.transposed import conv_transpose2d
 from mmref.nn.wavelet import add_to_low_low, analysis, low_low, synthesis
 
 onnx = pytest.importorskip("onnx")
@@ -213,6 +214,9 @@ CALLS = {  # each operation by itself, on a map (B, 8, H, W); `a` makes paramete
     "upsample": lambda x, a: [R.upsample(x, 2), R.upsample(x, 3, mode="nearest"), R.upsample(x, 1)],
     "adaptive_average_pool": lambda x, a: [R.adaptive_average_pool(x, 2, 6), R.adaptive_average_pool(
         R.resize(x, 7, 9), 3, 4), R.adaptive_average_pool(F.conv2d(x, a(3, 8, 3, 3), dilation=1, stride=3), 6, 1)],
+    "conv_transpose2d": lambda x, a: [conv_transpose2d(x, a(8, 3, 2, 3), a(3), stride=2, padding=1),
+                                      conv_transpose2d(x, a(8, 5, 2, 2), stride=2)],
+    "flatten": lambda x, a: F.flatten(F.relu(x)),
     "max_pool2d": lambda x, a: [R.max_pool2d(x - 9.0, 3, stride=2, padding=1), R.max_pool2d(x, 1, stride=2)],
 }
 
@@ -297,7 +301,8 @@ class AnyDtype(OneLayer):
         return self.layer(x)
 
 
-FOR_ONE_SIZE = "slices of pixels", "constant map", "sequences and maps", "maps and sequences"  # they compute with sizes
+FOR_ONE_SIZE = ("slices of pixels", "constant map", "sequences and maps", "maps and sequences", "linear of a whole map",
+                "linear of a joined map")        # they compute with sizes, or have a constant that goes with one only
 
 
 @pytest.mark.parametrize("name", ODDITIES)
