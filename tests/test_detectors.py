@@ -15,6 +15,7 @@ from mmref.data.resize import resize
 from mmref.errors import ParameterMismatch, ShapeError, ValueProblem
 from mmref.models.parameters import expected_shapes
 from mmref.models.registry import resolve
+from mmref.models.summary import summarize
 from mmref.nn.layer import recording
 
 DTYPES = (np.float64, np.float32)
@@ -130,6 +131,16 @@ LEARNED = {"mask_rcnn": 37_902_761, "retinanet": 27_002_029, "ssdlite": 17_968_6
 def test_learned_parameter_counts(network):
     """Catches a layer of another width, where the published figures are not at hand."""
     assert resolve(f"mobilemamba_b1_{network}")[0].build().parameter_count() == LEARNED[network]
+
+
+@pytest.mark.parametrize("network", ["ssdlite", "retinanet"])
+def test_summary(network):
+    """Catches a table without the network where it gives several maps, and a head that is counted on one level only."""
+    from mmref.graph.work import work
+    model = mmref.create_model(f"mobilemamba_b1_{network}")
+    rows = {row.name: row for row in summarize(model, 64)}
+    assert rows[""].parameters == LEARNED[network] and rows[""].macs == work(model, 64).macs
+    assert rows["bbox_head"].shape == () and rows["bbox_head"].macs < rows[""].macs
 
 
 @pytest.mark.parametrize("network", ["ssdlite", "retinanet", "mask_rcnn"])

@@ -10,6 +10,7 @@ import numpy as np
 from mmref.arguments import check_integers, check_path
 from mmref.errors import MissingBackend
 from mmref.models.network import check_numpy_model
+from mmref.nested import arrays_of
 
 TOLERANCE = 1e-5  # of the largest logit
 ROUNDING = 16     # times mmref's own float32 error that a runtime may have where that is more than TOLERANCE
@@ -65,21 +66,13 @@ def verify(model, path, shapes=None) -> list[Comparison]:
 
 def _error(actual, expected):
     if isinstance(expected, (list, tuple, dict)):
-        actual, expected = _flat(actual), _flat(expected)
+        actual, expected = arrays_of(actual), arrays_of(expected)
         if len(actual) != len(expected):
             return float("inf")
         return max(_error(*pair) for pair in zip(actual, expected, strict=True))
     if actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("inf")
     return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30))
-
-
-def _flat(results) -> list[np.ndarray]:
-    """The arrays of a structure, in its order."""
-    if not isinstance(results, (list, tuple, dict)):
-        return [results]
-    parts = results.values() if isinstance(results, dict) else results
-    return [array for part in parts for array in _flat(part)]
 
 
 def _only(results):
