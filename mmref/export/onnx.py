@@ -148,15 +148,20 @@ def _checked(name, dims):
 
 
 def metadata(model: Network) -> dict[str, str]:
-    """What a program needs beside the graph to classify a picture, as text."""
+    """What a program needs beside the graph to prepare a picture and name the answer, as text."""
     transform = model.transform
     props = {"model": model.config.name, "mmref_version": _version()}
     if transform is not None:
-        props |= {"img_size": str(transform.size), "mean": json.dumps(transform.mean),
+        props |= {"img_size": str(side_of(transform)), "mean": json.dumps(transform.mean),
                   "std": json.dumps(transform.std), "transform": json.dumps(transform.to_dict())}
     if model.class_names is not None:
         props["class_names"] = json.dumps(list(model.class_names), ensure_ascii=False)
     return props
+
+
+def side_of(transform) -> int:
+    """Of the square that a transform makes; of one that keeps a picture's ratio, the shorter side it aims at."""
+    return transform.short if hasattr(transform, "short") else transform.size
 
 
 def _version():
