@@ -223,11 +223,16 @@ def test_page_of_a_segmenter(clean, tmp_path):
     """Catches a page that cannot show a network whose backbone is called in pieces, or no map of labels."""
     page = tmp_path / "page.html"
     page.write_text(explain(mmref.create_model("mobilemamba_nano_fpn"), sample_picture("cat"), "cat", cells=2), "utf-8")
-    assert page.stat().st_size < 6e6
+    assert page.stat().st_size < 12e6
     opened(clean, page)
     assert clean.run("window.mmref.data.answer.kind") == "maps"
     assert sum(row[2] >= 1 for row in checked(clean, "everyLayer()")) > 300
     assert clean.run("document.querySelectorAll('#answer-body canvas').length") >= 2
+    height, width = clean.run("window.mmref.data.model.input")[1:]          # the picture whole, not a square of it
+    photograph = clean.run("window.mmref.data.picture.size")
+    assert width > height and abs(photograph[1] / photograph[0] - width / height) < 0.01
+    assert clean.run("(e => e.clientWidth / e.clientHeight)(document.getElementById('scan-photo'))") == pytest.approx(
+        width / height, rel=0.02)
 
 
 def test_questions_that_readers_ask(clean, nano):
