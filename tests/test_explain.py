@@ -138,3 +138,9 @@ def test_without_jinja_it_says_what_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert main(["explain", "--sample", "cat", "-o", str(tmp_path / "x.html")]) == 2
     assert 'pip install "mmref[explain]"' in capsys.readouterr().err
+
+
+def test_detectors_are_refused_by_name():
+    """Catches a page made of one of a detector's maps, or a KeyError in its place."""
+    with pytest.raises(mmref.errors.ValueProblem, match="mobilemamba_nano_ssdlite gives 12 maps"):
+        explain(mmref.create_model("mobilemamba_nano_ssdlite"), sample_picture("cat"), "cat", cells=2)
