@@ -11,7 +11,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+from docutils.nodes import SkipNode, math_block
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.errors import ExtensionError
+from sphinx.util import logging
 
 import mmref
 
@@ -28,14 +32,15 @@ MADE = {  # file: the command behind `mmref` that makes it
 
 project, author, copyright = "mmref", "the mmref authors", "the mmref authors, MIT licence"
 version = release = mmref.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "_figures", "_extra"]
 default_role = "code"  # `name` in a docstring
 html_theme, html_title = "furo", "mmref"
 html_theme_options = {"navigation_with_keys": True}
-html_extra_path = ["_extra"]
+html_math_renderer = "mathml"
+html_extra_path, html_static_path, html_css_files = ["_extra"], ["_static"], ["site.css"]
 autodoc_typehints, autodoc_member_order = "none", "bysource"
 napoleon_google_docstring = False
 
@@ -56,8 +61,9 @@ def make(app):
 
 
 def on_the_site(app, page, source):
-    """What pages have on the site alone: the tables of the glossary as terms that others refer to and the search finds,
-    and from every stop of the tour a link into the live page."""
+    """What pages have on the site alone: titles where a link's text is a file, the tables of the glossary as terms
+    that others refer to and the search finds, and from every stop of the tour a link into the live page."""
+    source[0] = re.sub(r"\[[\w/]+\.md\]\((?=\S+\.md)", "[](", source[0])
     if page == "glossary":
         source[0] = re.sub(r"(?:^\|.*\|\n)+", _terms, source[0], flags=re.M)
     if page == "tour":
@@ -114,7 +120,20 @@ def _table(text):
                      for row, line in zip(rows, lines, strict=True))
 
 
+def formula(translator, node):
+    """As MathML, which browsers set by themselves: the site loads nothing from elsewhere."""
+    block = isinstance(node, math_block)
+    try:
+        made = tex2mathml(node.astext(), as_block=block)
+    except MathError as error:
+        logging.getLogger(__name__).warning("formula: %s", error, location=node)
+        made = f"<code>{translator.encode(node.astext())}</code>"
+    translator.body.append(f'<div class="math">{made}</div>\n' if block else made)
+    raise SkipNode
+
+
 def setup(app):
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     app.connect("builder-inited", make)
     app.connect("source-read", on_the_site)
     app.connect("doctree-read", find_terms)
