@@ -72,7 +72,7 @@ def on_the_site(app, page, source):
 
 
 def _terms(table):
-    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", table[0], re.M)[2:]  # without the head
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", table[0], re.M)[1:]  # without the head
     return "```{glossary}\n:sorted:\n\n" + "\n".join(f"{term}\n  {meaning}\n" for term, meaning in rows) + "```\n"
 
 

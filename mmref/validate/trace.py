@@ -44,7 +44,8 @@ def canonical(name: str) -> str:
 def run_recorded(model, x, keep=None, seen=None) -> dict[str, np.ndarray]:
     """{canonical name: output} of one run of `model` on x, `input` first.
 
-    keep   function of a name: whether to keep it; seen   called with every record's name and value."""
+    keep  function of a name: whether to keep it
+    seen  called with every record's name and value"""
     records = {}
 
     def record(name, value, layer=None):
