@@ -91,7 +91,7 @@ function drawScan() {
     buttons("direction", scan.directions, "direction", "directions"),
     scan.N > 1 ? buttons("state", Array.from({length: scan.N}, (_, n) => String(n)), "state", "states") : null,
     el("div", {id: "scan-view"}));
-  fill("scan-lead", ...prose(`A [scan] reads the map of ${times(scan.size)} pixels as a [sequence]. At each [pixel], each of ${scan.D} [channel]s updates its [state]: it keeps a share, the [decay], and takes the pixel in. [selective] means that the pixel decides.`));
+  fill("scan-lead", ...prose(`A [scan] reads the map of ${times(scan.size)} pixels as a [sequence]. At each [pixel], each of ${scan.D} [inner channel]s updates its [state]: it keeps a share, the [decay], and takes the pixel in. [selective] means that the pixel decides.`));
   drawSequence();
 }
 function drawSequence() {

@@ -22,6 +22,7 @@ WORDS = {
     "depthwise": "a convolution of each channel by itself: it mixes neighbours and no channels",
     "batch norm": "shift and scale of every channel so that its values are of ordinary size; fixed after training",
     "shortcut": "the input added to the result, so that a layer learns only what to change",
+    "inner channel": "a channel inside the scan, which has more of them than the map it is given, mostly twice as many",
     "sequence": "the pixels of a map in a row, in the order in which a scan visits them",
     "direction": "one order of visiting the pixels; the same again backwards is another direction",
     "scan": "a walk over the sequence that carries a state from pixel to pixel",
