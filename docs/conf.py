@@ -35,7 +35,6 @@ version = release = mmref.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
-suppress_warnings = ["toc.empty_glob"]  # index.md names pages by patterns, some of which are still to be written
 exclude_patterns = ["_build", "_figures", "_extra"]
 default_role = "code"  # `name` in a docstring
 html_theme, html_title = "furo", "mmref"
