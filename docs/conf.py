@@ -40,6 +40,7 @@ default_role = "code"  # `name` in a docstring
 html_theme, html_title = "furo", "mmref"
 html_theme_options = {"navigation_with_keys": True}
 html_math_renderer = "mathml"
+html_show_search_summary = False  # it is fetched, which browsers forbid to a site opened from the disk
 html_extra_path, html_static_path, html_css_files = ["_extra"], ["_static"], ["site.css"]
 autodoc_typehints, autodoc_member_order = "none", "bysource"
 napoleon_google_docstring = False
@@ -90,16 +91,18 @@ def plain_docstring(app, what, name, of, options, lines):
         lines[:] = of.__doc__.split("\n")  # autodoc takes the indentation of examples away
     sections = any(re.fullmatch(r"\s*---+", line) for line in lines)  # NumPy's, which napoleon reads
     result = []
-    for paragraph in "\n".join(lines).split("\n\n"):
+    for paragraph in "\n".join(lines).strip("\n").split("\n\n"):
         if not sections and paragraph.startswith("    "):
             paragraph = _as_it_stands(textwrap.dedent(paragraph))
         elif not sections and re.match(r"\S+(?: \S+)*  +\S", paragraph):
             paragraph = _table(paragraph)
         elif ">>>" not in paragraph:
-            paragraph = re.sub(r"``.*?``|`[^`]*`|^[\w*, ]+$|(?<!\w)\*", lambda m: "\\*" if m[0] == "*" else m[0],
-                               paragraph, flags=re.M)
+            paragraph = re.sub(r"``.*?``|`[^`]*`|\*\*[^*]+\*\*|^[\w*, ]+$|(?<!\w)\*",
+                               lambda m: "\\*" if m[0] == "*" else m[0], paragraph, flags=re.M)
+            paragraph = re.sub(r"(`[^`]+`)(\w?)", lambda m: f"{m[1]}\\ {m[2]}" if m[2] else m[1], paragraph)  # `Node`s
         result += [*paragraph.split("\n"), ""]
-    lines[:] = result
+    # napoleon takes what stands before a property's first colon for its type
+    lines[:] = ["..", "", *result] if what in ("property", "attribute", "data") else result
 
 
 def _as_it_stands(text):
