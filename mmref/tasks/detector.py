@@ -48,7 +48,7 @@ class Detected:
 class Detector(Task):
     """Finds objects in pictures; calling it gives one `Detected` per picture, in order.
 
-    A picture's answer does not depend on the other pictures of its batch, but for the last digits.
+    A picture's answer does not depend on the other pictures of its batch, except in the last digits.
 
     Parameters
     ----------
