@@ -133,7 +133,7 @@ def box_of(mask):
 
 
 def write_data_set(composer, count, out):
-    """`count` scenes as pictures, label maps and COCO annotations with polygon-free masks (uncompressed RLE)."""
+    """`count` scenes as pictures, label maps and COCO annotations with masks as run lengths."""
     out = Path(out)
     for folder in ("pictures", "labels"):
         (out / folder).mkdir(parents=True, exist_ok=True)
