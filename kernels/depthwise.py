@@ -225,12 +225,12 @@ def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0)
     fields = dict(x=source, pitch=4 * lanes, height=source.shape[1], width=source.shape[2], stride=stride,
                   out_height=out_height, out_width=out_width, weights=pack_channels(taps), bias=pack_channels(shift),
                   out=out, out_pitch=4 * lanes, vectors=lanes // LANES, images=batch)
-    if not out.size:
-        pass
-    elif fast:
-        run_alone("depthwise", DEPTHWISE, dict(
-            fields, kernel=3, activation=ACTIVATION_NONE, lanes=LANES, bands=1,
-            zero=np.zeros(LANES, np.float32)))
+    if fast:
+        kernel, record = "depthwise", DEPTHWISE
+        fields |= dict(kernel=3, activation=ACTIVATION_NONE, lanes=LANES, bands=1, zero=np.zeros(LANES, np.float32))
     else:
-        run_alone("depthwise_any", DEPTHWISE_ANY, dict(fields, kernel_h=k_h, kernel_w=k_w))
+        kernel, record = "depthwise_any", DEPTHWISE_ANY
+        fields |= dict(kernel_h=k_h, kernel_w=k_w)
+    if out.size:
+        run_alone(kernel, record, fields)
     return out[..., :channels].transpose(0, 3, 1, 2)

@@ -24,6 +24,7 @@ from mmref.kernels.vector import (
     load_part,
     load_scalar,
     relu,
+    relu6,
     store,
     store_part,
     store_scalar,
@@ -76,6 +77,8 @@ def _combined(operation, x, y):
         return x + y
     if operation == 6:
         return x * y
+    if operation == 7:
+        return relu6(x)
     return x
 
 
@@ -98,6 +101,7 @@ def norm(record, thread, threads):
     """Kernel of NORM: layer norm over the channels of every row."""
     op = view(record, NORM)
     size, epsilon = np.float32(op.channels), load_scalar(op.epsilon)
+    whole = op.channels // LANES * LANES
     for row in range(op.rows * thread // threads, op.rows * (thread + 1) // threads):
         x, out = op.x + row * op.pitch, op.out + row * op.out_pitch
         total = zeros()
@@ -105,13 +109,13 @@ def norm(record, thread, threads):
             total = total + load_part(x + 4 * channel, min(LANES, op.channels - channel))
         mean = lane_sum(total) / size
         squares = np.float32(0)
-        for channel in range(0, op.channels, LANES):
-            lanes = min(LANES, op.channels - channel)
-            centred = load_part(x + 4 * channel, lanes) - broadcast(mean)
-            if lanes < LANES:  # lanes beyond the channels hold -mean
-                squares -= np.float32(LANES - lanes) * mean * mean
+        for channel in range(0, whole, LANES):
+            centred = load(x + 4 * channel) - broadcast(mean)
             squares += lane_sum(centred * centred)
-        scale = broadcast(np.float32(1) / np.sqrt(max(squares, np.float32(0)) / size + epsilon))
+        for channel in range(whole, op.channels):  # in a vector, the lanes beyond the channels would hold -mean
+            single = load_scalar(x + 4 * channel) - mean
+            squares += single * single
+        scale = broadcast(np.float32(1) / np.sqrt(squares / size + epsilon))
         for channel in range(0, op.channels, LANES):
             lanes = min(LANES, op.channels - channel)
             normed = (load_part(x + 4 * channel, lanes) - broadcast(mean)) * scale

@@ -30,7 +30,7 @@ from mmref.locks import Lock
 
 KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "depthwise_any", "wavelet_branch", "scan",
            "norm_gate", "copy_relu", "mean", "gate", "scan_states", "path_scan", "move", "combine", "norm", "gather",
-           "scatter", "analysis", "synthesis")
+           "scatter", "analysis", "synthesis", "dense", "adaptive_mean", "maximum_pool", "resize")
 MOST_THREADS = 1024
 
 

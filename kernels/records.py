@@ -37,6 +37,12 @@ PICTURE = _record("cell offset channels height width out pixel row alarm")
 # stem.py: channels-last map -> the caller's array, packed; `cell` and `offset` as above.
 RESULT = _record("x pitch rows channels cell offset")
 
+# dense.py: k_h x k_w convolution of many channels over plain maps, taps `dilation` pixels apart, `padding` of zeros
+# that are not there; `depth` values a pixel; height and width are those of the output. Panels as in MATMUL, `zeros`
+# the address of as many zeros as a tile has columns.
+DENSE = _record("x pixel in_height in_width depth kernel_h kernel_w dilation padding stride out out_pixel out_row "
+                "out_image height width images panels panel_table bias zeros residual residual2 relu tiles tile_rows")
+
 # depthwise.py: k x k with padding k//2, then an activation; `lanes` of the last vector may be written (16, unless other
 # channels lie beside them); `after` is the scale and shift of ACTIVATION_LOCAL; `bands` of rows to a vector; `zero` is
 # the address of 16 zeros.
@@ -83,6 +89,16 @@ COPY_RELU = _record("x pitch rows channels out out_pitch")
 # pool.py: out[image] = mean over its pixels.
 MEAN = _record("x pitch images length vectors out out_pitch")
 
+# pool.py: means over rows x columns parts, which cover the map, and maxima over windows; `lanes` of the last vector may
+# be written.
+ADAPTIVE_MEAN = _record("x pitch height width images rows columns vectors lanes out out_pitch")
+MAXIMUM = _record("x pitch height width images kernel stride padding out_height out_width vectors lanes out out_pitch")
+
+# resize.py: bilinear, or nearest where `nearest` is 1. `cell`, if it is not 0, is where the caller's array's address
+# stands: then `out` is the offset in it. `scratch` has a row of the map for each thread.
+RESIZE = _record("x pitch height width images vectors lanes out out_pitch out_height out_width nearest cell scratch "
+                 "scratch_size")
+
 # squeeze_excite.py: x[image, pixel] *= sigmoid(gate[image]), in place.
 GATE = _record("x pitch images length vectors gate gate_pitch")
 
@@ -91,7 +107,7 @@ MOVE = _record("x x_image x_row x_column x_channel out out_image out_row out_col
                "channels add")
 # COMBINE: `operation` as in COMBINATIONS; y 0 for those of one operand, else its row is (row // y_length) % y_count.
 COMBINE = _record("x pitch y y_pitch y_length y_count rows channels out out_pitch operation")
-COMBINATIONS = {"copy": 0, "relu": 1, "sigmoid": 2, "silu": 3, "softplus": 4, "add": 5, "multiply": 6}
+COMBINATIONS = {"copy": 0, "relu": 1, "sigmoid": 2, "silu": 3, "softplus": 4, "add": 5, "multiply": 6, "relu6": 7}
 # NORM: layer norm; addresses of weight, bias and epsilon.
 NORM = _record("x pitch rows channels weight bias epsilon out out_pitch")
 # GATHER, SCATTER: rows by a table of `count` int64.

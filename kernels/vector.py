@@ -261,6 +261,19 @@ def relu(builder, x):
     return emit_relu(builder, x)
 
 
+@operation(vector, vector)
+def relu6(builder, x):
+    """min(max(x, 0), 6); NaN stays NaN."""
+    return emit_minimum(builder, emit_relu(builder, x), constant(6.0))
+
+
+@operation(vector, vector, vector)
+def maximum(builder, x, y):
+    """The larger of each lane; NaN where one of them is."""
+    larger = builder.or_(builder.fcmp_ordered(">", y, x), builder.fcmp_unordered("uno", y, y))
+    return builder.select(larger, y, x)
+
+
 @operation(types.float32, vector)
 def lane_sum(builder, x):
     """The sum of the 16 lanes, as a tree: always in the same order."""

@@ -25,6 +25,7 @@ class Shaped:
     __slots__ = ()
 
 
+MATMULS = "cublas", "cublaslt", "own"  # what multiplies matrices on a GPU: mmref.engine.cuda.products
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _SHOWN = 80  # characters of a value that a message repeats
 _MOST = 2 ** 31 - 1  # of an integer without another bound: no count or size is larger, and arithmetic with it is safe

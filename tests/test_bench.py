@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from mmref.bench.worker import test_input as bench_input
 from mmref.cli import main
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.models.create import create_model
-from mmref.nn.layer import recording
+from mmref.nn.layer import BatchNorm, Conv2d, ReLU, Sequential, recording
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
@@ -149,6 +150,24 @@ def test_parameters_are_like_trained_ones():
     assert len(deltas) == 5 and max(deltas) < 20 and max(largest.values()) < 1e3
     truth = network.astype(np.float64)(bench_input((1, 3, 192, 192)).astype(np.float64))
     assert np.abs(truth).max() > 0.1 and np.abs(logits - truth).max() < 1e-5 * np.abs(truth).max()
+
+
+def test_settled_norms_give_what_training_gives():
+    """Norms found by the names of MobileMamba's layers: those of another network stay as they were; and ones that go on
+    taking statistics, which mixes the pictures of a batch."""
+    network = Sequential(Conv2d(8, 12, 3), BatchNorm(12), ReLU(), Conv2d(12, 5), BatchNorm(5))
+    network.config = SimpleNamespace(in_chans=8)
+    for _, layer, name in network.named_parameters():
+        setattr(layer, name, layer.initial(name, np.random.default_rng(1)).astype(np.float32))
+    measure.settle_batch_norms(network)
+    found = {}
+    with recording(lambda name, y, layer: found.update({layer: y})):
+        network(np.random.default_rng(2).standard_normal((8, 8, 128, 128), np.float32))
+    norms = [y for layer, y in found.items() if isinstance(layer, BatchNorm)]
+    assert len(norms) == 2
+    for y in norms:
+        assert np.abs(y.mean((0, 2, 3))).max() < 0.1 and np.abs(y.std((0, 2, 3)) - 1).max() < 0.1
+    assert not any("forward" in vars(layer) for _, layer in network.walk())
 
 
 def test_workers_answer_as_the_model_does(tmp_path):

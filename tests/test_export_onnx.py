@@ -23,6 +23,7 @@ from mmref.models.network import Network
 from mmref.models.parameters import random_parameters
 from mmref.models.variants import VARIANTS, Variant
 from mmref.nn import functional as F
+from mmref.nn import resize as R
 from mmref.nn.layer import Conv2d, ConvBN, LayerNorm, Linear, Sequential, Sigmoid
 from mmref.nn.operation import OPERATIONS, operation
 from mmref.nn.paths import BACKWARDS, ORDERS
@@ -197,6 +198,13 @@ CALLS = {  # each operation by itself, on a map (B, 8, H, W); `a` makes paramete
     "cross_merge": lambda x, a: cross_merge(cross_scan(x, "atrous") * a(4, 8, 1), "atrous", *x.shape[2:]),
     "project": lambda x, a: project(a(2, 3, 8), cross_scan(x)),
     "selective_scan": lambda x, a: scanned(cross_scan(x, "cross"), a, 5),
+    "relu6": lambda x, a: F.relu6(8 * x),
+    "resize": lambda x, a: [R.resize(y, *x.shape[2:], mode=mode) for mode in ("bilinear", "nearest")
+                            for y in (x, R.resize(x, 5, 17), F.conv2d(x, a(3, 8, 3, 3), stride=2, padding=1))],
+    "upsample": lambda x, a: [R.upsample(x, 2), R.upsample(x, 3, mode="nearest"), R.upsample(x, 1)],
+    "adaptive_average_pool": lambda x, a: [R.adaptive_average_pool(x, 2, 6), R.adaptive_average_pool(
+        R.resize(x, 7, 9), 3, 4), R.adaptive_average_pool(F.conv2d(x, a(3, 8, 3, 3), dilation=1, stride=3), 6, 1)],
+    "max_pool2d": lambda x, a: [R.max_pool2d(x - 9.0, 3, stride=2, padding=1), R.max_pool2d(x, 1, stride=2)],
 }
 
 

@@ -17,7 +17,7 @@ from strategies import enliven, lively, normal, seeds, variants
 
 import mmref
 from mmref.engine import CompiledModel
-from mmref.errors import NotTraceable, ShapeError
+from mmref.errors import NotTraceable, ShapeError, ValueProblem
 from mmref.graph import passes
 from mmref.graph.fused import FUSED
 from mmref.graph.graph import Constant
@@ -29,6 +29,7 @@ from mmref.models.variants import VARIANTS
 from mmref.nn import functional as F
 from mmref.nn.layer import Conv2d, ConvBN, Layer, Linear, Residual, Sequential, Sigmoid
 from mmref.nn.operation import OPERATIONS, operation
+from mmref.nn.resize import adaptive_average_pool, max_pool2d, resize, upsample
 from mmref.nn.scan_order import cross_merge, cross_scan
 from mmref.nn.wavelet import analysis, filter_bank, synthesis
 
@@ -167,6 +168,29 @@ def test_an_operation_without_a_kernel_is_named():
         CompiledModel(model)(normal(0, 1, 3, 32, 32))
 
 
+def test_the_names_of_our_operations_are_ours():
+    """Catches a user's operation computed as ours of that name, by passes and kernels that go by names."""
+    def relu(x):
+        return -x
+    with pytest.raises(ValueProblem, match="'relu' is there already, that of mmref.nn.functional"):
+        operation(lambda x: x.shape)(relu)
+    assert OPERATIONS["relu"] is F.relu
+    for name in ("relu", "gate", "input"):
+        model = lively()
+        setattr(model.patch_embed, "1", Odd(operation(lambda x: x.shape, name, registry={})(relu)))
+        with pytest.raises(NotTraceable, match=f"patch_embed.1.*'{name}'.*choose another"):
+            CompiledModel(model)(normal(0, 1, 3, 32, 32))
+
+
+def test_a_definition_may_be_run_again():
+    """Catches a notebook's cell that fails the second time."""
+    for _ in range(2):
+        @operation(lambda x: x.shape, "of a cell")
+        def cell(x):
+            return x
+    assert OPERATIONS.pop("of a cell") is cell
+
+
 @pytest.mark.parametrize("call", [
     lambda x: F.conv2d(cross_scan(x, "cross"), np.zeros((2, 4, 1, 1), np.float32)),
     lambda x: cross_merge(x, ("rows",) * 8, 2, 3), lambda x: F.global_average_pool(cross_scan(x, "cross")),
@@ -211,7 +235,11 @@ def test_every_shape_rule_is_the_shape_of_the_result(seed, batch, channels, heig
              (OPERATIONS["cross_merge"], (u, "bidirectional", height, width), {}),
              (OPERATIONS["project"], (a(K, 3, C), u), {}),
              (OPERATIONS["selective_scan"], (u, np.abs(u), a(K, C, 2), *[a(batch, K, 2, L)] * 2, a(K, C)), {}),
-             (F.depthwise_conv_transpose2d, (x, a(C, 1, 2, 2)), dict(groups=C, stride=2))]
+             (F.depthwise_conv_transpose2d, (x, a(C, 1, 2, 2)), dict(groups=C, stride=2)), (F.relu6, (x,), {}),
+             (F.conv2d, (x, a(3, C, 3, 3)), dict(padding=7, dilation=6)), (resize, (x, 4, 11), dict(mode="nearest")),
+             (resize, (x, 4, 11), {}), (OPERATIONS["upsample"], (x, 3), {}),
+             (OPERATIONS["adaptive_average_pool"], (x, 2, 3), {}),
+             (OPERATIONS["max_pool2d"], (x, 3), dict(stride=2, padding=1))]
     seen = set()
     for call, arrays, options in calls:
         model = lively_once()
@@ -417,6 +445,19 @@ ODDITIES = {
     "maps and sequences": lambda: Text(lambda self, x: F.sigmoid(self.c(x))[:, :, :8] * cross_scan(x, ("rows",))
                                        [:, :, :, ::9], c=Conv2d(8, 1)),
     "no channels": lambda: Text(lambda self, x: F.concatenate(F.relu(x[:, :0]), x)),
+    "dilated": lambda: Text(lambda self, x: F.relu(self.c(x) + x), c=Conv2d(8, 8, 3, dilation=4, bias=True)),
+    "dilated, stride 2, bare": lambda: Text(lambda self, x: F.conv2d(x, self.c.weight, stride=2, padding=1, dilation=2),
+                                            c=Conv2d(8, 5, 3)),
+    "dilated groups": lambda: Conv2d(8, 8, 3, groups=8, dilation=3),
+    "many channels": lambda: Sequential(Conv2d(8, 72, 3), Odd(F.relu), Conv2d(72, 20, 3, bias=True), Odd(F.relu),
+                                        Conv2d(20, 70, 1), Conv2d(70, 8, 3, 2)),
+    "sizes of another map": lambda: Text(lambda self, x: x + resize(self.c(x), *x.shape[2:])
+                                         + resize(self.c(x), *x.shape[2:], mode="nearest"), c=Conv2d(8, 8, 3, 2)),
+    "upsampled": lambda: Text(lambda self, x: upsample(F.relu(x), 3) + upsample(x, 3, mode="nearest")),
+    "resized last": lambda: Text(lambda self, x: resize(F.relu6(3.0 * x[:, :5]), 13, 4)),
+    "pooled": lambda: Text(lambda self, x: resize(adaptive_average_pool(x, 2, 5), *x.shape[2:])
+                           + max_pool2d(x, 3, stride=1, padding=1)),
+    "pooled to more": lambda: Text(lambda self, x: adaptive_average_pool(max_pool2d(x, 2, stride=2), 6, 6)),
     "constant map": lambda: Text(lambda self, x: x + np.linspace(0, 1, 54, dtype=x.dtype).reshape(1, 1, 9, 6)),
 }
 
@@ -450,6 +491,14 @@ def test_what_no_fused_kernel_covers(name):
     truth, tolerance = rounding(of_layer(model.layer, x))
     for threads in (1, 2, 5):
         assert_close(CompiledModel(model, threads=threads)(x), truth, tolerance, dtype=np.float32)
+
+
+def test_layer_norm_of_values_far_from_zero():
+    """Catches a variance from which the square of the mean is subtracted: here it would be lost in rounding."""
+    x = np.where(np.arange(8) % 2, 99999, 100001).astype(np.float32).reshape(1, 8, 1, 1)  # the mean is exact
+    model = OneLayer(Odd(lambda x: F.layer_norm_channels(x, *np.float32([np.ones(8), np.zeros(8)]), 1e-5)))
+    result = CompiledModel(model)(np.tile(x, (1, 1, 2, 3)))
+    assert_close(result, np.tile(x - 100000.0, (1, 1, 2, 3)), 1e-4, dtype=np.float32)
 
 
 # ---------------------------------------------------------------------------------- what users do to a model

@@ -28,6 +28,7 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+from mmref.cores import usable_cores
 from mmref.errors import MissingBackend
 from mmref.kernels import cache
 
@@ -152,7 +153,7 @@ def compile_all(kernels: Sequence[Kernel], capability: tuple[int, int], processe
     processes: how many to share them out to; None for one per core that this process may use, none for a few kernels.
     A process that cannot be started, or ends, costs time only: its kernels are compiled here, and stderr says so."""
     if processes is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         processes = 0 if len(kernels) <= FEW or cores == 1 else min(cores, len(kernels))
     waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
     for kernel in kernels:

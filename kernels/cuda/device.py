@@ -13,7 +13,7 @@ import numpy as np
 from mmref.kernels.cuda.driver import SIMULATOR, cuda
 
 LOG2_E = np.float32(1.4426950408889634)
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO, ONE, SIX = np.float32(0), np.float32(1), np.float32(6)
 
 # log1p(z) = z * p(z) for z in [0, 1]: p of degree 8, fitted for the least largest relative error, 3e-8; with rounding
 # 2.1 units in the last place.
@@ -191,6 +191,12 @@ else:
 def relu(x):
     """max(x, 0); NaN stays NaN, as in the reference."""
     return ZERO if x < ZERO else x
+
+
+@device_function
+def relu6(x):
+    """min(max(x, 0), 6); NaN stays NaN."""
+    return SIX if x > SIX else relu(x)
 
 
 @device_function

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from mmref.nn import functional as F
+from mmref.nn import resize as maps_of
 from mmref.nn import wavelet
 from mmref.nn.recurrence import selective_scan
-
-HAAR = np.array([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]], np.float32) / 2
+from mmref.nn.wavelet import HAAR
 
 
 def host(array):
@@ -74,11 +74,11 @@ def gate(x, gates, *, images, length, stream=0):
     x[...] = (x.reshape(images, length, -1) * F.sigmoid(host(gates))[:, None]).reshape(x.shape)
 
 
-def stem(x, weight, bias, out, *, images, height, width, c_in, filter_shape, stride, padding, nchw, residual=None,
-         residual2=None, relu=False, stream=0):
+def stem(x, weight, bias, out, *, images, height, width, c_in, filter_shape, stride, padding, nchw, dilation=1,
+         residual=None, residual2=None, relu=False, stream=0):
     x = host(x).reshape(images, c_in, height, width) if nchw else pictures(x, images, height, width)
     taps = host(weight).reshape(*filter_shape, c_in, -1).transpose(3, 2, 0, 1)
-    y = rows(F.conv2d(x, taps, stride=stride, padding=padding))
+    y = rows(F.conv2d(x, taps, stride=stride, padding=padding, dilation=dilation))
     epilogue(y, bias, residual=residual, residual2=residual2, relu=relu, out=out)
 
 
@@ -181,6 +181,21 @@ def scan_rows(u, delta, A, B, C, D, out, *, length, states, stream=0):
     host(out)[...] = y.swapaxes(2, 3).reshape(out.shape)
 
 
+def resize(x, out, *, height, width, out_height, out_width, nearest, stream=0):
+    maps = pictures(x, x.shape[0] // (height * width), height, width)
+    host(out)[...] = rows(maps_of.resize(maps, out_height, out_width, mode="nearest" if nearest else "bilinear"))
+
+
+def adaptive_mean(x, out, *, height, width, rows, columns, stream=0):
+    means = maps_of.adaptive_average_pool(pictures(x, x.shape[0] // (height * width), height, width), rows, columns)
+    host(out)[...] = means.transpose(0, 2, 3, 1).reshape(out.shape)
+
+
+def maximum_pool(x, out, *, height, width, out_height, out_width, kernel, stride, padding, stream=0):
+    maps = pictures(x, x.shape[0] // (height * width), height, width)
+    host(out)[...] = rows(maps_of.max_pool2d(maps, kernel, stride=stride, padding=padding))
+
+
 LAUNCHERS = {launcher.__name__: launcher for launcher in (
     depthwise, scan, wavelet_branch, norm_gate, mean, gate, stem, copy_relu, epilogue, matmul, to_channels_first, move,
-    combine, norm, gather, project, analysis, synthesis, path_scan, scan_rows)}
+    combine, norm, gather, project, analysis, synthesis, path_scan, scan_rows, resize, adaptive_mean, maximum_pool)}

@@ -14,6 +14,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -175,9 +176,6 @@ def _write_inputs(model, names, threads, scratch):
     return Job("", model, threads, parameters, graph)
 
 
-FOLLOWED_BY = {"c": "bn", "dwconv3x3": "bn1", "dwconv1x1": "bn2"}  # convolutions and the batch norm behind them
-
-
 def settle_batch_norms(network):
     """Give an untrained network's batch norms the statistics of what they meet in one forward, in place.
 
@@ -185,18 +183,22 @@ def settle_batch_norms(network):
     exp(-delta) underflow to denormals there, on which processors are many times slower, and whoever does not flush them
     would be measured at that.
     """
-    from mmref.nn.layer import recording
-    layers = dict(network.walk())
+    from mmref.nn.layer import BatchNorm
+    norms = [layer for _, layer in network.walk() if isinstance(layer, BatchNorm)]
 
-    def settle(name, y, layer):  # called with a convolution's output, before its batch norm runs
-        parent, _, child = name.rpartition(".")
-        if child in FOLLOWED_BY:
-            norm = layers[f"{parent}.{FOLLOWED_BY[child]}"]
-            norm.running_mean, norm.running_var = y.mean((0, 2, 3)), y.var((0, 2, 3)) + np.float32(1e-3)
+    def settle(norm, x):
+        if x.ndim == 4:  # of features without pixels, eight pictures say too little
+            norm.running_mean, norm.running_var = x.mean((0, 2, 3)), x.var((0, 2, 3)) + np.float32(1e-3)
+        return type(norm).forward(norm, x)
     # Not the picture that is timed: its own statistics would make every channel's mean, and so all logits, zero.
     pictures = np.random.default_rng(1).standard_normal((8, network.config.in_chans, 128, 128), np.float32)
-    with recording(settle):
+    for norm in norms:
+        norm.forward = partial(settle, norm)
+    try:
         network(pictures)
+    finally:
+        for norm in norms:
+            del norm.forward
 
 
 def _own_size(model):

@@ -100,6 +100,9 @@ class EngineModel:
 
     def forward_head(self, x, pre_logits: bool = False):
         """As the NumPy model's."""
+        if isinstance(x, (list, tuple)):         # several maps, of a network whose head takes no option
+            call = self._call("forward_head", False)
+            return self._run(Call(call.key, lambda *maps: call.function(maps), False), *x)
         return self._run(self._call("forward_head", False, pre_logits=check_flag("pre_logits", pre_logits)), x)
 
     def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):

@@ -59,17 +59,28 @@ class Touch(NamedTuple):
 
 # ------------------------------------------------------------------------------------------- what nodes are
 
+def place_of_call(node: Node) -> str:
+    """What stands for a layer where no layer's text makes the call: the network's own does, or it is the input."""
+    return "(network)" if node.operation else "(input)"
+
+
 def is_pointwise(node: Node) -> bool:
     """Whether a convolution is a matrix product of rows."""
     return node.name == "convolution" and node.operands["weight"].shape[2:] == (1, 1) \
         and node.attributes["stride"] == 1 and node.attributes["padding"] == 0
 
 
+def is_window(node: Node) -> bool:
+    """Whether it is a convolution that reads neighbourhoods."""
+    return node.name in ("convolution", "conv2d") and not is_pointwise(node)
+
+
 def in_place(node: Node) -> list[Node]:
     """Operands that a kernel may overwrite with its result: it reads a value of them before it writes it."""
     names = {"convolution": ("shortcut", "shortcut2"), "product": ("shortcut", "shortcut2"), "gate": ("x",),
              "norm_gate": ("y",), "layer_norm_channels": ("x",), "batch_norm": ("x",), "relu": ("x",), "silu": ("x",),
-             "sigmoid": ("x",), "softplus": ("x",), "add": ("x", "y"), "multiply": ("x", "y")}.get(node.name, ())
+             "relu6": ("x",), "sigmoid": ("x",), "softplus": ("x",), "add": ("x", "y"),
+             "multiply": ("x", "y")}.get(node.name, ())
     return [node.operands[name] for name in names if isinstance(node.operands.get(name), Node)]
 
 
@@ -108,8 +119,9 @@ def scan_cost(steps: int, directions: int, channels: int, rank: int) -> tuple[in
 class Lowering:
     """Emits the operations of some images, in order, on one arena.
 
-    A subclass has, beside its methods for operations, `result(node, index)`, `weights`, and what the kernels are given
-    that all have: `move_fields`, `combine_fields`, `norm_fields`, `gate_fields`."""
+    A subclass has, beside its methods for operations, `result(node, index)`, `weights`, a convolution over windows,
+    `window(node, x, matrix, filter_shape, shortcut, shortcut2)`, and what the kernels are given that all have:
+    `move_fields`, `combine_fields`, `norm_fields`, `gate_fields`."""
 
     backend = ""
 
@@ -129,7 +141,7 @@ class Lowering:
                     self.maps[buffer] = self.allocate(buffer)
             for node in stage.nodes:
                 self.node = node
-                self.lower_node(node)
+                self._lower(node)
             for index in stage.results:
                 self.node = self.graph.outputs[index]
                 self.result(self.node, index)
@@ -138,7 +150,7 @@ class Lowering:
             self.arena.free(*self.scratch)
             self.scratch.clear()
 
-    def lower_node(self, node: Node) -> None:
+    def _lower(self, node: Node) -> None:
         method = getattr(self, "join" if is_join(node) else f"lower_{node.name}", None)
         if method is None:
             raise NotTraceable(f"backend {self.backend!r} has no kernel for operation {node.name!r}, which layer "
@@ -184,8 +196,8 @@ class Lowering:
         """Append an operation of the node in hand. reads, writes: nodes, or temporary maps."""
         node = self.node
         touches = [self._touch(value, False) for value in reads] + [self._touch(value, True) for value in writes]
-        self.operations.append(Operation(kernel, node.layer or "(input)", self.shape(node), fields, macs, moved,
-                                         touches=touches))
+        layer = node.layer or place_of_call(node)
+        self.operations.append(Operation(kernel, layer, self.shape(node), fields, macs, moved, touches=touches))
         return self.operations[-1]
 
     def _touch(self, value, written):
@@ -271,12 +283,24 @@ class Lowering:
         self.move(value, strides, shape, copy, self.strides(node, copy.pitch))
         return copy
 
+    # ------------------------------------------------------------------------------------- convolutions
+
+    def lower_convolution(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
+        if is_pointwise(node):
+            return self.lower_product(node, x, weight, bias, shortcut, shortcut2)
+        return self.window(node, x, self.weights.window(weight, bias), weight.shape[2:], shortcut, shortcut2)
+
+    def lower_conv2d(self, node, x, weight, bias=None):
+        """A convolution in groups: their filters lie on the diagonal of one matrix."""
+        matrix = self.weights.window(weight, bias, node.attributes["groups"])
+        self.window(node, x, matrix, weight.shape[2:])
+
     # ------------------------------------------------------------------------------- elementwise, norms
 
     def lower_sigmoid(self, node, x):
         self.combine(node.name, x, None, node)
 
-    lower_silu = lower_softplus = lower_relu = lower_sigmoid
+    lower_silu = lower_softplus = lower_relu = lower_relu6 = lower_sigmoid
 
     def lower_add(self, node, x, y):
         if isinstance(x, Constant) or isinstance(y, Node) and not self.is_like(x, node):  # both operations commute

@@ -15,16 +15,16 @@ import numpy as np
 
 from mmref.engine.lowering import (
     TOGETHER,
-    Lowering,
     Operation,
     depthwise_cost,
     in_place,
-    is_pointwise,
+    is_window,
     product_cost,
     scan_cost,
     wavelet_branch_cost,
     window_cost,
 )
+from mmref.engine.map_operations import MapLowering, is_bordered, is_dense, straight_results
 from mmref.engine.memory import Arena, Map, Place, aligned_zeros
 from mmref.engine.schedule import Buffer, Schedule, channel_axis, rows_of, schedule
 from mmref.engine.weights import Weights, by_vectors
@@ -38,7 +38,9 @@ RECORDS = {"picture": records.PICTURE, "stem": records.STEM, "matmul": records.M
            "path_scan": records.PATH_SCAN, "norm_gate": records.NORM_GATE, "copy_relu": records.COPY_RELU,
            "mean": records.MEAN, "gate": records.GATE, "result": records.RESULT, "move": records.MOVE,
            "combine": records.COMBINE, "norm": records.NORM, "gather": records.GATHER, "scatter": records.SCATTER,
-           "analysis": records.ANALYSIS, "synthesis": records.SYNTHESIS, "scan_states": records.STATES}
+           "analysis": records.ANALYSIS, "synthesis": records.SYNTHESIS, "scan_states": records.STATES,
+           "dense": records.DENSE, "adaptive_mean": records.ADAPTIVE_MEAN, "maximum_pool": records.MAXIMUM,
+           "resize": records.RESIZE}
 ACTIVATIONS = {"none": records.ACTIVATION_NONE, "relu": records.ACTIVATION_RELU, "silu": records.ACTIVATION_SILU}
 CHUNK_BYTES = 1 << 19  # rows of a matrix product that pass all panels before others do: half a second-level cache
 
@@ -67,12 +69,9 @@ class Plan:
 
 # --------------------------------------------------------------------------------------- what kernels can do
 
-def is_window(node: Node) -> bool:
-    return node.name in ("convolution", "conv2d") and not is_pointwise(node)
-
-
-EXACT = {"relu", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
-         "analysis", "synthesis", "low_low", "add_to_low_low", "norm_gate", "concatenate", "slice_axis"}
+EXACT = {"relu", "relu6", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
+         "analysis", "synthesis", "low_low", "add_to_low_low", "norm_gate", "concatenate", "slice_axis", "resize",
+         "upsample", "adaptive_average_pool", "max_pool2d"}
 
 
 def is_regular(node: Node) -> bool:
@@ -92,7 +91,7 @@ def cpu_schedule(graph: Graph) -> Schedule:
     def bordered(node):
         if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)):
             return None
-        paddings = {reader.attributes["padding"] if is_window(reader) and reader.sources == (node,) else None
+        paddings = {reader.attributes["padding"] if is_bordered(reader) and reader.sources == (node,) else None
                     for reader in users[node]}
         return paddings.pop() if len(paddings) == 1 else None
     return schedule(graph, is_exact, in_place, bordered)
@@ -116,7 +115,7 @@ def split_level(graph: Graph, plan: Schedule) -> int:
     return cut
 
 
-class CpuLowering(Lowering):
+class CpuLowering(MapLowering):
     """Operations with the fields of records, for one thread (`owner`) or for all together."""
 
     backend = "numba"
@@ -127,6 +126,7 @@ class CpuLowering(Lowering):
         self.weights, self.owner, self.cells, self.tiles = weights, owner, cells, tiles
         self.shares = shares if owner == TOGETHER else 1
         self.first_image, self.bordered = first_image, bordered
+        self.straight = straight_results(graph, plan)
 
     def emit(self, kernel, macs, moved, reads, writes, /, **fields):
         operation = super().emit(kernel, macs, moved, reads, writes, **fields)
@@ -139,6 +139,8 @@ class CpuLowering(Lowering):
     # ------------------------------------------------------------------------------------------ memory
 
     def allocate(self, buffer):
+        if buffer in self.straight:
+            return Map(self.arena.take(0), 0, buffer.channels, 0)
         if buffer.border is None:
             return super().allocate(buffer)
         if buffer not in self.bordered:  # never given back, so that its border stays zero
@@ -173,6 +175,8 @@ class CpuLowering(Lowering):
                       row=row, alarm=self.cell(-1))
 
     def result(self, node, index):
+        if self.plan.region[node].buffer in self.straight:
+            return                               # it is there already
         x, rows = self.map(node), self.rows(node)
         self.emit("result", 0, 8 * rows * x.channels, (node,), (), x=x.place, pitch=x.pitch, rows=rows,
                   channels=x.channels, cell=self.cell(len(self.graph.inputs) + index),
@@ -182,7 +186,7 @@ class CpuLowering(Lowering):
         return (dict(zip(("x_image", "x_row", "x_column", "x_channel"), strides, strict=True))
                 | dict(zip(("out_image", "out_row", "out_column", "out_channel"), target, strict=True))
                 | dict(zip(("images", "rows", "columns", "channels"), sizes, strict=True))
-                | dict(x=self.map_of(x).place + start, out=self.map_of(out).place + to, add=add))
+                | dict(x=0 if x is None else self.map_of(x).place + start, out=self.map_of(out).place + to, add=add))
 
     # -------------------------------------------------------------------------------- matrix products
 
@@ -212,17 +216,9 @@ class CpuLowering(Lowering):
         if others and relu:
             self.combine("relu", node, None, node)
 
-    def lower_convolution(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
-        if is_pointwise(node):
-            return self.lower_product(node, x, weight, bias, shortcut, shortcut2)
-        return self.window(node, x, self.weights.window(weight, bias), weight.shape[2:], shortcut, shortcut2)
-
-    def lower_conv2d(self, node, x, weight, bias=None):
-        """A convolution in groups: their filters lie on the diagonal of one matrix."""
-        matrix = self.weights.window(weight, bias, node.attributes["groups"])
-        self.window(node, x, matrix, weight.shape[2:])
-
     def window(self, node, x, matrix, kernel, shortcut=None, shortcut2=None):
+        if is_dense(node):
+            return self.dense(node, x, matrix, kernel, shortcut, shortcut2)
         stride, padding = node.attributes["stride"], node.attributes["padding"]
         region, source = self.plan.region[x], self.map(x)
         _, c_in, height, width = x.shape
@@ -252,18 +248,14 @@ class CpuLowering(Lowering):
 
     def with_border(self, x, border):
         """A copy of a map with zeros around it."""
-        source, (_, channels, height, width) = self.map(x), x.shape
+        _, channels, height, width = x.shape
         copy = self.bordered_map(x, border, False, self.arena.take)
         self.scratch.append(copy)
-        image = (height + 2 * border) * copy.row
-        sizes = dict(out_image=image, out_row=copy.row, out_column=copy.pitch, out_channel=FLOAT_BYTES,
-                     images=self.images, channels=channels, add=0)
-        self.emit("move", 0, FLOAT_BYTES * copy.size // FLOAT_BYTES, (), (copy,), x=0, x_image=0, x_row=0, x_column=0,
-                  x_channel=0, out=copy.place, rows=height + 2 * border, columns=width + 2 * border, **sizes)
-        self.emit("move", 0, 8 * self.images * channels * height * width, (x,), (copy,), x=source.place,
-                  x_image=height * width * source.pitch, x_row=width * source.pitch, x_column=source.pitch,
-                  x_channel=FLOAT_BYTES, out=copy.place + border * (copy.row + copy.pitch), rows=height, columns=width,
-                  **sizes)
+        strides = [(height + 2 * border) * copy.row, FLOAT_BYTES, copy.row, copy.pitch]
+        whole = self.images, height + 2 * border, width + 2 * border, channels
+        order = [strides[i] for i in (0, 2, 3, 1)]
+        self.emit("move", 0, copy.size, (), (copy,), **self.move_fields(None, 0, (0,) * 4, copy, 0, order, whole, 0))
+        self.move(x, self.strides(x), x.shape, copy, strides, to=border * (copy.row + copy.pitch))
         return copy
 
     def lower_project(self, node, weight, sequences):

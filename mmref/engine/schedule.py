@@ -16,7 +16,7 @@ from mmref.kernels.target import round_up
 
 SEQUENCES = ("cross_scan", "project", "selective_scan")  # their results are (B, K, channels, L)
 OF_SEQUENCES = ("cross_merge", "project", "selective_scan")  # they read such
-INHERITING = frozenset(("slice_axis", "concatenate", "add", "multiply", "relu", "sigmoid", "silu", "softplus"))
+INHERITING = frozenset(("slice_axis", "concatenate", "add", "multiply", "relu", "relu6", "sigmoid", "silu", "softplus"))
 
 
 @dataclass(eq=False)

@@ -124,7 +124,11 @@ class Weights(Kept):
 
     def zero_vector(self) -> int:
         """Address of 16 zeros: what a convolution reads outside a map."""
-        return self.once("zeros", lambda: self.put(np.zeros(LANES, np.float32)))
+        return self.zeros(1)
+
+    def zeros(self, vectors: int) -> int:
+        """Address of so many vectors of zeros."""
+        return self.once("zeros", lambda: self.put(np.zeros(vectors * LANES, np.float32)), options=vectors)
 
     def matrix(self, weight: Constant, bias: Constant | None) -> Matrix:
         """A 1x1 convolution or linear layer, weight (out, in) or (out, in, 1, 1)."""

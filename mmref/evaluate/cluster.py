@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import time
 import uuid
@@ -33,12 +34,11 @@ def on_cluster(predictor, pictures, starts, scheduler: str) -> Iterator[dict]:
     root, size, token = os.path.abspath(pictures.root), predictor.batch_size, uuid.uuid4().hex
     with ExitStack() as stack:
         if scheduler.startswith("local:"):
-            try:
-                cluster = LocalCluster(_count(scheduler), threads_per_worker=1, processes=True, dashboard_address=":0",
-                                       silence_logs=logging.CRITICAL, preload=[_IGNORE_CTRL_C])
-            except RuntimeError as error:  # "Nanny failed to start"
-                raise MmrefError(NEVER_BEGAN) from error
-            scheduler = stack.enter_context(cluster)
+            count = _count(scheduler)
+            _check_that_processes_begin()
+            scheduler = stack.enter_context(LocalCluster(
+                count, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=logging.CRITICAL,
+                preload=[_IGNORE_CTRL_C]))
         client = stack.enter_context(_connect(Client, scheduler))
 
         def submit(start):
@@ -92,6 +92,19 @@ def _connect(client, scheduler):
         return client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:  # TimeoutError is an OSError
         raise MmrefError(f"scheduler {scheduler}: cannot connect: {' '.join(str(error).split())[:200]}") from error
+
+
+def _check_that_processes_begin():
+    """Raise MmrefError where a new process does not get as far as its work: Dask would wait for it, or restart it, for
+    ever (seen with distributed 2024.8 to 2026.3)."""
+    process = multiprocessing.get_context("spawn").Process(target=os.getpid)
+    try:
+        process.start()
+    except RuntimeError as error:  # this is such a process, importing the program that started it
+        raise MmrefError(NEVER_BEGAN) from error
+    process.join()
+    if process.exitcode:
+        raise MmrefError(NEVER_BEGAN)
 
 
 def _count(scheduler):

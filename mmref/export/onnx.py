@@ -62,7 +62,8 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     inputs    {name: dimensions} of the function's inputs: a number, or a symbol that stands for any size; the batch
               comes first, then channels, which are a number. Default: input (batch, in_chans, height, width)
 
-    The output is called "logits" if it is (batch, num_classes), any other "features"; several are "output_0" and so on.
+    The output is called "logits" if it is (batch, num_classes), or a whole network's (batch, num_classes, height,
+    width), any other "features"; several are "output_0" and so on.
     Metadata: model, img_size, mean, std, transform, class_names, mmref_version (JSON where not text). The graph has
     passed onnx's checker with strict shape inference. Raises ValueProblem (an opset that onnx does not know or older
     than 17, not a NumPy model, a size below 1) and NotTraceable, naming the layer, for what is no operation of mmref
@@ -76,6 +77,7 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     check_numpy_model(model)
     model, config = model.frozen(), model.config
     inputs = _dimensions_of(inputs, fixed, config)
+    whole = function is None                     # of a whole network, also a map may be logits
     function = check_callable("function", function or Layer.__call__, "a function of the model and its inputs, or None")
     shapes = list(inputs.values())
     graph, names = graph_of(partial(function, model), model, shapes, config.img_size)
@@ -85,7 +87,7 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     values = g.lower(graph, list(inputs))
     for i, (value, node) in enumerate(zip(values, graph.outputs, strict=True)):
         dims = dimensions(node, shapes, graph)
-        name = LOGITS if config.num_classes and dims[1:] == (config.num_classes,) else FEATURES
+        name = LOGITS if config.num_classes and dims[1:2 if whole else None] == (config.num_classes,) else FEATURES
         name = g.unique(f"output_{i}" if len(values) > 1 else name)
         g.nodes.append(helper.make_node("Identity", [value], [name], name=name))
         outputs.append((name, dims))

@@ -14,22 +14,24 @@ from mmref.nn.operation import operation
 from mmref.nn.recurrence import selective_scan
 from mmref.nn.scan_order import cross_merge, cross_scan
 from mmref.nn.ss2d import project
-from mmref.nn.wavelet import analysis, synthesis
+from mmref.nn.wavelet import HAAR, analysis, synthesis
 
 FUSED: dict[str, object] = {}
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "silu": F.silu}
-HAAR = np.array([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]], np.float32) / 2
 
 
 def _like_the_first(*arrays, **named):
     return next(iter((*arrays, *named.values()))).shape
 
 
-@operation(lambda x, weight, bias=None, shortcut=None, shortcut2=None, *, stride=1, padding=0, activation="none":
-           shapes.conv2d(x, weight, bias, stride=stride, padding=padding), registry=FUSED)
-def convolution(x, weight, bias=None, shortcut=None, shortcut2=None, *, stride=1, padding=0, activation="none"):
+@operation(lambda x, weight, bias=None, shortcut=None, shortcut2=None, *, stride=1, padding=0, dilation=1,
+           activation="none": shapes.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation),
+           registry=FUSED)
+def convolution(x, weight, bias=None, shortcut=None, shortcut2=None, *, stride=1, padding=0, dilation=1,
+                activation="none"):
     """activation(conv2d(x) + bias + shortcuts): channels mix, every output is one sum."""
-    return _finish(F.conv2d(x, weight, bias, stride=stride, padding=padding), shortcut, shortcut2, activation)
+    y = F.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
+    return _finish(y, shortcut, shortcut2, activation)
 
 
 @operation(lambda x, weight, bias=None, shortcut=None, shortcut2=None, *, activation="none":

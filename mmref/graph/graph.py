@@ -117,9 +117,13 @@ class Graph:
 
     def arrange(self, results):
         """Values of `outputs`, in the structure in which the traced function returned them."""
-        def place(part):
-            return results[part] if isinstance(part, int) else type(part)(place(inner) for inner in part)
-        return place(self.structure)
+        return _arranged(self.structure, results)
+
+
+def _arranged(part, results):
+    """No function within `arrange` that calls itself: it would be a cycle, which keeps results alive until Python looks
+    for such, and the logits of a large picture are 150 MB."""
+    return results[part] if isinstance(part, int) else type(part)(_arranged(inner, results) for inner in part)
 
 
 def rewrite(graph: Graph, rule: Callable[[Node, Callable[[Node], bool]], Node | None]) -> Graph:

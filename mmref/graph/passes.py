@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from mmref.graph import fused as fused_operations
-from mmref.graph.fused import HAAR
 from mmref.graph.graph import Constant, Graph, Node, derived, rewrite
 from mmref.nn.operation import OPERATIONS
+from mmref.nn.wavelet import HAAR
 
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d", "linear")
 
@@ -273,7 +273,7 @@ def scans(node, only):
                              lambda weight: weight.reshape(-1, weight.shape[2], 1, 1), weight)
     dt_bias = derived("as (K, D)", bias.shape[1:3], lambda bias: bias[0, :, :, 0], bias)
     coefficients = Node(OPERATIONS["conv2d"], {"x": x, "weight": as_convolution},
-                        {"stride": 1, "padding": 0, "groups": 1}, node.layer,
+                        {"stride": 1, "padding": 0, "groups": 1, "dilation": 1}, node.layer,
                         (x.shape[0], K * M, *x.shape[2:]), x.dtype,
                         (x.elsewhere[0], K * M, *x.elsewhere[2:]))
     return replaced(node, node, fused_operations.path_scan,

@@ -14,6 +14,7 @@ holds for this one only, and says which layer did (`Graph.fixed_by`).
 from __future__ import annotations
 
 import operator
+from collections import ChainMap
 from collections.abc import Callable
 from functools import partial
 
@@ -21,9 +22,12 @@ import numpy as np
 
 from mmref.arguments import Shaped
 from mmref.errors import NotTraceable, ShapeError
+from mmref.graph.fused import FUSED
 from mmref.graph.graph import Constant, Graph, Node
 from mmref.nn import functional as F
-from mmref.nn.operation import Symbol, apply
+from mmref.nn.operation import OPERATIONS, Symbol, apply
+
+OURS = ChainMap({"input": None}, FUSED, OPERATIONS)  # names that passes and backends go by
 
 
 class Tracer:
@@ -149,6 +153,9 @@ class TracedArray(Symbol):
     def record(self, operation, operands, attributes):
         tracer = self.tracer
         values = {name: tracer.value(operand) for name, operand in operands.items()}
+        if OURS.get(operation.name, operation) is not operation:
+            raise NotTraceable(f"layer {tracer.layer!r} uses an operation of {operation.__module__} named "
+                               f"{operation.name!r}, a name that backends take for mmref's own: choose another")
         if attributes.get("axis") == 0:
             raise NotTraceable(f"layer {tracer.layer!r} uses {operation.name} on the batch axis, which backends other "
                                f"than 'numpy' do not know: samples must stay apart")

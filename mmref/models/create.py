@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmref.arguments import check_choice, check_dtype, check_flag, check_integer, check_kind, check_weights
+from mmref.arguments import MATMULS, check_choice, check_dtype, check_flag, check_integer, check_kind, check_weights
 from mmref.data.labels import read_class_names
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.models.description import Description, default_transform, describe_weights
@@ -64,11 +64,11 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     check_kind("prefer", prefer, str, "the name of an entry, ema, raw or auto")
     threads = None if threads is None else check_integer("threads", threads, 1)
     graph = None if graph is None else check_flag("graph", graph)
-    check_choice("matmul", matmul, ("cublas", "cublaslt", "own"))
+    check_choice("matmul", matmul, MATMULS)
     tf32 = check_flag("tf32", tf32)
     config, dagger = resolve(name)
     if not set(changes) <= {field.name for field in fields(config)}:
-        raise ValueProblem(f"changes must be fields of Variant, got {', '.join(changes)}")
+        raise ValueProblem(f"changes must be fields of {type(config).__name__}, got {', '.join(changes)}")
     config = replace(config, **changes)
     if weights is not None and pretrained:
         raise ValueProblem("weights and pretrained=True: pass one of them, not both")
@@ -90,7 +90,7 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
     model.transform = about.transform or default_transform(model.config)
     model.class_names = about.class_names if class_names is None else read_class_names(class_names,
                                                                                        model.config.num_classes)
-    model.source, model.notes = about.source, about.notes
+    model.source, model.notes = about.source, (*about.notes, *model.notes)
     if backend == "numpy":
         return model
     if backend == "cuda":

@@ -1,7 +1,8 @@
 """Which networks there are, by name. A family of networks is a module with a table VARIANTS of its configurations.
 
 A configuration is a frozen dataclass with `name`, `img_size`, `in_chans` and `num_classes`, which every network has,
-the family's own fields, and `build()`, which gives the network without parameters. To add a family, name its module.
+the family's own fields, and `build()`, which gives the network without parameters. It may say more about its
+checkpoints (`head_prefix` and the following). To add a family, name its module.
 """
 
 from __future__ import annotations
@@ -12,7 +13,22 @@ from importlib import import_module
 
 from mmref.errors import ValueProblem
 
-FAMILIES = ("mmref.models.variants",)
+FAMILIES = ("mmref.models.variants", "mmref.models.fpn", "mmref.models.deeplabv3", "mmref.models.pspnet")
+
+
+def head_prefix(config) -> str:
+    """Where the names of its head's parameters begin: the configuration's `head`, "head." where it has none."""
+    return getattr(config, "head", "head.")
+
+
+def can_be_headless(config) -> bool:
+    """Whether the network without its head is one, too (num_classes=0): the configuration's `headless`, else True."""
+    return getattr(config, "headless", True)
+
+
+def training_prefixes(config) -> tuple[str, ...]:
+    """Where the names of parameters begin that checkpoints hold for training only: its `training_only`, else none."""
+    return getattr(config, "training_only", ())
 
 
 @cache

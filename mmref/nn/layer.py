@@ -66,9 +66,10 @@ class Layer:
         return y
 
     def record(self, y, inside: str = "") -> None:
-        """Show `y` to the recorder, if one listens, under this layer's name."""
+        """Show `y` to the recorder, if one listens, under this layer's name. Several maps are not shown: those that
+        made them have been."""
         record = _recorder.get()
-        if record is not None and not isinstance(y, Symbol):
+        if record is not None and isinstance(y, np.ndarray):
             record(f"{self.name}:{inside}" if inside else self.name, y, self)
 
     @property
@@ -140,18 +141,20 @@ class Sigmoid(Layer):
 
 
 class Conv2d(Layer):
-    """Convolution k x k, "same" padding k//2 for odd k. `weight` (c_out, c_in/groups, k, k), `bias` (c_out,)."""
+    """Convolution k x k, "same" padding dilation * (k//2) for odd k. `weight` (c_out, c_in/groups, k, k), `bias`
+    (c_out,)."""
 
-    def __init__(self, c_in, c_out, kernel=1, stride=1, groups=1, bias=False):
+    def __init__(self, c_in, c_out, kernel=1, stride=1, groups=1, bias=False, dilation=1):
         super().__init__()
-        self.stride, self.groups, self.kernel = stride, groups, kernel
+        self.stride, self.groups, self.kernel, self.dilation = stride, groups, kernel, dilation
         self.declare(weight=(c_out, c_in // groups, kernel, kernel))
         self.bias = None
         if bias:
             self.declare(bias=(c_out,))
 
     def forward(self, x):
-        return F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.kernel // 2, groups=self.groups)
+        return F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.dilation * (self.kernel // 2),
+                        groups=self.groups, dilation=self.dilation)
 
     def macs(self, y):
         return int(np.prod(self.shapes["weight"])) * y.shape[2] * y.shape[3]

@@ -40,7 +40,7 @@ def operation(result_shape: Callable, name: str | None = None, registry: dict = 
     registry      where it is listed by name
 
     Arrays and symbols are operands, known by their parameters' names (those of a `*parts` by "0", "1", ...); everything
-    else is an attribute. The result has the dtype of the first operand.
+    else is an attribute. The result has the dtype of the first operand. Raises ValueProblem for a name that is taken.
     """
     def decorate(compute):
         parameters = inspect.signature(compute).parameters
@@ -65,6 +65,10 @@ def operation(result_shape: Callable, name: str | None = None, registry: dict = 
 
         call.name, call.compute = name or compute.__name__, compute
         call.result_shape, call.spread = result_shape, spread
+        known = registry.setdefault(call.name, call)
+        if (known.__module__, known.__qualname__) != (call.__module__, call.__qualname__):  # a cell run again is fine
+            raise ValueProblem(f"operation {call.name!r} is there already, that of {known.__module__}: choose another "
+                               f"name, which backends then know apart")
         registry[call.name] = call
         return call
     return decorate

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from mmref.arguments import (
     check_array,
+    check_choice,
     check_flag,
     check_integer,
     check_ndarray,
@@ -17,14 +18,15 @@ from mmref.arguments import (
     check_rank,
     check_vector,
 )
-from mmref.errors import ShapeError
+from mmref.errors import ShapeError, ValueProblem
 from mmref.nn.paths import paths
 
 MOST_PADDING = 65_535  # pixels on each side
+MOST_SIDE = 1_000_000  # of a map after resizing: kernels compute with twice the product of two sides in 64 bits
 
 # ------------------------------------------------------------------------------------------------ convolutions
 
-def conv2d(x, weight, bias=None, *, stride=1, padding=0, groups=1):
+def conv2d(x, weight, bias=None, *, stride=1, padding=0, groups=1, dilation=1):
     check_array("x", x, "batch channels height width")
     check_array("weight", weight, "out_channels in_channels/groups k_h k_w", x.dtype)
     check_steps(stride, padding)
@@ -35,18 +37,26 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, groups=1):
                          f"out_channels a multiple of groups={groups}, got shape {weight.shape}")
     if bias is not None:
         check_vector("bias", bias, c_out, x.dtype)
-    return x.shape[0], c_out, *_correlated(x.shape[2:], kernel, stride, padding)
+    check_dilation(dilation)
+    return x.shape[0], c_out, *_correlated(x.shape[2:], kernel, stride, padding, dilation)
+
+
+def check_dilation(dilation) -> int:
+    return check_integer("dilation", dilation, 1, MOST_PADDING)
 
 
 def check_steps(stride, padding) -> tuple[int, int]:
     return check_integer("stride", stride, 1), check_integer("padding", padding, 0, MOST_PADDING)
 
 
-def _correlated(size, kernel, stride, padding):
+def _correlated(size, kernel, stride, padding, dilation=1):
     padded = [side + 2 * padding for side in size]
-    if padded[0] < kernel[0] or padded[1] < kernel[1]:
-        raise ShapeError(f"kernel {kernel[0]}x{kernel[1]} is larger than the padded picture {padded[0]}x{padded[1]}")
-    return [(side - k) // stride + 1 for side, k in zip(padded, kernel, strict=True)]
+    spans = [dilation * (k - 1) + 1 for k in kernel]
+    if padded[0] < spans[0] or padded[1] < spans[1]:
+        dilated = "" if dilation == 1 else f" with dilation {dilation}"
+        raise ShapeError(f"kernel {kernel[0]}x{kernel[1]}{dilated} is larger than the padded picture "
+                         f"{padded[0]}x{padded[1]}")
+    return [(side - span) // stride + 1 for side, span in zip(padded, spans, strict=True)]
 
 
 def depthwise_conv2d(x, weight, bias=None, *, stride=1, padding=0, backend="numpy"):
@@ -129,11 +139,44 @@ def broadcast(x, y):
 
 
 def global_average_pool(x, keep_axes=False):
-    check_array("x", x, "batch channels height width")
     check_flag("keep_axes", keep_axes)
+    _check_pixels(x)
+    return (*x.shape[:2], 1, 1) if keep_axes else x.shape[:2]
+
+
+# ------------------------------------------------------------------------------------------ pooling, resizing
+
+def adaptive_average_pool(x, rows, columns):
+    _check_pixels(x)
+    return *x.shape[:2], check_integer("rows", rows, 1, MOST_SIDE), check_integer("columns", columns, 1, MOST_SIDE)
+
+
+def max_pool2d(x, kernel, *, stride=1, padding=0):
+    _check_pixels(x)
+    check_integer("kernel", kernel, 1, MOST_PADDING)
+    check_steps(stride, padding)
+    if padding > kernel // 2:
+        raise ValueProblem(f"padding must be at most half the kernel of {kernel}, so that every window holds a pixel, "
+                           f"got {padding}")
+    return *x.shape[:2], *_correlated(x.shape[2:], (kernel, kernel), stride, padding)
+
+
+def resize(x, height, width, *, mode="bilinear"):
+    _check_pixels(x)
+    check_choice("mode", mode, ("bilinear", "nearest"))
+    return *x.shape[:2], check_integer("height", height, 1, MOST_SIDE), check_integer("width", width, 1, MOST_SIDE)
+
+
+def upsample(x, factor, *, mode="bilinear"):
+    check_rank("x", x, "batch channels height width")
+    factor = check_integer("factor", factor, 1, MOST_SIDE)
+    return resize(x, factor * x.shape[2], factor * x.shape[3], mode=mode)
+
+
+def _check_pixels(x):
+    check_array("x", x, "batch channels height width")
     if 0 in x.shape[2:]:
         raise ShapeError(f"x must have at least one pixel, got shape {x.shape}")
-    return (*x.shape[:2], 1, 1) if keep_axes else x.shape[:2]
 
 
 # -------------------------------------------------------------------------------------- taking apart, joining
@@ -163,9 +206,7 @@ def concatenate(*parts, axis=1):
 # ------------------------------------------------------------------------------------------------ wavelets
 
 def analysis(x, bank):
-    check_array("x", x, "batch channels height width")
-    if 0 in x.shape[2:]:
-        raise ShapeError(f"x must have at least one pixel, got shape {x.shape}")
+    _check_pixels(x)
     _check_bank(bank, 4 * x.shape[1], x.dtype)
     return x.shape[0], 4 * x.shape[1], *(-(-side // 2) for side in x.shape[2:])
 

@@ -15,6 +15,8 @@ from mmref.nn import shapes
 from mmref.nn.functional import channels_first, channels_last, depthwise_conv_transpose2d, pad_pixels
 from mmref.nn.operation import operation
 
+HAAR = np.array([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]], np.float32) / 2  # db1
+
 
 def filter_bank(wavelet: str = "db1") -> tuple[np.ndarray, np.ndarray]:
     """Analysis and synthesis filters of a discrete wavelet, each (4, k, k) float32.

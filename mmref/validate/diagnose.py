@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmref.models.segmentation import Segmentation
 from mmref.nn import functional as F
 from mmref.nn.layer import recording
 from mmref.validate.faults import FAULTS
+from mmref.validate.segmentation_faults import Decoder
 from mmref.validate.trace import canonical, largest
 
 LIMIT = 60.0      # units of rounding noise within which a mistake reproduces the candidate,
@@ -213,7 +215,11 @@ def planted(model, x, first, checked, explains):
 
 def unit_of(model, x, first):
     """(the unit that computes record `first`, its kind, its input): stem, a child of a stage, or the head."""
-    if first.startswith("patch_embed"):
+    if isinstance(model, Segmentation):
+        if not first.startswith(model.backbone.name + "."):
+            return Decoder(model), "decoder", [*model.forward_features(x), x]
+        model = model.backbone
+    if first.startswith(model.patch_embed.name):
         return model.patch_embed, "stem", x
     x = model.patch_embed(x)
     for stage in (model.blocks1, model.blocks2, model.blocks3):
@@ -223,7 +229,7 @@ def unit_of(model, x, first):
                                                                              child is children[-1]):
                 return child, "block", x
             x = child(x)
-    if first.startswith("head") or first == "output":
+    if first.startswith(model.head.name or "head") or first == "output":
         return _Tail(model.head), "head", x
     return None, "", x
 
@@ -253,6 +259,8 @@ def clone(layer):
     """A copy whose layers may be changed; parameters are shared."""
     if isinstance(layer, _Tail):
         return _Tail(clone(layer.head))
+    if isinstance(layer, Decoder):
+        return Decoder(clone(layer.network))
     copied = copy.copy(layer)
     for name, child in layer.children.items():
         setattr(copied, name, clone(child))

@@ -53,7 +53,8 @@ def forwards(kind, key, text, function):
 
 def _shifted(layer, x, low, high, mode="constant"):
     pads = ((0, 0), (0, 0), (low, high), (low, high))
-    return F.conv2d(np.pad(x, pads, mode=mode), layer.weight, layer.bias, stride=layer.stride, groups=layer.groups)
+    return F.conv2d(np.pad(x, pads, mode=mode), layer.weight, layer.bias, stride=layer.stride, groups=layer.groups,
+                    dilation=layer.dilation)
 
 
 @fault(Conv2d, "padding-side", "padding on the wrong side: all of it at the bottom and right, as TensorFlow's SAME",
@@ -61,7 +62,7 @@ def _shifted(layer, x, low, high, mode="constant"):
 @fault(Conv2d, "padding-side", "padding on the wrong side: all of it at the top and left", side="low")
 @fault(Conv2d, "padding-mode", "border repeated (edge) where zeros are padded", mode="edge")
 def _padding(layer, side="", mode="constant"):
-    p = layer.kernel // 2
+    p = layer.dilation * (layer.kernel // 2)
     if not p:
         return False
     low, high = {"high": (0, 2 * p), "low": (2 * p, 0), "": (p, p)}[side]

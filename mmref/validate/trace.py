@@ -18,7 +18,7 @@ from mmref.models.network import check_numpy_model
 from mmref.nn.layer import recording
 
 # Names of a folded network's layers and what they compute in an unfolded one.
-_FOLDED = (("local_op.0", "local_op.bn1"), ("local_op.2", "local_op.bn2"))
+_FOLDED = (("local_op.0", "local_op.bn1"), ("local_op.2", "local_op.bn2"), (".conv_bn", ".bn"))
 
 
 @dataclass
@@ -149,7 +149,14 @@ def halved(model):
 
 
 def _rounding(forward):
-    return lambda x: forward(x).astype(np.float16).astype(np.float32)
+    def rounded(*inputs):
+        y = forward(*inputs)
+        return [_half(one) for one in y] if isinstance(y, (list, tuple)) else _half(y)
+    return rounded
+
+
+def _half(y):
+    return y.astype(np.float16).astype(np.float32)
 
 
 def largest(array) -> float:

@@ -43,7 +43,7 @@ from mmref.kernels.cuda import compiler, launch
 CAPABILITIES = ((7, 5), (8, 0), (9, 0), (10, 0))
 MAIN = ((9, 0),)
 BUDGET = Path(__file__).parent / "registers.json"
-MODULES = ("depthwise", "epilogue", "join", "layout", "matmul", "norm_gate", "plain", "pool", "rows", "scan",
+MODULES = ("depthwise", "epilogue", "join", "layout", "maps", "matmul", "norm_gate", "plain", "pool", "rows", "scan",
            "selective_scan", "squeeze_excite", "stem", "wavelet_branch")
 
 
@@ -149,6 +149,11 @@ def _alone(modules):
     modules["rows"].repeat_rows(x, x)
     modules["rows"].compare_rows(x, x, one)
     _plain(modules["plain"], x, one)
+    sizes = dict(height=8, width=8, out_height=8, out_width=8)
+    for nearest in (False, True):
+        modules["maps"].resize(x, x, nearest=nearest, **sizes)
+    modules["maps"].adaptive_mean(x, x, height=8, width=8, rows=2, columns=2)
+    modules["maps"].maximum_pool(x, x, kernel=3, stride=2, padding=1, **sizes)
     for states in (0, 1, 4, 16, 17):
         u, few = Shape(1, 2, 64, 64), Shape(1, 2, states, 64)
         modules["selective_scan"].scan_states(u, u, Shape(2, 64, states), few, few, Shape(2, 64), u)
@@ -157,7 +162,7 @@ def _alone(modules):
 def _plain(plain, x, one):
     for add in (False, True):
         plain.move(x, x, one, sizes=(1, 8, 8, 64), add=add)
-    for operation in ("copy", "relu", "sigmoid", "silu", "softplus", "add", "multiply"):
+    for operation in ("copy", "relu", "relu6", "sigmoid", "silu", "softplus", "add", "multiply"):
         plain.combine(x, x, x, operation=operation, length=1)
     plain.norm(x, one, one, one, x)
     plain.gather(x, Shape(4, 64), x, images=1)

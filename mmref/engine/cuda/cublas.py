@@ -106,6 +106,19 @@ def _close(library, name, handle):
     library.functions[name](handle)  # its status helps nobody any more
 
 
+def _start(create: str):
+    """(libraries, a new handle) on the current device; MissingBackend where there are none."""
+    if SIMULATOR:
+        raise MissingBackend("the simulator has no cuBLAS: ask for matmul='own'")
+    loaded, handle = library(), c_void_p()
+    cuda.current_context()
+    try:
+        loaded.call(create, byref(handle))
+    except RuntimeError as error:
+        raise MissingBackend(f"backend 'cuda' cannot start cuBLAS ({error}): {REMEDY}") from error
+    return loaded, handle
+
+
 def _owned(owner, library, destroy: str, handle):
     """Have `destroy` called on a handle when its owner goes; not at the interpreter's end, where the driver may be
     gone already and the process's memory is freed anyway."""
@@ -130,14 +143,7 @@ class Handle:
     """A cuBLAS context on one stream. `multiply` is all that a plan calls."""
 
     def __init__(self, stream, tf32: bool):
-        if SIMULATOR:
-            raise MissingBackend("the simulator has no cuBLAS: ask for matmul='own'")
-        self.library, handle = library(), c_void_p()
-        cuda.current_context()
-        try:
-            self.library.call("cublasCreate_v2", byref(handle))
-        except RuntimeError as error:
-            raise MissingBackend(f"backend 'cuda' cannot start cuBLAS ({error}): {REMEDY}") from error
+        self.library, handle = _start("cublasCreate_v2")
         self.handle = _owned(self, self.library, "cublasDestroy_v2", handle)
         self.library.call("cublasSetStream_v2", handle, int(stream))
         self.workspace = allocate((WORKSPACE_BYTES // 4,))  # behind the stream, which resets it
@@ -160,14 +166,7 @@ class Fused:
     TYPICAL = 16_384
 
     def __init__(self, stream, tf32: bool):
-        if SIMULATOR:
-            raise MissingBackend("the simulator has no cuBLAS: ask for matmul='own'")
-        self.library, self.stream, handle = library(), int(stream), c_void_p()
-        cuda.current_context()
-        try:
-            self.library.call("cublasLtCreate", byref(handle))
-        except RuntimeError as error:
-            raise MissingBackend(f"backend 'cuda' cannot start cublasLt ({error}): {REMEDY}") from error
+        self.stream, (self.library, handle) = int(stream), _start("cublasLtCreate")
         self.handle = _owned(self, self.library, "cublasLtDestroy", handle)
         self.compute = COMPUTE_TF32 if tf32 else COMPUTE_PEDANTIC
         self.one, self.zero = c_float(1), c_float(0)

@@ -6,10 +6,10 @@ from collections import OrderedDict
 
 import numpy as np
 
-from mmref.arguments import Shaped, check_choice, check_flag
+from mmref.arguments import MATMULS, Shaped, check_choice, check_flag
 from mmref.engine.cuda import device
 from mmref.engine.cuda.plan import DevicePlan, device_schedule, make_plan
-from mmref.engine.cuda.products import PRODUCTS, make_products
+from mmref.engine.cuda.products import make_products
 from mmref.engine.cuda.weights import DeviceWeights
 from mmref.engine.face import Call, EngineModel, check_arrays, check_plan_shape
 from mmref.errors import ValueProblem
@@ -61,7 +61,7 @@ class DeviceModel(EngineModel):
 
     def __init__(self, model: Network, graph: bool | None = None, matmul: str = "cublas", tf32: bool = False):
         self.graph = None if graph is None else check_flag("graph", graph)
-        self.matmul, self.tf32 = check_choice("matmul", matmul, (*PRODUCTS, "own")), check_flag("tf32", tf32)
+        self.matmul, self.tf32 = check_choice("matmul", matmul, MATMULS), check_flag("tf32", tf32)
         self._adopt(model)
 
     def _start(self):

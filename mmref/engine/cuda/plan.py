@@ -23,7 +23,7 @@ from mmref.engine.lowering import (
     Operation,
     depthwise_cost,
     in_place,
-    is_pointwise,
+    is_window,
     product_cost,
     scan_cost,
     wavelet_branch_cost,
@@ -32,17 +32,18 @@ from mmref.engine.lowering import (
 from mmref.engine.memory import Arena, Map, Place
 from mmref.engine.schedule import Schedule, channel_axis, rows_of, schedule
 from mmref.errors import OutOfDeviceMemory
-from mmref.graph.fused import HAAR
 from mmref.graph.graph import Constant, Graph, Node
 from mmref.kernels.cuda import norm_gate, scan, wavelet_branch
 from mmref.kernels.target import FLOAT_BYTES, round_up
 from mmref.nn.paths import PADDING, paths
+from mmref.nn.wavelet import HAAR
 
 # kernel of an operation: its module below mmref.kernels.cuda and the function there
 KERNELS = {"stem": ("stem", "stem"), "depthwise": ("depthwise", "depthwise"), "scan": ("scan", "scan"),
            "wavelet_branch": ("wavelet_branch", "wavelet_branch"), "norm_gate": ("norm_gate", "norm_gate"),
            "copy_relu": ("join", "copy_relu"), "mean": ("pool", "mean"), "gate": ("squeeze_excite", "gate"),
-           "result": ("layout", "to_channels_first"),
+           "result": ("layout", "to_channels_first"), "resize": ("maps", "resize"),
+           "adaptive_mean": ("maps", "adaptive_mean"), "maximum_pool": ("maps", "maximum_pool"),
            **{name: ("plain", name) for name in ("move", "combine", "norm", "gather", "project", "analysis",
                                                  "synthesis", "path_scan", "scan_rows")}}
 
@@ -96,11 +97,6 @@ class View:
 def device_schedule(graph: Graph) -> Schedule:
     """Every kernel writes its own channels only, and none wants a border of zeros."""
     return schedule(graph, lambda node: True, in_place, lambda node: None)
-
-
-def is_window(node: Node) -> bool:
-    """Whether it is a convolution that reads neighbourhoods: a picture too, as it comes."""
-    return node.name in ("convolution", "conv2d") and not is_pointwise(node)
 
 
 class DeviceLowering(Lowering):
@@ -176,15 +172,6 @@ class DeviceLowering(Lowering):
                   a=self.map(x), matrix=matrix, out=out, rows=rows, residual=residual, residual2=residual2,
                   relu=node.attributes["activation"] == "relu", scratch=scratch)
 
-    def lower_convolution(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
-        if is_pointwise(node):
-            return self.lower_product(node, x, weight, bias, shortcut, shortcut2)
-        return self.window(node, x, self.weights.window(weight, bias), weight.shape[2:], shortcut, shortcut2)
-
-    def lower_conv2d(self, node, x, weight, bias=None):
-        """A convolution in groups: their filters lie on the diagonal of one matrix."""
-        self.window(node, x, self.weights.window(weight, bias, node.attributes["groups"]), weight.shape[2:])
-
     def window(self, node, x, matrix: DeviceMatrix, filter_shape, shortcut=None, shortcut2=None):
         _, c_in, height, width = x.shape
         others = [other for other in (shortcut, shortcut2) if other is not None]
@@ -194,7 +181,8 @@ class DeviceLowering(Lowering):
                   x=Input(self.graph.inputs.index(x)) if nchw else self.view(x), weight=matrix.weight, bias=matrix.bias,
                   out=self.view(node), images=self.images, height=height, width=width, c_in=c_in,
                   filter_shape=filter_shape, stride=node.attributes["stride"], padding=node.attributes["padding"],
-                  nchw=nchw, residual=residual, residual2=residual2, relu=node.attributes.get("activation") == "relu")
+                  dilation=node.attributes["dilation"], nchw=nchw, residual=residual, residual2=residual2,
+                  relu=node.attributes.get("activation") == "relu")
 
     def lower_project(self, node, weight, sequences):
         K, M, D = weight.shape
@@ -285,6 +273,24 @@ class DeviceLowering(Lowering):
     def gather(self, node, x, table, key):
         self.emit("gather", 0, 8 * self.images * table.size * node.shape[channel_axis(node)], (x,), (node,),
                   x=self.view(x), table=self.weights.table(table, key), out=self.view(node), images=self.images)
+
+    # ---------------------------------------------------------------------------------- pooling, resizing
+
+    def lower_resize(self, node, x):
+        self.over_maps("resize", node, x, out_height=node.shape[2], out_width=node.shape[3],
+                       nearest=node.attributes["mode"] == "nearest")
+
+    lower_upsample = lower_resize
+
+    def lower_adaptive_average_pool(self, node, x):
+        self.over_maps("adaptive_mean", node, x, rows=node.shape[2], columns=node.shape[3])
+
+    def lower_max_pool2d(self, node, x):
+        self.over_maps("maximum_pool", node, x, out_height=node.shape[2], out_width=node.shape[3], **node.attributes)
+
+    def over_maps(self, operation, node, x, /, **more):
+        self.emit(operation, 0, FLOAT_BYTES * self.images * (prod(x.shape[1:]) + prod(node.shape[1:])), (x,), (node,),
+                  x=self.view(x), out=self.view(node), height=x.shape[2], width=x.shape[3], **more)
 
     # ------------------------------------------------------------------------------- norms, elementwise
 

@@ -20,6 +20,7 @@ from functools import partial
 
 import numpy as np
 
+from mmref.arguments import MATMULS, check_choice
 from mmref.engine.cuda import cublas
 from mmref.errors import ValueProblem
 from mmref.kernels.cuda.driver import cuda
@@ -229,10 +230,8 @@ PRODUCTS = {"cublas": Cublas, "cublaslt": CublasLt}
 
 def make_products(matmul: str, tf32: bool, stream):
     """"cublas", "cublaslt" or "own"; MissingBackend where the library is missing."""
-    if matmul == "own":
+    if check_choice("matmul", matmul, MATMULS) == "own":
         if tf32:
             raise ValueProblem("tf32 must be False with matmul='own', which multiplies in float32, got True")
         return OwnProducts(stream)
-    if matmul not in PRODUCTS:
-        raise ValueProblem(f"matmul must be 'cublas', 'cublaslt' or 'own', got {matmul!r}")
     return PRODUCTS[matmul](stream, tf32)

@@ -86,11 +86,6 @@ class DeviceWeights(Kept):
         """(4, k * k, C): the filters of a Haar wavelet branch's sub-bands."""
         return self.once("bands", lambda w: self.put(haar_bands(w).transpose(1, 2, 0)), weight)
 
-    def scan(self, dt_weight: Constant, dt_bias: Constant, A: Constant, D: Constant) -> dict[str, object]:
-        """dt_weight (K, R, D), dt_bias (K, D), A (K, N, D), D (K, D)."""
-        return {"dt_weight": self.swapped(dt_weight), "dt_bias": self.array(dt_bias), "A": self.swapped(A),
-                "D": self.array(D)}
-
     def swapped(self, constant: Constant):
         """(K, D, N) -> (K, N, D); one row of zeros where there are none, because kernels need an array."""
         def make(values):
