@@ -31,7 +31,7 @@ from mmref.kernels.vector import (
     view,
     zeros,
 )
-from mmref.kernels.vector_math import sigmoid, silu, softplus
+from mmref.kernels.vector_math import gelu, sigmoid, silu, softplus
 
 
 def move(record, thread, threads):
@@ -79,6 +79,8 @@ def _combined(operation, x, y):
         return x * y
     if operation == 7:
         return relu6(x)
+    if operation == 8:
+        return gelu(x)
     return x
 
 

@@ -20,7 +20,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from mmref.kernels.target import LANES, TARGET
 
-FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+FLOAT, DOUBLE, INT32, INT64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
 BYTE_POINTER = ir.IntType(8).as_pointer()
 VECTOR, INDEX_VECTOR = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
 
@@ -246,6 +246,16 @@ def load_scalar(builder, address):
 
 @operation(types.void, types.int64, types.float32)
 def store_scalar(builder, address, value):
+    emit_store(builder, value, address)
+
+
+@operation(types.float64, types.int64)
+def load_double(builder, address):
+    return emit_load(builder, address, DOUBLE)
+
+
+@operation(types.void, types.int64, types.float64)
+def store_double(builder, address, value):
     emit_store(builder, value, address)
 
 

@@ -96,7 +96,7 @@ def test_results_that_cannot_be_written_are_not_lost(data, tmp_path, capsys, mon
     assert f"r.json: No space left on device; all answers are in {journal}" in err.splitlines()[-1]
     monkeypatch.setattr(tally, "replacing", replacing)
     from mmref.tasks.predictor import Predictor
-    monkeypatch.setattr(Predictor, "_predict", None)  # nothing is computed again
+    monkeypatch.setattr(Predictor, "answers", None)  # nothing is computed again
     assert main(command(data, "--results-file", results)) == 2
     assert json.loads(results.read_text()) == json.loads(out) and not journal.exists()
 

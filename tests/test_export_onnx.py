@@ -24,6 +24,7 @@ from mmref.models.parameters import random_parameters
 from mmref.models.variants import VARIANTS, Variant
 from mmref.nn import functional as F
 from mmref.nn import resize as R
+from mmref.nn import tokens
 from mmref.nn.layer import Conv2d, ConvBN, LayerNorm, Linear, Sequential, Sigmoid
 from mmref.nn.operation import OPERATIONS, operation
 from mmref.nn.paths import BACKWARDS, ORDERS
@@ -198,6 +199,11 @@ CALLS = {  # each operation by itself, on a map (B, 8, H, W); `a` makes paramete
     "cross_merge": lambda x, a: cross_merge(cross_scan(x, "atrous") * a(4, 8, 1), "atrous", *x.shape[2:]),
     "project": lambda x, a: project(a(2, 3, 8), cross_scan(x)),
     "selective_scan": lambda x, a: scanned(cross_scan(x, "cross"), a, 5),
+    "gelu": lambda x, a: [tokens.gelu(3 * x), tokens.gelu(cross_scan(x))],
+    "rms_norm_channels": lambda x, a: tokens.rms_norm_channels(x, a(8), 1e-3),
+    "causal_conv": lambda x, a: tokens.causal_conv(cross_scan(x, ("rows", "windows 3")), a(2, 8, 4), a(2, 8)),
+    "rotary": lambda x, a: tokens.rotary(F.global_average_pool(x, keep_axes=True), a(1, 8, 1, 1), a(1, 8, 1, 1)),
+    "pad_to_multiple": lambda x, a: tokens.pad_to_multiple(x, 3),
     "relu6": lambda x, a: F.relu6(8 * x),
     "resize": lambda x, a: [R.resize(y, *x.shape[2:], mode=mode) for mode in ("bilinear", "nearest")
                             for y in (x, R.resize(x, 5, 17), F.conv2d(x, a(3, 8, 3, 3), stride=2, padding=1))],
@@ -452,7 +458,12 @@ def test_what_cannot_be_exported():
     @operation(lambda x: x.shape, registry={})
     def relu(x):  # not mmref's, though of the same name
         return np.cbrt(x)
-    for function, match in ((relu, "'relu', which layer 'patch_embed.1' uses"), (np.tanh, "patch_embed.1.*tanh")):
+
+    @operation(lambda x: x.shape, registry={})
+    def cube(x):
+        return x * x * x
+    for function, match in ((relu, "patch_embed.1.*'relu', a name that backends"), (np.tanh, "patch_embed.1.*tanh"),
+                            (cube, "'cube', which layer 'patch_embed.1' uses")):
         model = lively()
         setattr(model.patch_embed, "1", Odd(function))
         with pytest.raises(NotTraceable, match=match):

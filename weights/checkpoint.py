@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmref.arguments import check_path
+from mmref.arguments import check_flag, check_path
 from mmref.errors import CheckpointError
 from mmref.weights import pickle_tensors, safetensors_file, sharded
 from mmref.weights.state_dicts import Choice, check_name, choose
@@ -69,9 +69,10 @@ def read_checkpoint(path, *, prefer: str = "auto", strict: bool = False, allow_n
     allow_nonfinite  accept NaN and infinity, and negative variances
 
     What the file is is determined by its first bytes. Raises CheckpointError, which names the file and the record, for
-    everything that is not a whole, plain, finite checkpoint, and ValueProblem if `path` is not a path.
+    everything that is not a whole, plain, finite checkpoint, and ValueProblem for arguments that cannot be meant.
     """
     path = check_path("path", path)
+    strict, allow_nonfinite = check_flag("strict", strict), check_flag("allow_nonfinite", allow_nonfinite)
     try:
         path = sharded.locate(path)
         kind = _kind(path)

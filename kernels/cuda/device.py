@@ -224,6 +224,12 @@ def silu(x):
 
 
 @device_function
+def gelu(x):
+    """x times the normal distribution's share below x, by the complementary error function of the C library."""
+    return np.float32(0.5) * x * np.float32(math.erfc(x * np.float32(-0.70710677)))
+
+
+@device_function
 def softplus(x):
     """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), which neither overflows nor cancels.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import prod
 
 from mmref.engine.lowering import Lowering, is_window, window_cost
+from mmref.engine.memory import Map
+from mmref.errors import NotTraceable
 from mmref.graph.graph import Node
 from mmref.kernels.target import FLOAT_BYTES, LANES, TARGET, VECTOR_BYTES, round_up
 
@@ -43,6 +45,45 @@ class MapLowering(Lowering):
                   zeros=self.weights.zeros(TARGET.tile_vectors), residual=residual, residual2=residual2,
                   relu=int(relu and same == others), tiles=self.tiles, tile_rows=TARGET.tile_rows)
         self.add_rest(node, [other for other in others if other not in same], relu)
+
+    def lower_convolution(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
+        if self.is_whole(node, x, weight) and shortcut is None:
+            return self.whole_map(node, x, weight, bias)
+        return super().lower_convolution(node, x, weight, bias, shortcut, shortcut2)
+
+    def is_whole(self, node, x, weight):
+        """Whether a convolution's filters cover the map, whose pixels lie side by side: each image is one long row."""
+        region, covers = self.plan.region[x], weight.shape[2:] == x.shape[2:] != (1, 1)
+        return covers and not node.attributes["padding"] and not region.buffer.border and not region.start
+
+    def whole_map(self, node, x, weight, bias):
+        source, pixels = self.map(x), prod(x.shape[2:])
+        matrix = self.weights.whole_map(weight, bias, source.pitch // FLOAT_BYTES)
+        rows = Map(source.place, pixels * source.pitch, matrix.depth, 0)
+        self.matmul(node, rows, matrix, self.map(node), self.images, (x,), relu=node.attributes["activation"] == "relu")
+
+    def lower_conv_transpose2d(self, node, x, weight, bias=None):
+        """Filters as far apart as they are wide: for each of their taps a 1x1 convolution, whose results lie `stride`
+        pixels apart."""
+        stride, (_, c_in, height, width) = node.attributes["stride"], x.shape
+        if weight.shape[2:] != (stride, stride) or node.attributes["padding"]:
+            raise NotTraceable(f"backend 'numba' has no kernel for transposed convolutions whose filters overlap or "
+                               f"are cut, which layer {node.layer!r} uses (backend 'numpy' runs it)")
+        source, out = self.map(x), self.map(node)
+        in_border, out_border = (self.plan.region[value].buffer.border or 0 for value in (x, node))
+        in_row, out_row = source.row or width * source.pitch, out.row or width * stride * out.pitch
+        macs, moved = window_cost(self.images, x, node, c_in, 0)
+        for i in range(stride):
+            for j in range(stride):
+                matrix = self.weights.tap(weight, bias, i, j)
+                self.emit("stem", macs // stride ** 2, moved // stride ** 2, (x,), (node,),
+                          x=source.place + in_border * (in_row + source.pitch), pixel=source.pitch, row=in_row,
+                          image=(height + 2 * in_border) * in_row, depth=c_in, kernel=1, tap_row=0, taps=1, tap=0,
+                          stride=1, out=out.place + (i + out_border) * out_row + (j + out_border) * out.pitch,
+                          out_pixel=stride * out.pitch, out_row=stride * out_row,
+                          out_image=(stride * height + 2 * out_border) * out_row, height=height, width=width,
+                          images=self.images, panels=matrix.panels, panel_table=matrix.panel_table, bias=matrix.bias,
+                          residual=0, residual2=0, relu=0, tiles=self.tiles, tile_rows=TARGET.tile_rows)
 
     # ------------------------------------------------------------------------------------------- pooling
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from itertools import islice
 
 from mmref.errors import MissingBackend, MmrefError
-from mmref.evaluate.batch import NEVER_BEGAN, batch_paths, run_batch
+from mmref.evaluate.batch import NEVER_BEGAN, run_batch
 
 __all__ = ["on_cluster"]
 
@@ -31,7 +31,7 @@ def on_cluster(predictor, pictures, starts, scheduler: str) -> Iterator[dict]:
         from distributed.scheduler import KilledWorker
     except ImportError as error:
         raise MissingBackend(f"scheduler needs Dask: pip install 'mmref[dask]' ({error})") from error
-    root, size, token = os.path.abspath(pictures.root), predictor.batch_size, uuid.uuid4().hex
+    token = uuid.uuid4().hex
     with ExitStack() as stack:
         if scheduler.startswith("local:"):
             count = _count(scheduler)
@@ -43,7 +43,7 @@ def on_cluster(predictor, pictures, starts, scheduler: str) -> Iterator[dict]:
 
         def submit(start):
             # a key of its own for every batch and run: Dask must not take the answer of an earlier evaluation
-            return client.submit(run_batch, predictor, root, batch_paths(pictures, start, size), start,
+            return client.submit(run_batch, predictor, pictures.batch(start, predictor.batch_size),
                                  key=f"mmref-eval-{token}-{start}", pure=False)
 
         coming, running, threads = iter(starts), as_completed(loop=client.loop), _Threads(client)

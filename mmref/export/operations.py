@@ -6,12 +6,12 @@ Letters: B batch, C channels, H x W pixels.
 from __future__ import annotations
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from mmref.export.lowering import PIXELS, STEPS, emits
 from mmref.nn import functional as F
 from mmref.nn import resize as R
-from mmref.nn import wavelet
+from mmref.nn import transposed, wavelet
 
 # ------------------------------------------------------------------------------------- convolutions, norms, means
 
@@ -28,6 +28,11 @@ def depthwise_conv2d(g, x, weight, bias=None, *, stride, padding):
 @emits(F.depthwise_conv_transpose2d)
 def depthwise_conv_transpose2d(g, x, weight, *, groups, stride, padding):
     return _convolution(g, "ConvTranspose", (x, weight), stride, [padding] * 4, groups)
+
+
+@emits(transposed.conv_transpose2d)
+def conv_transpose2d(g, x, weight, bias=None, *, stride, padding):
+    return _convolution(g, "ConvTranspose", (x, weight, bias), stride, [padding] * 4, 1)
 
 
 def _convolution(g, op, operands, stride, pads, groups, **more):
@@ -99,8 +104,8 @@ def _averages(g, length, count):
     start = g.node("Div", [g.node("Mul", [first, size]), parts])
     stop = g.node("Mul", [g.constant(f"parts/{count}_next", np.arange(1, count + 1)[:, None]), size])
     stop = g.node("Div", [g.node("Add", [stop, g.integers(count - 1)]), parts])
-    pixel = g.node("Range", [g.constant("range/0", np.int64(0)), g.node("Squeeze", [size]),
-                             g.constant("range/1", np.int64(1))])
+    ones = g.node("ConstantOfShape", [size], value=helper.make_tensor("one", TensorProto.INT64, [1], [1]))
+    pixel = g.node("CumSum", [ones, g.constant("axis/0", np.int64(0))], exclusive=1)  # 0, 1, ..., without a scalar size
     inside = g.node("And", [g.node("GreaterOrEqual", [pixel, start]), g.node("Less", [pixel, stop])])
     inside, number = (g.node("Cast", [value], to=TensorProto.FLOAT)
                       for value in (inside, g.node("Sub", [stop, start])))
@@ -136,6 +141,11 @@ def relu6(g, x):
 @emits(F.silu)
 def silu(g, x):
     return g.each(lambda value: g.node("Mul", [value, g.node("Sigmoid", [value])]), g.form(x), x)
+
+
+@emits(F.flatten)
+def flatten(g, x):
+    return g.node("Flatten", [g.take(x)])
 
 
 @emits(F.slice_axis)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmref.arguments import MATMULS, check_choice, check_dtype, check_flag, check_integer, check_kind, check_weights
 from mmref.data.labels import read_class_names
-from mmref.errors import MissingBackend, ValueProblem
+from mmref.errors import CheckpointError, MissingBackend, ValueProblem
 from mmref.models.description import Description, default_transform, describe_weights
 from mmref.models.parameters import load_parameters, random_parameters
 from mmref.models.registry import models, resolve
@@ -107,6 +107,10 @@ def pretrained_weights(name: str) -> Path:
         from importlib.resources import files
         return Path(str(files("mmref.weights") / "mobilemamba_nano.safetensors"))
     from mmref.weights import pretrained_path
+    from mmref.weights.store import manifest
+    if name not in manifest():
+        raise CheckpointError(f"{name}: mmref knows no trained weights of it to fetch; name a file (weights=..., on "
+                              f"the command line --weights)")
     return pretrained_path(name)
 
 

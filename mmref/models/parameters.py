@@ -13,7 +13,7 @@ import numpy as np
 
 from mmref.errors import ParameterMismatch
 from mmref.models.network import Network
-from mmref.models.registry import can_be_headless, head_prefix, models, training_prefixes
+from mmref.models.registry import can_be_headless, classes_of, head_prefix, models, training_prefixes
 from mmref.models.variants import Variant
 
 LISTED = 10  # differences an error spells out
@@ -22,7 +22,8 @@ PREFIXES = ("", "backbone.")  # of a backbone's names: alone, and in a network b
 
 def is_folded(state: Mapping[str, np.ndarray]) -> bool:
     """Whether the names are those of a checkpoint with batch norms folded in."""
-    return any(f"{prefix}patch_embed.0.weight" in state for prefix in PREFIXES)
+    return any(f"{prefix}patch_embed.0.weight" in state for prefix in PREFIXES) \
+        and not any(name.endswith(".running_var") for name in state)
 
 
 def expected_shapes(config: Variant, folded: bool = False) -> dict[str, tuple[int, ...]]:
@@ -80,14 +81,14 @@ def random_parameters(config: Variant, seed: int = 0, dtype=np.float32) -> Netwo
 
 def head_classes(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of classes that a checkpoint's head answers, None where it has no head."""
-    return (_first_size(state, ("head.l.weight", "head.weight"), 0, 2)
+    return (_first_size(state, ("head.l.weight", "head.weight", "classifier.head.weight"), 0, 2)
             or _first_size(state, ("decode_head.conv_seg.weight",), 0, 4))
 
 
 def stem_channels(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of input channels of a checkpoint's first convolution, None where it has none."""
     names = [f"{prefix}patch_embed.0.{rest}" for prefix in PREFIXES for rest in ("c.weight", "weight")]
-    return _first_size(state, names, 1, 4)
+    return _first_size(state, [*names, "patch_embed.proj.weight"], 1, 4)
 
 
 def _first_size(state, names, axis, rank):
@@ -100,7 +101,7 @@ def _first_size(state, names, axis, rank):
 
 def _sized(config, state, source, num_classes=None, in_chans=None):
     """The variant with the classes and channels of `state`, or an error where others are wanted."""
-    classes, channels = head_classes(state), stem_channels(state)
+    classes, channels = classes_of(config, state) or head_classes(state), stem_channels(state)
     headed, headless = any(name.startswith(head_prefix(config)) for name in state), can_be_headless(config)
     if num_classes and classes is None and not headed and headless:
         raise ParameterMismatch(f"{source}: num_classes={num_classes} needs a head, and the weights have none; without "

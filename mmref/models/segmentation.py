@@ -15,12 +15,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mmref.arguments import check_integer, check_kind
+from mmref.data.keep_ratio import KeepRatio
+from mmref.data.labels import ade20k_names
+from mmref.data.picture import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD
 from mmref.errors import ShapeError, ValueProblem
 from mmref.models.network import Network, check_features
 from mmref.models.variants import MOST_CHANNELS, MOST_CLASSES, VARIANTS, Variant
 from mmref.nn import functional as F
 from mmref.nn import resize as R
-from mmref.nn.layer import BatchNorm, Conv2d, Layer
+from mmref.nn.layer import BatchNorm, Conv2d, Layer, computes_as, foldable
 
 PICTURE_SIDE = 512  # the short side that pictures are resized to, and that costs are quoted for
 
@@ -35,6 +38,7 @@ class SegmentationVariant:
     num_classes: int = 150
     in_chans: int = 3
 
+    task: ClassVar[str] = "segment"
     head: ClassVar[str] = "decode_head."
     headless: ClassVar[bool] = False
     training_only: ClassVar[tuple[str, ...]] = ("auxiliary_head.",)
@@ -44,6 +48,15 @@ class SegmentationVariant:
         for field, low, high in (("img_size", 1, 4096), ("num_classes", 1, MOST_CLASSES),
                                  ("in_chans", 1, MOST_CHANNELS)):
             object.__setattr__(self, field, check_integer(field, getattr(self, field), low, high))
+
+    def default_transform(self) -> KeepRatio:
+        """The published evaluation's, at the variant's size; in grey for one input channel."""
+        mean, std = IMAGENET_GREY if self.in_chans == 1 else (IMAGENET_MEAN, IMAGENET_STD)
+        return KeepRatio(self.img_size, 4 * self.img_size, mean, std)
+
+    def published_names(self) -> tuple[str, ...] | None:
+        """What the outputs of the published weights are called: ADE20K's classes."""
+        return ade20k_names() if self.num_classes == 150 else None
 
     def build(self) -> Network:
         """The network, its parameters not loaded yet."""
@@ -70,6 +83,8 @@ class ConvModule(Layer):
         return F.relu(self.bn(self.conv(x)))
 
     def fold_batchnorm(self):
+        if not (computes_as(self, ConvModule) and foldable(self.conv, self.bn)):
+            return super().fold_batchnorm()
         return FoldedConvModule(self.conv.folded_with(self.bn))
 
 

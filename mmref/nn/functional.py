@@ -244,6 +244,12 @@ def global_average_pool(x, keep_axes: bool = False):
     return means[:, :, None, None] if keep_axes else means
 
 
+@operation(shapes.flatten)
+def flatten(x):
+    """A map's values side by side: (B, C, H, W) -> (B, C*H*W), by channel, row, column."""
+    return np.ascontiguousarray(x).reshape(len(x), shapes.flatten(x)[1])
+
+
 @operation(shapes.slice_axis)
 def slice_axis(x, axis: int, start: int, stop: int, step: int = 1):
     """Elements start, start + step, ... below stop of one axis; a view."""

@@ -91,6 +91,23 @@ def depthwise_conv_transpose2d(x, weight, *, groups, stride=1, padding=0):
     return x.shape[0], groups, *sides
 
 
+def conv_transpose2d(x, weight, bias=None, *, stride=1, padding=0):
+    check_array("x", x, "batch channels height width")
+    check_array("weight", weight, "in_channels out_channels k_h k_w", x.dtype)
+    check_steps(stride, padding)
+    c_in, c_out, *kernel = weight.shape
+    if c_in != x.shape[1] or 0 in weight.shape:
+        raise ShapeError(f"weight must be ({x.shape[1]}, out_channels, k_h, k_w), each >= 1, to go with x {x.shape}, "
+                         f"got shape {weight.shape}")
+    if bias is not None:
+        check_vector("bias", bias, c_out, x.dtype)
+    sides = [(side - 1) * stride + k - 2 * padding for side, k in zip(x.shape[2:], kernel, strict=True)]
+    if 0 in x.shape[2:] or min(sides) <= 0:
+        raise ShapeError(f"x {x.shape[2]}x{x.shape[3]} with a kernel {kernel[0]}x{kernel[1]} and stride {stride} "
+                         f"leaves no pixel within padding {padding}")
+    return x.shape[0], c_out, *sides
+
+
 def linear(x, weight, bias=None):
     check_array("x", x, "batch in_features")
     check_array("weight", weight, "out_features in_features", x.dtype)
@@ -180,6 +197,11 @@ def _check_pixels(x):
 
 
 # -------------------------------------------------------------------------------------- taking apart, joining
+
+def flatten(x):
+    check_array("x", x, "batch channels height width")
+    return x.shape[0], x.shape[1] * x.shape[2] * x.shape[3]
+
 
 def slice_axis(x, axis, start, stop, step=1):
     check_array("x", x)
@@ -284,3 +306,39 @@ def selective_scan(u, delta, A, B, C, D, *, backend="numpy"):
         if array.shape != expected:
             raise ShapeError(f"{name} must have shape {expected} to go with u {u.shape}, got {array.shape}")
     return u.shape
+
+
+# ------------------------------------------------------------------------------------------ tokens (tokens.py)
+
+def rms_norm_channels(x, weight, eps=1e-5):
+    return layer_norm_channels(x, weight, weight, eps)
+
+
+def causal_conv(sequences, weight, bias):
+    check_array("sequences", sequences, "batch directions channels length")
+    check_array("weight", weight, "directions channels taps", sequences.dtype)
+    check_array("bias", bias, "directions channels", sequences.dtype)
+    wanted = tuple(sequences.shape[1:3])
+    if weight.shape[:2] != wanted or not weight.shape[2]:
+        raise ShapeError(f"weight must be {(*wanted, 'k')}, k >= 1, to go with sequences {sequences.shape}, "
+                         f"got shape {weight.shape}")
+    if bias.shape != wanted:
+        raise ShapeError(f"bias must have shape {wanted} to go with sequences {sequences.shape}, got {bias.shape}")
+    return sequences.shape
+
+
+def rotary(x, cos, sin):
+    check_array("x", x, "batch channels height width")
+    if x.shape[1] % 2:
+        raise ShapeError(f"x must have an even number of channels, which turn in pairs, got shape {x.shape}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_array(name, table, "1 channels height width", x.dtype)
+        if table.shape != (1, *x.shape[1:]):
+            raise ShapeError(f"{name} must have shape {(1, *x.shape[1:])} to go with x {x.shape}, got {table.shape}")
+    return x.shape
+
+
+def pad_to_multiple(x, side):
+    check_array("x", x, "batch channels height width")
+    check_integer("side", side, 1, MOST_PADDING)
+    return *x.shape[:2], *(-(-length // side) * side for length in x.shape[2:])

@@ -45,7 +45,9 @@ KERNELS = {"stem": ("stem", "stem"), "depthwise": ("depthwise", "depthwise"), "s
            "result": ("layout", "to_channels_first"), "resize": ("maps", "resize"),
            "adaptive_mean": ("maps", "adaptive_mean"), "maximum_pool": ("maps", "maximum_pool"),
            **{name: ("plain", name) for name in ("move", "combine", "norm", "gather", "project", "analysis",
-                                                 "synthesis", "path_scan", "scan_rows")}}
+                                                 "synthesis", "path_scan", "scan_rows")},
+           **{name: ("tokens", name) for name in ("path_conv", "sequence_scan", "rms_norm", "rotary", "row_stats",
+                                                  "norm_mean")}}
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,29 @@ class DeviceLowering(Lowering):
             self.emit("path_scan", *cost, (x, coefficients), (node,), **fields, A=self.weights.swapped(A), states=N,
                       table=self.weights.table(table, ("paths", order, *table.shape, *node.shape[2:])))
 
+    def lower_sequence_scan(self, node, u, coefficients, dt_weight, dt_bias, A, D, factor=None):
+        order, (K, inner, rank), N = node.attributes["order"], dt_weight.shape, A.shape[2]
+        table, reads = paths(order, *node.shape[2:]), [u, coefficients, *(() if factor is None else (factor,))]
+        self.emit("sequence_scan", *scan_cost(self.images * table.size, K, inner, rank), reads, (node,),
+                  u=self.view(u), coefficients=self.view(coefficients), dt_weight=self.weights.swapped(dt_weight),
+                  dt_bias=self.weights.array(dt_bias), A=self.weights.swapped(A), D=self.weights.array(D),
+                  table=self.weights.table(table, ("paths", order, *table.shape, *node.shape[2:])),
+                  factor=None if factor is None else self.view(factor), out=self.view(node), images=self.images,
+                  rank=rank, states=N)
+
+    def lower_path_conv(self, node, x, weight, bias):
+        table, order = paths(node.attributes["order"], *x.shape[2:]), node.attributes["order"]
+        self.sequence_conv(node, x, weight, bias, self.weights.table(table, ("paths", order, *table.shape,
+                                                                             *x.shape[2:])))
+
+    def lower_causal_conv(self, node, sequences, weight, bias):
+        self.sequence_conv(node, sequences, weight, bias, None)
+
+    def sequence_conv(self, node, x, weight, bias, table):
+        self.emit("path_conv", *depthwise_cost(self.images, x, node, weight.shape[2]), (x,), (node,), x=self.view(x),
+                  weight=self.weights.causal_taps(weight, bias), table=table, out=self.view(node),
+                  length=node.shape[3], images=self.images, active=node.attributes.get("activation") == "silu")
+
     def lower_selective_scan(self, node, u, delta, A, B, C, D):
         _, _, dim, length = u.shape
         states, rows = A.shape[2], self.rows(u)
@@ -301,9 +326,28 @@ class DeviceLowering(Lowering):
                   z=self.view(z), weight=self.weights.array(weight), bias=self.weights.array(bias), out=self.view(node))
 
     def norm_fields(self, x, weight, bias, eps, out):
-        epsilon = self.weights.once("epsilon", lambda: self.weights.put([eps]), options=eps)
-        return dict(x=self.view(x), weight=self.weights.array(weight), bias=self.weights.array(bias), epsilon=epsilon,
-                    out=self.view(out))
+        return dict(x=self.view(x), weight=self.weights.array(weight), bias=self.weights.array(bias),
+                    epsilon=self.epsilon(eps), out=self.view(out))
+
+    def epsilon(self, eps):
+        return self.weights.once("epsilon", lambda: self.weights.put([eps]), options=eps)
+
+    def lower_rms_norm_channels(self, node, x, weight):
+        self.emit("rms_norm", 0, 8 * self.rows(node) * node.shape[1], (x,), (node,), x=self.view(x),
+                  weight=self.weights.array(weight), epsilon=self.epsilon(node.attributes["eps"]), out=self.view(node))
+
+    def lower_norm_mean(self, node, x, weight, bias):
+        rows, moved = self.rows(x), FLOAT_BYTES * self.rows(x) * x.shape[1]
+        stats = self.view(self.temporary(rows, 2), rows)
+        self.emit("row_stats", 0, moved, (x,), (), x=self.view(x), epsilon=self.epsilon(node.attributes["eps"]),
+                  out=stats)
+        self.emit("norm_mean", 0, moved, (x,), (node,), x=self.view(x), stats=stats, weight=self.weights.array(weight),
+                  bias=self.weights.array(bias), out=self.view(node), length=rows_of(x))
+
+    def lower_rotary(self, node, x, cos, sin):
+        self.emit("rotary", 0, 8 * self.rows(node) * node.shape[1], (x,), (node,), x=self.view(x),
+                  cos=self.weights.rows(cos, 1, cos.shape), sin=self.weights.rows(sin, 1, sin.shape),
+                  out=self.view(node))
 
     def gate_fields(self, x, values):
         return dict(x=self.view(x), gates=self.view(values), images=self.images, length=rows_of(x))
