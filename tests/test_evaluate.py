@@ -490,7 +490,7 @@ def test_wrong_use(folder):
     """Catches: a missing mount on a worker counted as bad pictures; impossible settings."""
     pictures, predict = read_folder(folder, NAMES), Predictor(ColourModel())
     with pytest.raises(MmrefError, match="no such folder in process"):
-        run_batch(predict, Batch("/nonexistent", ("a.png",), 0))
+        run_batch(predict, Batch(f"{folder}/nowhere", ("a.png",), 0))
     with pytest.raises(ValueProblem, match="processes"):
         evaluate(predict, pictures, processes=0)
     with pytest.raises(ValueProblem, match="pass one of them"):

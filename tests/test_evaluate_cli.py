@@ -145,7 +145,7 @@ def test_split_limit_labels_crop(data, tmp_path, capsys):
     (["eval", "{data}", "--scheduler", "local:x"], "scheduler must be local:N"),
     (["eval", "{data}", "--labels", "none.txt"], "none.txt: No such file"),
     (["eval", "{data}", "--resume", "/"], "/: "),
-    (["eval", "{data}", "--results-file", "/nonexistent/r.csv"], "/nonexistent")])
+    (["eval", "{data}", "--results-file", "{data}/../nowhere/r.csv"], "nowhere")])
 def test_one_line_and_status_2(data, arguments, message, capsys, monkeypatch):
     """Catches: a traceback, a second line, or status 0 for what a user can get wrong."""
     monkeypatch.chdir(data)

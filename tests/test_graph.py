@@ -33,6 +33,7 @@ from mmref.nn.layer import Conv2d, ConvBN, Layer, Linear, Residual, Sequential, 
 from mmref.nn.operation import OPERATIONS, operation
 from mmref.nn.resize import adaptive_average_pool, max_pool2d, resize, upsample
 from mmref.nn.scan_order import cross_merge, cross_scan
+from mmref.nn.transposed import conv_transpose2d
 from mmref.nn.wavelet import analysis, filter_bank, synthesis
 
 ROOT = Path(mmref.__file__).parent
@@ -244,7 +245,8 @@ def test_every_shape_rule_is_the_shape_of_the_result(seed, batch, channels, heig
              (F.conv2d, (x, a(3, C, 3, 3)), dict(padding=7, dilation=6)), (resize, (x, 4, 11), dict(mode="nearest")),
              (resize, (x, 4, 11), {}), (OPERATIONS["upsample"], (x, 3), {}),
              (OPERATIONS["adaptive_average_pool"], (x, 2, 3), {}),
-             (OPERATIONS["max_pool2d"], (x, 3), dict(stride=2, padding=1)),
+             (OPERATIONS["max_pool2d"], (x, 3), dict(stride=2, padding=1)), (F.flatten, (x,), {}),
+             (conv_transpose2d, (x, a(C, 3, 2, 3)), dict(stride=3)),
              (tokens.gelu, (x,), {}), (tokens.rms_norm_channels, (x, vector), {}), (tokens.pad_to_multiple, (x, 4), {}),
              (tokens.causal_conv, (u, a(K, C, 4), a(K, C)), {}),
              (tokens.rotary, (a(batch, 2 * C, height, width), *[a(1, 2 * C, height, width)] * 2), {})]
@@ -468,6 +470,15 @@ ODDITIES = {
     "pooled": lambda: Text(lambda self, x: resize(adaptive_average_pool(x, 2, 5), *x.shape[2:])
                            + max_pool2d(x, 3, stride=1, padding=1)),
     "pooled to more": lambda: Text(lambda self, x: adaptive_average_pool(max_pool2d(x, 2, stride=2), 6, 6)),
+    "doubled": lambda: Text(lambda self, x: F.relu(conv_transpose2d(x, self.c.weight, self.c.bias, stride=2)),
+                            c=Conv2d(8, 8, 2, bias=True)),
+    "tripled, few channels": lambda: Text(lambda self, x: self.d(conv_transpose2d(x, self.c.weight, stride=3)),
+                                          c=Conv2d(5, 8, 3), d=Conv2d(5, 3, 3)),
+    "flattened": lambda: Text(lambda self, x: F.flatten(F.relu(x[:, :5]))),
+    "linear of a whole map": lambda: Text(lambda self, x: F.relu(self.l(F.flatten(self.c(x)))), c=Conv2d(8, 5),
+                                          l=Linear(270, 17)),
+    "linear of a joined map": lambda: Text(lambda self, x: self.l(F.flatten(F.concatenate(x, F.relu(x))[:, 3:11])),
+                                           l=Linear(432, 5)),
     "constant map": lambda: Text(lambda self, x: x + np.linspace(0, 1, 54, dtype=x.dtype).reshape(1, 1, 9, 6)),
 }
 

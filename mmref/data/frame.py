@@ -26,13 +26,28 @@ __all__ = ["Frame", "filled_up", "to_frame"]
 class Frame:
     """What is done to a picture before a detector sees it; belongs to the weights.
 
-    short, long  with `keep_ratio` the picture is scaled, up or down, until its shorter side is `short` or its longer is
-                 `long`, whichever comes first; without, it becomes `short` pixels high and `long` wide
-    multiple     height and width are filled up with zeros to multiples of it
-    mean, std    per channel (red, green, blue), of pixels in 0..1; one number each for a network of one input channel,
-                 which sees the picture in grey
+    Parameters
+    ----------
+    short, long
+        with `keep_ratio` the picture is scaled, up or down, until its shorter side is `short` or its longer is `long`,
+        whichever comes first; without, it becomes `short` pixels high and `long` wide
+    multiple
+        height and width are filled up with zeros to multiples of it
+    mean, std
+        per channel (red, green, blue), of pixels in 0..1; one number each for a network of one input channel, which
+        sees the picture in grey
 
-    Raises ValueProblem for values that no picture could be transformed by."""
+    Raises
+    ------
+    ValueProblem
+        for values that no picture could be transformed by
+
+    Examples
+    --------
+    >>> import mmref
+    >>> mmref.Frame()                                                    # Mask R-CNN's and RetinaNet's
+    Frame(short=800, long=1333, keep_ratio=True, multiple=32, ...)
+    """
 
     short: int = 800
     long: int = 1333

@@ -25,12 +25,26 @@ __all__ = ["KeepRatio", "normalised", "to_map"]
 class KeepRatio:
     """What is done to a picture before a network for segmentation sees it; belongs to the weights.
 
-    short, long  the picture is scaled, up or down, until its shorter side is `short` or its longer is `long`,
-                 whichever comes first
-    mean, std    per channel (red, green, blue), of pixels in 0..1; one number each for a network of one input channel,
-                 which sees the picture in grey
+    Parameters
+    ----------
+    short, long
+        the picture is scaled, up or down, until its shorter side is `short` or its longer is `long`, whichever comes
+        first
+    mean, std
+        per channel (red, green, blue), of pixels in 0..1; one number each for a network of one input channel, which
+        sees the picture in grey
 
-    Raises ValueProblem for values that no picture could be transformed by."""
+    Raises
+    ------
+    ValueProblem
+        for values that no picture could be transformed by
+
+    Examples
+    --------
+    >>> import mmref
+    >>> mmref.KeepRatio().with_size(256)
+    KeepRatio(short=256, long=1024, ...)
+    """
 
     short: int = 512
     long: int = 2048

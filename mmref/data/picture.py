@@ -47,15 +47,31 @@ Image.preinit()  # all imports now, not with the first picture: one that a fork 
 class Transform:
     """What is done to a picture before the network sees it; belongs to the weights, which have seen nothing else.
 
-    size        side of the network's square input, pixels
-    crop_ratio  the short side is first resized to int(size / crop_ratio); not used with `shrink_to`
-    mean, std   per channel (red, green, blue), of pixels in 0..1; one number each for a network of one input channel,
-                which sees the picture in grey (ITU-R 601 luma, as Pillow's mode L)
-    shrink_to   for weights trained on tiny pictures: short side to `shrink_to`, centre crop of that size, and
-                the square enlarged to `size`. A picture of exactly that size is enlarged only.
-    interpolation  of every resizing: bicubic, bilinear, lanczos or nearest, as Pillow has them
+    Parameters
+    ----------
+    size
+        side of the network's square input, pixels
+    crop_ratio
+        the short side is first resized to int(size / crop_ratio); not used with `shrink_to`
+    mean, std
+        per channel (red, green, blue), of pixels in 0..1; one number each for a network of one input channel, which
+        sees the picture in grey (ITU-R 601 luma, as Pillow's mode L)
+    shrink_to
+        for weights trained on tiny pictures: short side to `shrink_to`, centre crop of that size, and the square
+        enlarged to `size`. A picture of exactly that size is enlarged only.
+    interpolation
+        of every resizing: bicubic, bilinear, lanczos or nearest, as Pillow has them
 
-    Raises ValueProblem for values that no picture could be transformed by.
+    Raises
+    ------
+    ValueProblem
+        for values that no picture could be transformed by
+
+    Examples
+    --------
+    >>> import mmref
+    >>> mmref.Transform(192)
+    Transform(size=192, crop_ratio=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), ...)
     """
 
     size: int

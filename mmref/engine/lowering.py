@@ -300,6 +300,14 @@ class Lowering:
 
     # ------------------------------------------------------------------------------------- convolutions
 
+    def tiling_stride(self, node, weight) -> int:
+        """The stride of a transposed convolution whose filters lie side by side. Raises NotTraceable for others."""
+        stride = node.attributes["stride"]
+        if weight.shape[2:] != (stride, stride) or node.attributes["padding"]:
+            raise NotTraceable(f"backend {self.backend!r} has no kernel for transposed convolutions whose filters "
+                               f"overlap or are cut, which layer {node.layer!r} uses (backend 'numpy' runs it)")
+        return stride
+
     def lower_convolution(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
         if is_pointwise(node):
             return self.lower_product(node, x, weight, bias, shortcut, shortcut2)

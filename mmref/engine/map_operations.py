@@ -6,7 +6,6 @@ from math import prod
 
 from mmref.engine.lowering import Lowering, is_window, window_cost
 from mmref.engine.memory import Map
-from mmref.errors import NotTraceable
 from mmref.graph.graph import Node
 from mmref.kernels.target import FLOAT_BYTES, LANES, TARGET, VECTOR_BYTES, round_up
 
@@ -65,10 +64,7 @@ class MapLowering(Lowering):
     def lower_conv_transpose2d(self, node, x, weight, bias=None):
         """Filters as far apart as they are wide: for each of their taps a 1x1 convolution, whose results lie `stride`
         pixels apart."""
-        stride, (_, c_in, height, width) = node.attributes["stride"], x.shape
-        if weight.shape[2:] != (stride, stride) or node.attributes["padding"]:
-            raise NotTraceable(f"backend 'numba' has no kernel for transposed convolutions whose filters overlap or "
-                               f"are cut, which layer {node.layer!r} uses (backend 'numpy' runs it)")
+        stride, (_, c_in, height, width) = self.tiling_stride(node, weight), x.shape
         source, out = self.map(x), self.map(node)
         in_border, out_border = (self.plan.region[value].buffer.border or 0 for value in (x, node))
         in_row, out_row = source.row or width * source.pitch, out.row or width * stride * out.pitch

@@ -148,9 +148,17 @@ def downsampling_trio(c_in, c_out):
 
 
 class MobileMamba(Network):
-    """The network. Build it with `mmref.create_model`; `model(x)` gives the logits.
+    """The network; build it with `mmref.create_model`. `model(x)` gives the logits.
 
     `config` is its Variant, `transform` how a picture becomes its input, `class_names` its labels (may be None).
+
+    Examples
+    --------
+    >>> import mmref, numpy as np
+    >>> model = mmref.create_model("mobilemamba_t2", num_classes=0)      # untrained, without a head
+    >>> last, maps = model.forward_intermediates(np.zeros((1, 3, 64, 64), np.float32))
+    >>> [m.shape[1:] for m in maps]                                      # strides 16, 16, 32, 64
+    [(144, 4, 4), (144, 4, 4), (272, 2, 2), (368, 1, 1)]
     """
 
     strides = (16, 16, 32, 64)

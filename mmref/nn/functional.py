@@ -94,10 +94,40 @@ def _windows(x, k_h, k_w, stride, padding, dilation):
 def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, backend: str = "numpy"):
     """Every channel correlated with its own k_h x k_w filter (groups = channels).
 
-    x (B, C, H, W); weight (C, 1, k_h, k_w); bias (C,) or None. Returns (B, C, H', W') of x's dtype.
-    `backend="numba"` and `backend="cuda"` run the compiled kernels of mmref.kernels (float32 only).
-    Raises ShapeError where shapes or dtypes disagree, ValueProblem for a stride or padding that is not an integer or
-    too small, MissingBackend where the backend is not installed.
+    Parameters
+    ----------
+    x
+        (B, C, H, W)
+    weight
+        (C, 1, k_h, k_w)
+    bias
+        (C,) or None
+    stride, padding
+        pixels, the same along both axes
+    backend
+        "numpy", or "numba" and "cuda" for the compiled kernels of mmref.kernels (float32 only)
+
+    Returns
+    -------
+    y
+        (B, C, H', W') of x's dtype
+
+    Raises
+    ------
+    ShapeError
+        where shapes or dtypes disagree
+    ValueProblem
+        for a stride or padding that is not an integer or too small
+    MissingBackend
+        where the backend is not installed
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mmref import depthwise_conv2d
+    >>> x, box = np.ones((1, 1, 3, 3), np.float32), np.ones((1, 1, 3, 3), np.float32)
+    >>> depthwise_conv2d(x, box, padding=1)[0, 0].astype(int).tolist()
+    [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
     """
     if check_backend(backend) != "numpy":
         from mmref.kernels import load_op

@@ -47,25 +47,54 @@ class Detected:
 class Detector(Task):
     """Finds objects in pictures; calling it gives one `Detected` per picture, in order.
 
-    model       a detector's name of `mmref.list_models()`, or a ready model (with `detect`, `config` and `transform`),
-                which is then pickled along
-    weights     .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
-    backend     "numpy", "numba" or "cuda"
-    score       objects below it are left out, 0 to 1; the network has a threshold of its own (0.02 or 0.05)
-    batch_size  pictures per run of the network, at most: those that are equally large once they are scaled
-    img_size    the shorter side of the network's input; None for the weights' own
-    workers     threads that decode the next pictures while the network is busy; 0 decodes in the caller's thread
-    exif        turn pictures as their EXIF orientation asks, as the published pipeline does; boxes belong to the
-                picture as it is turned
-    keep_images  let answers have the picture itself as `image`
-    threads     for backend="numba"
-    transform   instead of the weights' own
-    prefer      which of several state dicts in `weights`, as in `mmref.create_model`
-    class_names names of the classes, as in `mmref.create_model`
-    num_classes, in_chans  checked against the weights
-
     A picture's answer does not depend on the other pictures of its batch, but for the last digits.
-    Raises ValueProblem for invalid settings, at once; errors of the weights come with the first batch, or `load`.
+
+    Parameters
+    ----------
+    model
+        a detector's name of `mmref.list_models()`, or a ready model (with `detect`, `config` and `transform`), which is
+        then pickled along
+    weights
+        .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
+    backend
+        "numpy", "numba" or "cuda"
+    score
+        objects below it are left out, 0 to 1; the network has a threshold of its own (0.02 or 0.05)
+    batch_size
+        pictures per run of the network, at most: those that are equally large once they are scaled
+    img_size
+        the shorter side of the network's input; None for the weights' own
+    workers
+        threads that decode the next pictures while the network is busy; 0 decodes in the caller's thread
+    exif
+        turn pictures as their EXIF orientation asks, as the published pipeline does; boxes belong to the picture as it
+        is turned
+    keep_images
+        let answers have the picture itself as `image`
+    threads
+        for backend="numba"
+    transform
+        instead of the weights' own
+    prefer
+        which of several state dicts in `weights`, as in `mmref.create_model`
+    num_classes, in_chans
+        checked against the weights
+
+    Raises
+    ------
+    ValueProblem
+        for invalid settings, at once
+    CheckpointError and others of the weights
+        with the first batch, or `load`
+
+    Examples
+    --------
+    >>> import mmref
+    >>> from mmref.data.samples import sample_picture
+    >>> untrained = mmref.create_model("mobilemamba_b1_ssdlite")
+    >>> answer, = mmref.Detector(untrained, score=0.9, img_size=64)([sample_picture("cat")])
+    >>> answer.objects.boxes.shape[1]                                    # x1, y1, x2, y2 in the picture's pixels
+    4
     """
 
     task, transform_kind = "detect", Frame
@@ -114,10 +143,36 @@ class Detector(Task):
 
 
 def detect(picture, model=DEFAULT_MODEL, weights=None, **settings) -> Detected:
-    """The objects of one picture: a path, bytes, a binary file or a PIL image.
+    """The objects of one picture.
 
-    model, weights, settings  as for `Detector`, which is for several pictures. Raises PictureError for a picture that
-    cannot be read, and what `Detector` and its `load` raise."""
+    Parameters
+    ----------
+    picture
+        a path, bytes, a binary file or a PIL image
+    model, weights, settings
+        as for `Detector`, which is for several pictures
+
+    Returns
+    -------
+    Detected
+        boxes, labels, scores and perhaps masks, in the picture's own pixels
+
+    Raises
+    ------
+    PictureError
+        for a picture that cannot be read
+    MmrefError
+        of other kinds, as `Detector` and its `load`
+
+    Examples
+    --------
+    >>> import mmref
+    >>> from mmref.data.samples import sample_picture
+    >>> untrained = mmref.create_model("mobilemamba_b1_ssdlite")
+    >>> found = mmref.detect(sample_picture("cat"), untrained, img_size=64)
+    >>> len(found.labels) == len(found.objects.scores)
+    True
+    """
     answer, = Detector(model, weights, **settings)([picture])
     if answer.error is not None:
         raise PictureError(answer.error)

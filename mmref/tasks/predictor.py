@@ -34,26 +34,52 @@ class Prediction:
 class Predictor(Task):
     """Classifies pictures in batches; calling it gives one `Prediction` per picture, in order.
 
-    model       a name of `mmref.list_models()`, or a ready model (callable, with `config` and `transform`), which is
-                then pickled along
-    weights     .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
-    backend     "numpy", "numba" or "cuda"
-    topk        how many classes an answer lists (at most all)
-    batch_size  pictures per run of the network
-    img_size    side of the network's input; None for the weights' own
-    workers     threads that decode the next pictures while the network is busy; 0 decodes in the caller's thread
-    exif        turn pictures as their EXIF orientation asks
-    threads     for backend="numba"
-    transform   instead of the weights' own
-    prefer      which of several state dicts in `weights`, as in `mmref.create_model`
-    class_names names of the outputs, as in `mmref.create_model`
-    num_classes, in_chans  checked against the weights
-
     A picture's answer does not depend on the other pictures of its batch. How many they are may change the last digits
     of a probability (about 1e-6 of the largest logit), because a matrix product of another height may sum in another
     order; with batch_size=1 answers are equal to the last bit whatever else is in the batch.
 
-    Raises ValueProblem for invalid settings, at once; errors of the weights come with the first batch, or `load`.
+    Parameters
+    ----------
+    model
+        a name of `mmref.list_models()`, or a ready model (callable, with `config` and `transform`), which is then
+        pickled along
+    weights
+        .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
+    backend
+        "numpy", "numba" or "cuda"
+    topk
+        how many classes an answer lists (at most all)
+    batch_size
+        pictures per run of the network
+    img_size
+        side of the network's input; None for the weights' own
+    workers
+        threads that decode the next pictures while the network is busy; 0 decodes in the caller's thread
+    exif
+        turn pictures as their EXIF orientation asks
+    threads
+        for backend="numba"
+    transform
+        instead of the weights' own
+    prefer
+        which of several state dicts in `weights`, as in `mmref.create_model`
+    num_classes, in_chans
+        checked against the weights
+
+    Raises
+    ------
+    ValueProblem
+        for invalid settings, at once
+    CheckpointError and others of the weights
+        with the first batch, or `load`
+
+    Examples
+    --------
+    >>> import mmref
+    >>> from mmref.data.samples import sample_picture
+    >>> answer, = mmref.Predictor(topk=2)([sample_picture("cat")])
+    >>> answer.labels[0]
+    'cat'
     """
 
     task, transform_kind = "classify", Transform

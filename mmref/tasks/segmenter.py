@@ -82,23 +82,48 @@ class LabelMap:
 class Segmenter(Task):
     """Gives every pixel of pictures a class; calling it gives one `LabelMap` per picture, in order.
 
-    model       a name of `mmref.list_models()`, or a ready model (callable, (1, 3, h, w) -> logits (1, classes, h, w),
-                with `config` and `transform`), which is then pickled along
-    weights     .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
-    backend     "numpy", "numba" or "cuda"
-    img_size    shorter side that pictures are scaled to; None for the weights' own (512 for the published ones)
-    tile        instead of scaling a picture, run the network on overlapping windows of this side, in the picture's own
-                pixels. Memory is then that of a window, and of a byte per pixel. Details of large pictures are seen,
-                but objects larger than a window are seen in parts only
-    overlap     what neighbouring windows share at least, pixels; None for a quarter of `tile`. A pixel's class comes
-                from the window in which it lies farther from the edge
-    workers     threads that decode the next pictures while the network is busy; 0 decodes in the caller's thread
-    exif        turn pictures as their EXIF orientation asks, as the published evaluation does
-    keep_images  let answers have the picture itself as `image`
-    threads, transform (a KeepRatio), prefer, class_names, num_classes, in_chans  as for `mmref.Predictor`
+    The network sees one picture at a time, since each has a size of its own.
 
-    The network sees one picture at a time, since each has a size of its own. Raises ValueProblem for invalid settings,
-    at once; errors of the weights come with the first picture, or `load`.
+    Parameters
+    ----------
+    model
+        a name of `mmref.list_models()`, or a ready model (callable, (1, 3, h, w) -> logits (1, classes, h, w), with
+        `config` and `transform`), which is then pickled along
+    weights
+        .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
+    backend
+        "numpy", "numba" or "cuda"
+    img_size
+        shorter side that pictures are scaled to; None for the weights' own (512 for the published ones)
+    tile
+        instead of scaling a picture, run the network on overlapping windows of this side, in the picture's own pixels.
+        Memory is then that of a window, and of a byte per pixel. Details of large pictures are seen, but objects larger
+        than a window are seen in parts only
+    overlap
+        what neighbouring windows share at least, pixels; None for a quarter of `tile`. A pixel's class comes from the
+        window in which it lies farther from the edge
+    workers
+        threads that decode the next pictures while the network is busy; 0 decodes in the caller's thread
+    exif
+        turn pictures as their EXIF orientation asks, as the published evaluation does
+    keep_images
+        let answers have the picture itself as `image`
+
+    Raises
+    ------
+    ValueProblem
+        for invalid settings, at once
+    CheckpointError and others of the weights
+        with the first picture, or `load`
+
+    Examples
+    --------
+    >>> import mmref
+    >>> from mmref.data.samples import sample_picture
+    >>> untrained = mmref.create_model("mobilemamba_nano_fpn")
+    >>> answer, = mmref.Segmenter(untrained, img_size=64)([sample_picture("cat")])
+    >>> answer.labels.dtype, answer.labels.ndim                          # a class for every pixel of the picture
+    (dtype('uint8'), 2)
     """
 
     task, transform_kind = "segment", KeepRatio
@@ -170,10 +195,35 @@ def _logits(loaded, x):
 
 
 def segment(picture, model=DEFAULT_MODEL, weights=None, **settings) -> LabelMap:
-    """The label map of one picture: a path, bytes, a binary file or a PIL image.
+    """The label map of one picture.
 
-    model, weights, settings  as for `Segmenter`, which is for several pictures. Raises PictureError for a picture that
-    cannot be read, and what `Segmenter` and its `load` raise."""
+    Parameters
+    ----------
+    picture
+        a path, bytes, a binary file or a PIL image
+    model, weights, settings
+        as for `Segmenter`, which is for several pictures
+
+    Returns
+    -------
+    LabelMap
+        a class for every pixel of the picture
+
+    Raises
+    ------
+    PictureError
+        for a picture that cannot be read
+    MmrefError
+        of other kinds, as `Segmenter` and its `load`
+
+    Examples
+    --------
+    >>> import mmref
+    >>> from mmref.data.samples import sample_picture
+    >>> untrained = mmref.create_model("mobilemamba_nano_fpn")
+    >>> int(mmref.segment(sample_picture("cat"), untrained, img_size=64).labels.max()) < 11
+    True
+    """
     answer, = Segmenter(model, weights, **settings)([picture])
     if answer.error is not None:
         raise PictureError(answer.error)

@@ -32,7 +32,7 @@ from mmref.engine.lowering import (
 from mmref.engine.memory import Arena, Map, Place
 from mmref.engine.schedule import Schedule, channel_axis, rows_of, schedule
 from mmref.errors import OutOfDeviceMemory
-from mmref.graph.graph import Constant, Graph, Node
+from mmref.graph.graph import Constant, Graph, Node, derived
 from mmref.kernels.cuda import norm_gate, scan, wavelet_branch
 from mmref.kernels.target import FLOAT_BYTES, round_up
 from mmref.nn.paths import PADDING, paths
@@ -157,8 +157,9 @@ class DeviceLowering(Lowering):
         pitches = FLOAT_BYTES * x.columns if given else self.map_of(x).pitch, self.map_of(out).pitch
         box = np.concatenate([steps(pitches[0], start, strides), steps(pitches[1], to, target)], axis=1)
         box[:, 1::2] //= FLOAT_BYTES
-        count = None if isinstance(out, Node) else out.size // out.pitch
-        return dict(x=x if given else self.view(x), out=self.view(out, count), sizes=sizes, add=add,
+        def seen(value):
+            return self.view(value, None if isinstance(value, Node) else value.size // value.pitch)
+        return dict(x=x if given else seen(x), out=seen(out), sizes=sizes, add=add,
                     box=self.weights.table(box, ("box", *box.ravel().tolist()), np.int64))
 
     # -------------------------------------------------------------------------------- matrix products
@@ -185,6 +186,25 @@ class DeviceLowering(Lowering):
                   filter_shape=filter_shape, stride=node.attributes["stride"], padding=node.attributes["padding"],
                   dilation=node.attributes["dilation"], nchw=nchw, residual=residual, residual2=residual2,
                   relu=node.attributes.get("activation") == "relu")
+
+    def lower_conv_transpose2d(self, node, x, weight, bias=None):
+        """Filters side by side: one product gives all their taps, which are then moved to where they lie."""
+        stride, (c_in, c_out), (_, _, height, width) = self.tiling_stride(node, weight), weight.shape[:2], x.shape
+        count = stride ** 2
+        taps = derived("taps as rows", (count * c_out, c_in), lambda w: w.transpose(2, 3, 1, 0).reshape(-1, c_in),
+                       weight)
+        biases = bias and derived(f"{count} times", (count * c_out,), lambda b: np.tile(b, count), bias)
+        matrix, rows = self.weights.matrix(taps, biases), self.rows(x)
+        product = self.temporary(rows, matrix.columns)
+        self.emit("matmul", *product_cost(rows, c_in, matrix.columns), (x,), (product,), a=self.map(x), matrix=matrix,
+                  out=product, rows=rows, residual=None, residual2=None, relu=False, scratch=None)
+        pitch, out = product.pitch, self.map(node)
+        target = [step * (stride if i > 1 else 1) for i, step in enumerate(self.strides(node))]
+        for tap in range(count):
+            i, j = divmod(tap, stride)
+            self.move(product, [height * width * pitch, FLOAT_BYTES, width * pitch, pitch],
+                      (x.shape[0], c_out, height, width), node, target, start=tap * c_out * FLOAT_BYTES,
+                      to=(i * width * stride + j) * out.pitch)
 
     def lower_project(self, node, weight, sequences):
         K, M, D = weight.shape
