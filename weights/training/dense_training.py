@@ -1,4 +1,4 @@
-"""The loop that trains mobilemamba_nano_fpn and mobilemamba_nano_ssdlite: scenes, two learning rates, moving average."""
+"""The loop that trains mobilemamba_nano_fpn and mobilemamba_nano_ssdlite: scenes, two learning rates, an average."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 from train_nano import MEAN, STD, fast_selective_scan, make_optimizers
 
 from mmref.bench import torch_network
+from mmref.models.create import pretrained_weights
 
 
 def arguments(parser):
     parser.add_argument("--data", help="folder with train/ and test/, one folder per class")
     parser.add_argument("--out", required=True, help="folder for the checkpoint and the weights file")
-    parser.add_argument("--start", help="weights file whose backbone is trained on; None for the one named in the script")
+    parser.add_argument("--start", help="weights file whose backbone is trained on (default: mobilemamba_nano's)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, on a new schedule")
     parser.add_argument("--minutes", type=float, default=26)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-3, help="of neck and head")
@@ -66,16 +68,22 @@ def optimizers_of(model, args):
             for part, rate in ((model.backbone, args.backbone_lr), (rest, args.lr))]
 
 
-def train(args, model, start, loss):
+def train(args, model, loss):
     """`loss(model, x, scenes)` on new scenes until the clock says so; checkpoints in `args.out`."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    start_backbone(model, args.start or Path(__file__).parent / start)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if args.resume:
+        facts = torch.load(out / "checkpoint.pth", weights_only=True)
+        model.load_state_dict(facts["net_E"])
+        earlier = facts["iter"]
+    else:
+        start_backbone(model, args.start or pretrained_weights("mobilemamba_nano"))
+        earlier = 0
     model = fast(model).train()
     ema = copy.deepcopy(model).requires_grad_(False)
     composer, groups = Composer(*load_split(args.data, "train"), args.seed), optimizers_of(model, args)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     begin, saved, step, progress, losses = time.monotonic(), 0.0, 0, 0.0, []
     while progress < 1:
         scenes = [composer() for _ in range(args.batch)]
@@ -96,10 +104,11 @@ def train(args, model, start, loss):
         progress = seconds / (60 * args.minutes)
         if progress >= 1 or seconds - saved > 60 * args.save_every:
             saved = seconds
-            print(f"step {step} progress {progress:.3f} loss {np.mean(losses):.4f} seconds {seconds:.0f}", flush=True)
+            done = earlier + step
+            print(f"step {done} progress {progress:.3f} loss {np.mean(losses):.4f} seconds {seconds:.0f}", flush=True)
             losses = []
             temporary = out / "checkpoint.tmp"
-            torch.save({"net_E": ema.state_dict(), "iter": step, "scenes": step * args.batch}, temporary)
+            torch.save({"net_E": ema.state_dict(), "iter": done, "scenes": done * args.batch}, temporary)
             temporary.replace(out / "checkpoint.pth")
 
 
@@ -110,8 +119,10 @@ def update(ema, model, decay):
 
 
 def write_weights(out, name, metadata):
-    """`out/name.safetensors` of `out/checkpoint.pth`: published names, float32."""
+    """`out/name.safetensors` of `out/checkpoint.pth`: published names; float16, but for vectors (batch norms, biases),
+    which hardly take room and of which some are too small or too large for it."""
     facts = torch.load(out / "checkpoint.pth", weights_only=True)
-    state = {key: value.contiguous() for key, value in facts["net_E"].items() if not key.endswith("num_batches_tracked")}
+    state = {key: (value if value.ndim < 2 else value.half()).contiguous()
+             for key, value in facts["net_E"].items() if not key.endswith("num_batches_tracked")}
     save_file(state, out / f"{name}.safetensors", metadata={
         "model": name, "licence": "MIT", "steps": str(facts["iter"]), "scenes": str(facts["scenes"]), **metadata})
