@@ -4,9 +4,9 @@
     scene = composer()          # a Scene: pixels (160, 160, 3), labels (160, 160), boxes, classes
 
 A scene is another CIFAR-10 picture, enlarged and blurred, with one to four pictures of objects pasted on it at sizes
-from 40 to 200 pixels. CIFAR-10 has no masks. What is pasted is therefore not the object's outline but the picture cut to
-an ellipse or a square with round corners, its edge softened over some pixels; **the mask is that patch's shape**, where
-more than half of a pixel is the patch's. A network trained on it learns where the patch lies.
+from 40 to 200 pixels. CIFAR-10 has no masks. What is pasted is therefore not the object's outline but the picture cut
+to an ellipse or a square with round corners, its edge softened over some pixels; **the mask is that patch's shape**,
+where more than half of a pixel is the patch's. A network trained on it learns where the patch lies.
 
 As a program it writes scenes as a data set that `mmref eval` takes:
 
@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+from mmref.data.labels import CIFAR10
+
 SIZE = 160                            # side of a scene, pixels
 SMALLEST, LARGEST = 40, 144           # sides of patches that lie inside the scene
 GIANT, SHARE_OF_GIANTS = (144, 208), 0.15  # now and then a single one that is larger than the scene, or nearly
@@ -50,7 +51,7 @@ class Scene:
 
 def load_split(root, split):
     """(pictures (n, 32, 32, 3) uint8, classes (n,) int64) of CIFAR-10's folder `split`, one folder a class."""
-    paths = [(p, i) for i, name in enumerate(CLASSES) for p in sorted((Path(root) / split / name).glob("*.jpg"))]
+    paths = [(p, i) for i, name in enumerate(CIFAR10) for p in sorted((Path(root) / split / name).glob("*.jpg"))]
     pixels = np.stack([np.asarray(Image.open(p).convert("RGB")) for p, _ in paths])
     return pixels, np.array([i for _, i in paths])
 
@@ -148,7 +149,7 @@ def write_data_set(composer, count, out):
             annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": int(label) + 1,
                                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": int(mask.sum()), "iscrowd": 0,
                                 "segmentation": {"size": [SIZE, SIZE], "counts": run_lengths(mask)}})
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CIFAR10)]
     (out / "instances.json").write_text(json.dumps(
         {"images": images, "annotations": annotations, "categories": categories}), encoding="utf-8")
 

@@ -1,8 +1,8 @@
 """The two dense networks as trainable PyTorch modules: Semantic FPN and SSDLite on MobileMamba.
 
-A second, independent statement of what mmref/models has in NumPy, with the parameter names of the published checkpoints
-(`backbone.`, `neck.`, `decode_head.` or `bbox_head.`), so that files fit both. Any variant of `torch_network` can be the
-backbone; the widths of neck and head are arguments. Shapes are NCHW.
+A second, independent statement of what mmref/models has in NumPy, with the parameter names of the published
+checkpoints (`backbone.`, `neck.`, `decode_head.` or `bbox_head.`), so that files fit both; tests/ compares them. Any
+variant of `torch_network` can be the backbone; the widths of neck and head are arguments. Shapes are NCHW.
 """
 
 from __future__ import annotations

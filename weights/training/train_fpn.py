@@ -17,15 +17,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from compose import CLASSES
 from dense_networks import SemanticFPN, resized
 from dense_training import MEAN, STD, arguments, train, write_weights
 
 from mmref.data.keep_ratio import KeepRatio
+from mmref.data.labels import CIFAR10
 from mmref.models.fpn import VARIANTS
 
 CONFIG = VARIANTS["mobilemamba_nano_fpn"]
-CLASS_NAMES = ("background", *CLASSES)
+CLASS_NAMES = ("background", *CIFAR10)
 
 
 def create():

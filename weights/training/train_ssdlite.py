@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from compose import CLASSES, SIZE
+from compose import SIZE
 from dense_networks import SSDLite
 from dense_training import MEAN, STD, arguments, train, write_weights
 
 import mmref
+from mmref.data.labels import CIFAR10
 from mmref.models.ssdlite import VARIANTS
 
 CONFIG = VARIANTS["mobilemamba_nano_ssdlite"]
@@ -29,7 +30,7 @@ NEGATIVES = 3                     # anchors of background that count, the worst 
 
 
 def create():
-    return SSDLite("nano", len(CLASSES), CONFIG.extra)
+    return SSDLite("nano", len(CIFAR10), CONFIG.extra)
 
 
 def anchors_of(config, size=SIZE):
@@ -56,7 +57,7 @@ def targets(anchors, boxes, classes, spread):
     best, index = iou.max(1)
     own = iou.argmax(0)
     best[own], index[own] = 1.0, torch.arange(len(boxes))
-    label = torch.where(best >= MATCH, classes[index], len(CLASSES))
+    label = torch.where(best >= MATCH, classes[index], len(CIFAR10))
     matched = boxes[index]
     side, wanted = anchors[:, 2:] - anchors[:, :2], matched[:, 2:] - matched[:, :2]
     shift = (matched[:, :2] + matched[:, 2:] - anchors[:, :2] - anchors[:, 2:]) / 2 / side
@@ -77,11 +78,11 @@ class Loss:
 
     def __call__(self, model, x, scenes):
         cls, reg = model(x)
-        cls, reg = by_anchor(cls, len(CLASSES) + 1), by_anchor(reg, 4)
+        cls, reg = by_anchor(cls, len(CIFAR10) + 1), by_anchor(reg, 4)
         wanted = [targets(self.anchors, torch.from_numpy(s.boxes), torch.from_numpy(s.classes), self.spread)
                   for s in scenes]
         label, offsets = (torch.stack(parts) for parts in zip(*wanted, strict=True))
-        positive = label < len(CLASSES)
+        positive = label < len(CIFAR10)
         count = int(positive.sum())
         entropy = F.cross_entropy(cls.flatten(0, 1), label.flatten(), reduction="none")
         others = entropy[~positive.flatten()]
@@ -95,7 +96,7 @@ def main():
     if not args.ship:
         train(args, create(), Loss())
     write_weights(Path(args.out), CONFIG.name, {
-        "class_names": json.dumps(CLASSES),
+        "class_names": json.dumps(CIFAR10),
         "transform": json.dumps(CONFIG.frame().with_mean_and_std(MEAN, STD).to_dict())})
 
 
