@@ -161,14 +161,14 @@ def run_lengths(mask):
     return [int(n) for n in np.diff(ends, prepend=0)]
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="folder with train/ and test/, one folder per class")
     parser.add_argument("--split", default="test", choices=("train", "test"))
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     write_data_set(Composer(*load_split(args.data, args.split), args.seed), args.count, args.out)
 
 
