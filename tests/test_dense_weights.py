@@ -50,6 +50,13 @@ def test_they_are_small_and_described(models, name, names):
     assert model.transform.mean == mmref.create_model("mobilemamba_nano", pretrained=True).transform.mean
 
 
+def test_anchors_cover_the_picture(models):
+    """Catches anchors whose centres are another map's: each map's cells together are the picture."""
+    model = models[SSDLITE]
+    for anchors, raw in zip(model.anchors, model(np.zeros((1, 3, 160, 160), np.float32))["cls"], strict=True):
+        assert anchors.stride * raw.shape[2] == pytest.approx(160)
+
+
 def twin(name, model):
     """The module that was trained, with the model's parameters."""
     torch = pytest.importorskip("torch")
@@ -152,8 +159,8 @@ def test_the_samples_are_test_scenes(tmp_path, capsys):
     annotated = json.loads((tmp_path / "out" / "instances.json").read_text())
     for sample, (number, objects) in SCENES.items():
         scene = open_picture(tmp_path / "out" / "pictures" / f"{number:05d}.png")[0]
-        shipped = np.asarray(sample_picture(sample)).astype(int)
-        assert np.abs(shipped - np.asarray(scene)).max() <= 8               # JPEG decoders differ by some grey levels
+        difference = np.abs(np.asarray(sample_picture(sample)).astype(int) - np.asarray(scene))
+        assert difference.max() <= 8 and difference.mean() < 0.3            # JPEG decoders differ by a grey level
         boxes = {CIFAR10[one["category_id"] - 1]: one["bbox"] for one in annotated["annotations"]
                  if one["image_id"] == number}
         assert {name: (x, y, x + w, y + h) for name, (x, y, w, h) in boxes.items()} == objects
