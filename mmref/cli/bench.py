@@ -43,7 +43,7 @@ def _common_arguments(parser):
     parser.add_argument("--threads", type=int, help="for everyone (default: all cores)")
     parser.add_argument("--rounds", type=int, default=15, help="how often everyone has a turn (default: %(default)s)")
     parser.add_argument("--backends", nargs="+", default=[], metavar="NAME",
-                        help=f"of {', '.join(BACKENDS)} (default: all that are installed, but for torch-compile)")
+                        help=f"of {', '.join(BACKENDS)} (default: all that are installed, except torch-compile)")
     parser.add_argument("--limit", type=float, default=600.0, metavar="SECONDS",
                         help="for one answer, compiling included; who takes longer is left out (default: %(default)g)")
     parser.add_argument("--json", action="store_true", help="for programs")

@@ -30,7 +30,9 @@ def draw(what: str, model, picture, layer: str | None = None, size: int | None =
 
     model   NumPy model, any variant or dtype, folded or not (computed in float64)
     layer   a block such as "blocks2.3" (wavelet, scan, delta), a stage (erf), any record's name (features)
-    size    pixels per side of the square input     cells   of erf, per side     seen   called for every step of erf
+    size    pixels per side of the square input
+    cells   of erf, per side
+    seen    called for every step of erf
 
     Raises MissingBackend without matplotlib, ValueProblem for a name that is not there."""
     needs_matplotlib()

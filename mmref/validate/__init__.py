@@ -5,6 +5,5 @@
     faults.py     mistakes people make, as changes of a layer                    diagnose.py    which of them it was
     page.py       a comparison as one HTML page
     check.py      a callable against the network, failures made small
-    selftest.py   the published figures on this machine
-    show.py       pictures of what happens inside
+    selftest.py   the published figures on this machine                          golden.py      those figures
 """
