@@ -11,6 +11,7 @@ from PIL import Image
 
 import mmref
 import mmref.engine
+from mmref.cli import main
 from mmref.data.frame import Frame, filled_up, to_frame
 from mmref.data.resize import resize
 from mmref.engine import CompiledModel
@@ -19,6 +20,7 @@ from mmref.models.parameters import expected_shapes
 from mmref.models.registry import resolve
 from mmref.models.summary import summarize
 from mmref.nn.layer import recording
+from mmref.validate.check import check
 
 DTYPES = (np.float64, np.float32)
 
@@ -174,6 +176,32 @@ def test_degenerate_input(name):
         model.detect(x)
     with pytest.raises(ShapeError):
         model.detect(np.zeros((1, 4, 8, 8), np.float32))
+
+
+def test_traced_and_compared(tmp_path, capsys):
+    """Catches a command for validators that ends in a traceback where a network gives several maps, and a difference in
+    one of them that nobody reports."""
+    from safetensors.numpy import save_file
+    state = mmref.create_model("mobilemamba_nano_ssdlite", seed=1).state_dict()
+    name = "bbox_head.reg_convs.1.1.bias"
+    Image.new("RGB", (40, 30), (200, 90, 10)).save(tmp_path / "a.png")
+    traces = []
+    for i, bias in enumerate((state[name], state[name] + 1)):
+        save_file({key: np.ascontiguousarray(value) for key, value in (state | {name: bias}).items()},
+                  tmp_path / f"{i}.safetensors")
+        traces.append(str(tmp_path / f"trace{i}.safetensors"))
+        assert main(["trace", str(tmp_path / "a.png"), "--model", "mobilemamba_nano_ssdlite", "--weights",
+                     str(tmp_path / f"{i}.safetensors"), "-o", traces[-1]]) == 0
+    assert main(["compare", traces[0], traces[0]]) == 0
+    capsys.readouterr()
+    assert main(["compare", *traces, "--weights", str(tmp_path / "0.safetensors"), "--all"]) == 1
+    text = capsys.readouterr().out
+    assert "DIFFERS first at bbox_head.reg_convs.1.1" in text
+    rows = {line.split()[0]: line for line in text.splitlines() if line.startswith("output.")}
+    assert len(rows) == 12 and [place for place, row in rows.items() if "DIFFERS" in row] == ["output.reg.1"]
+    model = mmref.create_model("mobilemamba_nano_ssdlite")
+    with pytest.raises(ValueProblem, match="gives several maps"):
+        check(model, model)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])

@@ -46,12 +46,11 @@ def run(args) -> int:
 
 def read_input(paths, model):
     """(B, 3, H, W) float32 or float64 from pictures or one .npy; a single (3, H, W) becomes a batch of one."""
-    from mmref.data.picture import load_batch
     from mmref.errors import ShapeError
     from mmref.validate.trace_file import read_npy
     if not any(path.endswith(".npy") for path in paths):
         check_once(paths)
-        return load_batch(list(map(picture_from, paths)), model.transform)
+        return _prepared(list(map(picture_from, paths)), model.transform)
     if len(paths) > 1:
         raise ShapeError(f"INPUT must be pictures or one .npy, got {len(paths)} files with an .npy among them")
     x = read_npy(paths[0])
@@ -60,3 +59,23 @@ def read_input(paths, model):
         raise ShapeError(f"{paths[0]}: INPUT must be floats (batch, {model.config.in_chans}, height, width), "
                          f"got {x.dtype} {x.shape}")
     return x
+
+
+def _prepared(pictures, transform):
+    """A batch of pictures as the network's task prepares them: those that keep their ratio are turned as EXIF asks."""
+    import numpy as np
+
+    from mmref.data.frame import Frame, filled_up, to_frame
+    from mmref.data.keep_ratio import KeepRatio, to_map
+    from mmref.data.picture import load_batch, open_picture
+    from mmref.errors import ShapeError
+    if not isinstance(transform, (Frame, KeepRatio)):
+        return load_batch(pictures, transform)
+    images = [open_picture(picture, exif=True)[0] for picture in pictures]
+    if isinstance(transform, Frame):
+        return filled_up([to_frame(image, transform)[0] for image in images], transform.multiple)
+    maps = [to_map(image, transform) for image in images]
+    if len({x.shape for x in maps}) > 1:
+        raise ShapeError(f"INPUT must be pictures of one size once they are scaled, got "
+                         f"{' and '.join(sorted({f'{x.shape[1]} x {x.shape[2]}' for x in maps}))}")
+    return np.stack(maps)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmref.models.detection import DetectionNetwork
 from mmref.models.segmentation import Segmentation
 from mmref.nn import functional as F
 from mmref.nn.layer import recording
@@ -218,6 +219,10 @@ def unit_of(model, x, first):
     if isinstance(model, Segmentation):
         if not first.startswith(model.backbone.name + "."):
             return Decoder(model), "decoder", [*model.forward_features(x), x]
+        model = model.backbone
+    if isinstance(model, DetectionNetwork):
+        if not first.startswith(model.backbone.name + "."):
+            return None, "", x                   # no mistakes in necks and heads are known
         model = model.backbone
     if first.startswith(model.patch_embed.name):
         return model.patch_embed, "stem", x

@@ -1,7 +1,8 @@
 """Every named activation of a run, and how far rounding alone moves each of them.
 
 Records are named as checkpoints name modules, in the order in which they are finished; SS2D adds the inside of its
-scan (`...global_atten:delta`). `input` is what went in, `output` what came out.
+scan (`...global_atten:delta`). `input` is what went in, `output` what came out; of a network that gives several maps
+`output.cls.0` and so on, by their place in its result. Of a layer that runs several times the last result is there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from mmref.arguments import check_kind, check_ndarray
 from mmref.errors import ShapeError, ValueProblem
 from mmref.models.network import check_numpy_model
+from mmref.nested import named_arrays
 from mmref.nn.layer import recording
 
 # Names of a folded network's layers and what they compute in an unfolded one.
@@ -56,7 +58,10 @@ def run_recorded(model, x, keep=None, seen=None) -> dict[str, np.ndarray]:
             records[name] = np.ascontiguousarray(value)
     record("input", x)
     with recording(record):
-        model(x)
+        results = model(x)
+    for path, value in named_arrays(results):
+        if path:                                 # one array is recorded as the network's own
+            record(f"output.{path}", value)
     return records
 
 
@@ -153,13 +158,14 @@ def halved(model):
 
 def _rounding(forward):
     def rounded(*inputs):
-        y = forward(*inputs)
-        return [_half(one) for one in y] if isinstance(y, (list, tuple)) else _half(y)
+        return _half(forward(*inputs))
     return rounded
 
 
 def _half(y):
-    return y.astype(np.float16).astype(np.float32)
+    if isinstance(y, dict):
+        return {name: _half(one) for name, one in y.items()}
+    return [_half(one) for one in y] if isinstance(y, (list, tuple)) else y.astype(np.float16).astype(np.float32)
 
 
 def largest(array) -> float:
