@@ -73,6 +73,16 @@ def test_text_and_sweep(capsys):
     assert json.loads(json.dumps(to_json(report)))["sweep"][0]["img_size"] == 16
 
 
+def test_several_results_in_processor_time(capsys):
+    """Catches a contestant that fails on a network with several maps or is compared in the first of them only, the clock
+    taken for processor time, and shares of the peak that forget the threads."""
+    assert main(["bench", "--models", "mobilemamba_nano_ssdlite", "--img-size", "33", "--rounds", "2", "--turn", "0.001",
+                 "--threads", "1", "--starts", "0", "--cpu-time", "--backends", "numpy", "onnxruntime", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["backend"] for row in report["results"]] == ["numpy", "onnxruntime"] and not report["left_out"]
+    assert report["cpu_time"] and all(row["error"] < 1e-3 for row in report["results"])
+
+
 def test_starts(capsys):
     """A start timed without its answer, a cold one taken for a warm one, ratios over another round."""
     assert main(["bench", "start", "--models", "mobilemamba_nano", "--rounds", "2", "--threads", "1", "--json",

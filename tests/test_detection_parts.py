@@ -236,6 +236,9 @@ def test_what_is_refused():
     for wrong in (np.zeros((1, 4)), np.array([[1.0, 0, 0, 1, 1]]), np.array([[0, 0, 0, np.nan, 1]])):
         with pytest.raises(ShapeError, match="rois"):
             roi_align(features, wrong, 7, 0.5)
+    for backend in ("numpy", "numba"):           # would take all memory, or hours
+        with pytest.raises(ShapeError, match="clip boxes"):
+            roi_align(features.astype(np.float32), np.array([[0, 0, 0, 1e12, 1]]), 7, 0.5, backend=backend)
     with pytest.raises(ShapeError, match="float32"):
         roi_align(features, np.zeros((1, 5)), 7, 0.5, backend="numba")
     with pytest.raises(ShapeError, match="probabilities"):

@@ -14,6 +14,9 @@ from mmref.errors import ShapeError
 from mmref.nn.functional import channels_last, check_backend
 
 
+FARTHEST = 2 ** 20  # pixels of a map: every pixel of a region is a sample, however far outside it lies
+
+
 def roi_align(features, rois, size: int, scale: float, *, backend: str = "numpy"):
     """(n, C, size, size), of the features' dtype, stored channels-last: one small map for each region.
 
@@ -26,6 +29,9 @@ def roi_align(features, rois, size: int, scale: float, *, backend: str = "numpy"
     check_array("features", features, "batch channels height width")
     rois, size = check_rois(rois, len(features)), check_integer("size", size, 1, 1024)
     scale = check_number("scale", scale)
+    if len(rois) and np.abs(rois[:, 1:]).max() * abs(scale) > FARTHEST:
+        raise ShapeError(f"rois must lie within {FARTHEST:,} pixels of the map, got "
+                         f"{np.abs(rois[:, 1:]).max() * abs(scale):.3g}: clip boxes to the picture")
     pixels = channels_last(features)                                        # (B, H, W, C)
     if backend == "numba":
         from mmref.kernels import load_op
