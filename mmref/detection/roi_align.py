@@ -13,7 +13,6 @@ from mmref.arguments import check_array, check_integer, check_ndarray, check_num
 from mmref.errors import ShapeError
 from mmref.nn.functional import channels_last, check_backend
 
-
 FARTHEST = 2 ** 20  # pixels of a map: every pixel of a region is a sample, however far outside it lies
 
 
