@@ -2,7 +2,7 @@
 
     load()               what has to be imported
     __init__(job)        build the network from the job's parameters (or graph)
-    prepare(shape)       whatever a shape asks for; returns x -> logits
+    prepare(shape)       whatever a shape asks for; returns x -> logits, or all results of a network that has several
 
 All compute in float32 with the same number of threads and the same parameters. Peers get what their users are told
 to give them: shapes fixed where they are known, no gradient bookkeeping, one stream, lowest latency.
@@ -143,7 +143,7 @@ class OnnxRuntime:
             if name:
                 options.add_free_dimension_override_by_name(name, size)
         session = onnxruntime.InferenceSession(self.job.graph, options, providers=["CPUExecutionProvider"])
-        return lambda x: session.run(None, {"input": x})[0]
+        return lambda x: session.run(None, {"input": x})
 
 
 class OpenVino:
@@ -163,7 +163,7 @@ class OpenVino:
         compiled = self.core.compile_model(model, "CPU", {
             "INFERENCE_NUM_THREADS": self.job.threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32"})  # without the last, bfloat16 on processors that have it
-        return lambda x: compiled(x)[0]
+        return lambda x: list(compiled(x).values())
 
 
 class Calibration:

@@ -72,6 +72,7 @@ class Report:
     sweep: list[Result] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
     side_by_side: list[SideBySide] = field(default_factory=list)  # several networks in the same rounds
+    cpu_time: bool = False             # whether forwards were measured in processor time
     left_out: dict[str, str] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)  # figures that cannot be right, in words
 
@@ -90,6 +91,7 @@ class Plan:
     backends: tuple[str, ...] = ()     # empty: all that are there but those of ON_REQUEST
     unfolded: bool = False             # numpy and torch also with batch norms as layers
     limit: float = 600.0               # seconds for one answer of a worker
+    cpu_time: bool = False             # processor time of forwards, of all threads together, in place of the clock's
 
     def __post_init__(self):
         for name, values in (("batch", self.batches), ("rounds", (self.rounds,)),
@@ -150,7 +152,7 @@ def _run(plan, progress, each_model):
     names = [name for name in plan.backends or BACKENDS if name not in left_out]
     threads = plan.threads or usable_cores()
     report = Report(describe_machine(), threads, "numba" if "numba" in names else names[0], {"rates": []}, plan.rounds,
-                    left_out=left_out)
+                    cpu_time=plan.cpu_time, left_out=left_out)
     models = [resolve(name)[0].name for name in plan.models]
     for model in models:
         with tempfile.TemporaryDirectory(prefix="mmref-bench-") as scratch:
@@ -299,7 +301,8 @@ def _measure(plan, report, job, workers, calibrator, batch, side, progress):
                 continue
             time.sleep(REST)
             try:
-                results[name].rounds.append(float(np.median(workers[name].ask("run", count=counts[name])["seconds"])))
+                answer = workers[name].ask("run", count=counts[name], cpu=plan.cpu_time)
+                results[name].rounds.append(float(np.median(answer["seconds"])))
             except WorkerFailed as failure:
                 del results[name]
                 report.left_out[f"{name}, {job.model}, batch {batch}, {side}x{side}"] = str(failure)
@@ -309,7 +312,8 @@ def _measure(plan, report, job, workers, calibrator, batch, side, progress):
         alike = f"{baseline} unfolded" if name.endswith(" unfolded") else baseline
         result.baseline = alike if alike in results else baseline
         result.ratios = list(np.divide(result.rounds, results[result.baseline].rounds))
-        result.rates = list(macs * batch / np.array(result.rounds) / rates)
+        seconds = np.array(result.rounds) / (report.threads if plan.cpu_time else 1)
+        result.rates = list(macs * batch / seconds / rates)
         result.alarm = report.calibration["is_peak"] and _beyond_peak(result.rates)
         if result.alarm:
             report.alarms.append(f"{name}, {job.model}, batch {batch}, {side}x{side}: {np.median(result.rates):.0%} of "

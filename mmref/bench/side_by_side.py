@@ -85,7 +85,7 @@ def measure_side_by_side(plan, report, models, names, write_inputs, open_worker,
                     shift = step % max(len(turns), 1)
                     for row, name, worker, count in turns[shift:] + turns[:shift]:
                         time.sleep(rest)
-                        seconds = worker.ask("run", count=count)["seconds"]
+                        seconds = worker.ask("run", count=count, cpu=plan.cpu_time)["seconds"]
                         row.rounds.setdefault(name, []).append(float(np.median(seconds)))
             report.side_by_side.append(SideBySide(batch, rows))
 

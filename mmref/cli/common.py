@@ -63,7 +63,13 @@ def transform_from(args, transform):
     """`transform` with what the arguments change. Raises ValueProblem, also for a change that would have no effect."""
     from dataclasses import replace
 
+    from mmref.data.picture import Transform
     from mmref.errors import ValueProblem
+    if transform is not None and not isinstance(transform, Transform):
+        refuse_options(args, "networks that classify", "crop_pct", "interpolation")
+        transform = transform if args.img_size is None else transform.with_size(args.img_size)
+        return replace(transform, **{name: tuple(values) for name in ("mean", "std")
+                                     if (values := getattr(args, name)) is not None})
     if args.crop_pct is not None and transform.shrink_to is not None:
         raise ValueProblem(f"--crop-pct must be left out: these weights' transform shrinks pictures to "
                            f"{transform.shrink_to} pixels and crops nothing more")
