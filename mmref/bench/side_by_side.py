@@ -85,7 +85,7 @@ def measure_side_by_side(plan, report, models, names, write_inputs, open_worker,
                     shift = step % max(len(turns), 1)
                     for row, name, worker, count in turns[shift:] + turns[:shift]:
                         time.sleep(rest)
-                        seconds = worker.ask("run", count=count)["seconds"]
+                        seconds = worker.ask("run", count=count, cpu=plan.cpu_time)["seconds"]
                         row.rounds.setdefault(name, []).append(float(np.median(seconds)))
             report.side_by_side.append(SideBySide(batch, rows))
 
@@ -96,7 +96,7 @@ def _prepared(plan, report, row, name, worker, batch):
     try:
         worker.ask("prepare", shape=(batch, 3, row.img_size, row.img_size))
         worker.ask("run", count=1)
-        once = worker.ask("run", count=1)["seconds"][0]
+        once = worker.ask("run", count=1, cpu=plan.cpu_time)["seconds"][0]
     except WorkerFailed as failure:
         report.left_out[f"{name}, {row.model}, batch {batch}, {row.img_size}x{row.img_size}"] = str(failure)
         return []
