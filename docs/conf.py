@@ -21,6 +21,10 @@ FIGURES = {  # file in _figures: the command behind `mmref` that makes it
     "features.png": "show --sample cat --what features -o",
     "erf.png": "show --sample cat --what erf --cells 16 -o",
     "network.svg": "show --what graph -o",
+    "orders_cross.svg": "show --what scan --order cross -o",
+    "orders_windows.svg": "show --what scan --order 'windows 2' 'windows 2 backwards' 'windows 3' -o",
+    "orders_localvim.svg": "show --what scan --model localvim_t --layer layers.0 -o",
+    "orders_atrous.svg": "show --what scan --order atrous -o",
 }
 
 project, author, copyright = "mmref", "the mmref authors", "the mmref authors, MIT licence"
