@@ -58,10 +58,11 @@ class Network:
 
     @cached_property
     def numpy(self):
-        from mmref.bench.measure import settle_batch_norms
+        from mmref.bench.measure import settle_batch_norms, spread_rates
         from mmref.models.create import create_model
         model = create_model(self.name, **self.changes)
         settle_batch_norms(model)
+        spread_rates(model)
         return model
 
     @cached_property
