@@ -110,8 +110,8 @@ def scan(model, x, shown, layer=None):
         memory, (row, column) = remembered(one)
         plane(figure, below, memory, HEAT, limits=(0, 1))
         below.plot(column, row, "r+", markersize=10)
-        below.set_title("share of each pixel's state left at the middle (+), mean over\n"
-                        "channels and states; white: not seen yet, or never", fontsize=9)
+        below.set_title("share of each pixel's state left at the middle (+),\n"
+                        "mean of the states; white: not seen yet, or never", fontsize=9)
     return figure
 
 
