@@ -28,6 +28,10 @@ MADE = {  # file: the command behind `mmref` that makes it
     "_figures/erf.png": "show --sample cat --what erf --cells 16 -o",
     "_figures/network.svg": "show --what graph -o",
     "_extra/cat.html": "explain --sample cat -o",
+    "_figures/orders_cross.svg": "show --what scan --order cross -o",
+    "_figures/orders_windows.svg": "show --what scan --order 'windows 2' 'windows 2 backwards' 'windows 3' -o",
+    "_figures/orders_localvim.svg": "show --what scan --model localvim_t --layer layers.0 -o",
+    "_figures/orders_atrous.svg": "show --what scan --order atrous -o",
 }
 
 project, author, copyright = "mmref", "the mmref authors", "the mmref authors, MIT licence"

@@ -1,4 +1,5 @@
-"""The documents' examples are run and what they print compared: docs/scan.md, docstrings of the public names."""
+"""The documents' examples are run and what they print compared: docs/scan.md, docs/families.md, docstrings of the
+public names."""
 
 from __future__ import annotations
 
@@ -20,11 +21,12 @@ def failures(test) -> str:
     return "".join(said)
 
 
-def test_the_page_of_the_scan():
+@pytest.mark.parametrize("page, least", [("scan.md", 20), ("families.md", 12)])
+def test_pages_with_examples(page, least):
     """Catches a page whose numbers are no longer those of the code."""
-    text = (DOCS / "scan.md").read_text(encoding="utf-8")
-    test = doctest.DocTestParser().get_doctest(text.replace("```", ""), {}, "scan.md", None, 0)
-    assert len(test.examples) > 20 and not failures(test)
+    text = (DOCS / page).read_text(encoding="utf-8")
+    test = doctest.DocTestParser().get_doctest(text.replace("```", ""), {}, page, None, 0)
+    assert len(test.examples) >= least and not failures(test)
 
 
 @pytest.mark.parametrize("name", [name for name in mmref.__all__ if name not in ("__version__", "MmrefError")])

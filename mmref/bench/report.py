@@ -20,8 +20,6 @@ ms: a batch, median of the rounds. ratio: time over the baseline's (unfolded ove
 rate: share of the calibrated multiply-add rate. import, start: seconds; a start is a new process until its first
 logits, cold with nothing compiled before. error: largest difference to the baseline's logits, of their largest."""
 
-CPU_FOOTNOTE = "Forwards are measured in processor time, of all threads together."
-
 START_FOOTNOTE = """\
 mmref classify: a process from its start to its end. PyTorch: its import and its first forward, nothing else.
 cold: nothing compiled before; else the kernels are in the cache, and the files in memory."""
@@ -35,8 +33,6 @@ def to_text(report) -> str:
                      f"{len(rows[0].rounds)} rounds\n" + _case_table(report, rows))
     if report.results:
         parts.append(FOOTNOTE)
-    if report.cpu_time:
-        parts.append(CPU_FOOTNOTE)
     if report.sweep:
         parts.append(_sweep_tables(report))
     if report.starts:
@@ -55,6 +51,8 @@ def machine_lines(report) -> str:
     ruler = (f"calibration: {np.median(rates):.0f} GFLOP/s ({rates.min():.0f} to {rates.max():.0f} over the rounds), "
              f"{calibration['method']}, {report.threads} threads; baseline of the ratios: {report.baseline}"
              if rates.size else f"{report.threads} threads")
+    if report.clock == "processor":
+        ruler += "\ntimes are processor seconds of the process, not the clock's (the calibration's are the clock's)"
     return (f"{machine['cpu']}, {machine['cores']} logical cores ({', '.join(machine['vector'])}), "
             f"{machine['system']}, Python {machine['python']}, load before {machine['load_before']}\n"
             f"{libraries}\n{ruler}")

@@ -2,8 +2,8 @@
 
     {"do": "open", "job": {...}}           import, then build       -> {"import": s, "build": s}
     {"do": "prepare", "shape": [...]}      and answer once          -> {"first": s, "logits": [...]}
-    {"do": "run", "count": n, "cpu": bool} n forwards after one     -> {"seconds": [...]}, of this process's processor
-                                                                        time where cpu is true
+    {"do": "run", "count": n,              n forwards after one; `cpu`: the process's processor seconds, not the clock's
+     "cpu": false}                                                  -> {"seconds": [...]}
     {"do": "rate"}                         calibration only         -> {"rate": multiply-adds a second, "method": ...,
                                                                         "is_peak": whether nothing can be faster}
     {"do": "memory"}                       peak so far              -> {"bytes": ...}
@@ -63,7 +63,7 @@ class Worker:
 
     def run(self, count, cpu=False):
         self.forward()  # wakes threads and fills caches after the others' turns
-        clock, seconds = time.process_time if cpu else time.perf_counter, []
+        seconds, clock = [], time.process_time if cpu else time.perf_counter
         for _ in range(count):
             start = clock()
             self.forward()

@@ -57,8 +57,8 @@ def _turns_arguments(parser, batches):
                         help="length of a turn, at least one forward (default: %(default)s)")
     parser.add_argument("--unfolded", action="store_true",
                         help="numpy and torch also with batch norms left as layers (default: folded for everyone)")
-    parser.add_argument("--cpu-time", action="store_true", help="measure the processor time of all threads together "
-                        "instead of the clock's, for a machine that does other work")
+    parser.add_argument("--cpu-time", action="store_true", help="take the processor's seconds, not the clock's: for a "
+                        "machine that does other work; --threads 1 only")
     parser.add_argument("--csv", metavar="FILE", help="also write timm's benchmark columns")
 
 
@@ -112,7 +112,8 @@ def _measured(args, measure) -> int:
     from mmref.bench.report import to_json, to_text, write_csv
     # a tool without an option has the plain one's default
     plan = Plan(tuple(args.models), tuple(args.batch), args.img_size, args.threads, args.rounds, args.turn, args.starts,
-                tuple(args.backends), args.unfolded, args.limit, args.cpu_time)
+                tuple(args.backends), args.unfolded, args.limit,  # a tool without an option has the plain one's default
+                args.cpu_time)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(args.csv, "w", newline="")) if args.csv else None  # a bad path shows now
         show = stack.enter_context(_progress())
