@@ -1,417 +1,499 @@
-"""Mistakes that ports make, each as a change of one layer.
+"""Mistakes that ports make, each as a change of operations of a network's graph.
 
-`FAULTS[type of layer]` lists (key, what one would say, plant). `plant(layer)` changes a private copy of the layer in
-place, mostly by giving it another `forward`; it returns False where the mistake cannot be made (or would change
-nothing). Keys are what `mmref compare --json` reports; several plants may share one.
+`FAULTS[operation]` lists `Fault`s. `plant(graph, node)` gives {node: change} for one node of that operation, where a
+change computes the node's value from its operands and attributes; None where the mistake cannot be made there. A fault
+knows operations and no network, so it is tried wherever a network has such an operation. Keys are what
+`mmref compare --json` reports; several faults may share one.
 """
 
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from mmref.models.mobilemamba import FFN, Block, Head, PatchMerging, SqueezeExcite, Stem
-from mmref.models.mrffi import MRFFI, LocalConv, WaveletMamba
+from mmref.graph.graph import Constant, Node
 from mmref.nn import functional as F
-from mmref.nn.layer import BatchNorm, Conv2d, ConvBN, LayerNorm, Linear, ReLU, Residual, Scale, Sequential, Sigmoid
-from mmref.nn.recurrence import selective_scan
-from mmref.nn.ss2d import SS2D, project
-from mmref.nn.wavelet import analysis, synthesis
-
-FAULTS: dict[type, list] = {}
+from mmref.nn.operation import apply
+from mmref.validate.replay import Indexed
 
 
-def fault(kind, key, text, **options):
-    """Register a plant, with `options` passed on to it."""
+@dataclass(frozen=True)
+class Fault:
+    """A mistake: `key` for programs, `text` for people."""
+
+    key: str
+    text: str
+    plant: Callable[[Indexed, Node], dict | None]
+
+
+FAULTS: dict[str, list[Fault]] = {}
+CONVOLUTIONS, PRODUCTS = ("conv2d", "depthwise_conv2d"), ("conv2d", "depthwise_conv2d", "linear", "project")
+
+
+def plants(operations, key, text):
+    """Decorator: register `plant(graph, node)` for these operations."""
     def register(plant):
-        FAULTS.setdefault(kind, []).append((key, text, partial(plant, **options)))
+        for name in (operations,) if isinstance(operations, str) else operations:
+            FAULTS.setdefault(name, []).append(Fault(key, text, plant))
         return plant
     return register
 
 
-def sets(kind, key, text, **attributes):
-    """A fault that sets attributes: to a value, or to what a function makes of the layer (None: cannot be made)."""
-    def plant(layer):
-        for name, value in attributes.items():
-            value = value(layer) if callable(value) else value
-            if value is None:
-                return False
-            setattr(layer, name, value)
-    fault(kind, key, text)(plant)
+def gives(operations, key, text, function, when=lambda graph, node: True):
+    """A fault that computes `function(result, operands, attributes)`, `result(**instead)` being the right operation,
+    with other operands or attributes where they are given."""
+    def plant(graph, node):
+        if not when(graph, node):
+            return None
+
+        def change(operands, attributes):
+            def result(**instead):
+                return apply(node.operation, {n: instead.get(n, v) for n, v in operands.items()},
+                             {n: instead.get(n, v) for n, v in attributes.items()})
+            return function(result, operands, attributes)
+        return {node: change}
+    plants(operations, key, text)(plant)
 
 
-def forwards(kind, key, text, function):
-    """A fault that computes `function(layer, x)` instead of the layer."""
-    def plant(layer):
-        layer.forward = lambda x: function(layer, x).astype(x.dtype, copy=False)  # one dtype throughout the network
-    fault(kind, key, text)(plant)
+def result_is(operations, key, text, function, when=lambda graph, node: True):
+    """A fault that does something to the right result."""
+    gives(operations, key, text, lambda result, o, a: function(result()), when)
 
 
 # ------------------------------------------------------------------------------------------------- convolutions
 
-def _shifted(layer, x, low, high, mode="constant"):
-    pads = ((0, 0), (0, 0), (low, high), (low, high))
-    return F.conv2d(np.pad(x, pads, mode=mode), layer.weight, layer.bias, stride=layer.stride, groups=layer.groups)
+def _kernel(node):
+    return node.operands["weight"].shape[-1]
 
 
-@fault(Conv2d, "padding-side", "padding on the wrong side: all of it at the bottom and right, as TensorFlow's SAME",
-       side="high")
-@fault(Conv2d, "padding-side", "padding on the wrong side: all of it at the top and left", side="low")
-@fault(Conv2d, "padding-mode", "border repeated (edge) where zeros are padded", mode="edge")
-def _padding(layer, side="", mode="constant"):
-    p = layer.kernel // 2
-    if not p:
-        return False
-    low, high = {"high": (0, 2 * p), "low": (2 * p, 0), "": (p, p)}[side]
-    layer.forward = lambda x: _shifted(layer, x, low, high, mode)
+def _padded(low, high, mode="constant"):
+    def function(result, o, a):
+        pads = ((0, 0), (0, 0), (low(a), high(a)), (low(a), high(a)))
+        return result(x=np.pad(o["x"], pads, mode=mode), padding=0)
+    return function
 
 
-@fault(Conv2d, "padding-side", "even maps padded at the bottom and right only (TensorFlow's SAME with stride 2)")
-def _same(layer):
-    if layer.kernel < 3 or layer.stride != 2:
-        return False
-
-    def forward(x):
-        pads = [max((-(-n // 2) - 1) * 2 + layer.kernel - n, 0) for n in x.shape[2:]]
-        return F.conv2d(np.pad(x, ((0, 0), (0, 0), *((p // 2, p - p // 2) for p in pads))), layer.weight, layer.bias,
-                        stride=2, groups=layer.groups)
-    layer.forward = forward
+def _pads(graph, node):
+    return node.attributes.get("padding", 0) > 0
 
 
-def _if(condition, value):
-    return value if condition else None
+def _none(a):
+    return 0
 
 
-sets(Conv2d, "kernel-flipped", "kernel turned round: convolution where cross-correlation is meant",
-     weight=lambda c: _if(c.kernel > 1, c.weight[:, :, ::-1, ::-1]))
-sets(Conv2d, "kernel-transposed", "rows and columns of the kernel exchanged",
-     weight=lambda c: _if(c.kernel > 1, c.weight.swapaxes(2, 3)))
-sets(Conv2d, "bias-missing", "bias of the convolution left out", bias=lambda c: None if c.bias is None else c.bias * 0)
-sets(Conv2d, "transposed-projection", "weight of the projection transposed",
-     weight=lambda c: _if(c.groups == 1, c.weight.reshape(c.weight.shape[1], c.weight.shape[0], *c.weight.shape[2:])
-                          .swapaxes(0, 1)))
-sets(Conv2d, "transposed-projection", "weight of the projection transposed (its output channels read as the input's)",
-     weight=lambda c: _if(c.groups == 1 and c.weight.shape[0] == c.weight.shape[1], c.weight.swapaxes(0, 1)))
-sets(Linear, "transposed-projection", "weight of the classifier transposed",
-     weight=lambda c: c.weight.reshape(c.weight.shape[::-1]).T)
-sets(Linear, "bias-missing", "bias of the classifier left out", bias=lambda c: c.bias * 0)
+def _all(a):
+    return a["padding"]
 
 
-def _bfloat16(array):
+def _twice(a):
+    return 2 * a["padding"]
+
+
+gives(CONVOLUTIONS, "padding-side",
+      "padding on the wrong side: all of it at the bottom and right, as TensorFlow's SAME", _padded(_none, _twice), _pads)
+gives(CONVOLUTIONS, "padding-side", "padding on the wrong side: all of it at the top and left", _padded(_twice, _none),
+      _pads)
+for _mode, _word in (("edge", "repeated (edge)"), ("reflect", "reflected"), ("wrap", "wrapped round")):
+    gives(CONVOLUTIONS, "padding-mode", f"border {_word} where zeros are padded", _padded(_all, _all, _mode),
+          lambda g, n: _pads(g, n) and min(n.operands["x"].shape[2:]) > n.attributes["padding"])
+
+
+def _same(result, o, a):
+    k = o["weight"].shape[-1]
+    pads = [max((-(-n // a["stride"]) - 1) * a["stride"] + k - n, 0) for n in o["x"].shape[2:]]
+    return result(x=np.pad(o["x"], ((0, 0), (0, 0), *((p // 2, p - p // 2) for p in pads))), padding=0)
+
+
+gives(CONVOLUTIONS, "padding-side", "even maps padded at the bottom and right only (TensorFlow's SAME with stride 2)",
+      _same, lambda g, n: _pads(g, n) and n.attributes["stride"] == 2)
+gives(CONVOLUTIONS, "stride", "every second pixel taken from the second on, where the first is meant",
+      lambda result, o, a: np.pad(result(stride=1)[:, :, 1:, 1:], ((0, 0), (0, 0), (0, 1), (0, 1)))[:, :, ::2, ::2],
+      lambda g, n: n.attributes.get("stride") == 2 and all(side % 2 == 0 for side in n.operands["x"].shape[2:]))
+gives(CONVOLUTIONS, "dilation", "dilation left out",
+      lambda result, o, a: result(dilation=1, padding=_kernel_of(o) // 2), lambda g, n: n.attributes.get("dilation", 1) > 1)
+for _text, _key, _turn in (
+        ("kernel turned round: convolution where cross-correlation is meant", "kernel-flipped",
+         lambda w: w[:, :, ::-1, ::-1]),
+        ("rows and columns of the kernel exchanged", "kernel-transposed", lambda w: w.swapaxes(2, 3)),
+        ("kernel mirrored left to right", "kernel-flipped", lambda w: w[..., ::-1]),
+        ("kernel upside down", "kernel-flipped", lambda w: w[:, :, ::-1])):
+    gives(CONVOLUTIONS, _key, _text, lambda result, o, a, turn=_turn: result(weight=turn(o["weight"])),
+          lambda g, n: _kernel(n) > 1)
+
+
+def _kernel_of(operands):
+    return operands["weight"].shape[-1]
+
+
+gives((*CONVOLUTIONS, "linear"), "bias-missing", "bias left out", lambda result, o, a: result(bias=o["bias"] * 0),
+      lambda g, n: "bias" in n.operands)
+gives((*CONVOLUTIONS, "linear"), "bias-twice", "bias added twice", lambda result, o, a: result(bias=o["bias"] * 2),
+      lambda g, n: "bias" in n.operands)
+gives("conv2d", "channels", "colour channels reversed (BGR)", lambda result, o, a: result(x=o["x"][:, ::-1]),
+      lambda g, n: n.operands["x"].shape[1] == 3)
+
+
+def misread(w):
+    """Values read as if the two first axes were exchanged, as a framework with (in, out) weights stores them."""
+    return w.reshape(w.shape[1], w.shape[0], *w.shape[2:]).swapaxes(0, 1)
+
+
+def _dense(graph, node):
+    return node.name == "linear" or node.attributes.get("groups", 1) == 1
+
+
+gives(("conv2d", "linear"), "transposed-projection", "weight transposed",
+      lambda result, o, a: result(weight=misread(o["weight"])), _dense)
+gives(("conv2d", "linear"), "transposed-projection",
+      "weight transposed (its output channels read as the input's)",
+      lambda result, o, a: result(weight=o["weight"].swapaxes(0, 1)),
+      lambda g, n: _dense(g, n) and n.operands["weight"].shape[0] == n.operands["weight"].shape[1])
+gives("project", "transposed-projection", "weight transposed",
+      lambda result, o, a: result(weight=np.stack([misread(w) for w in o["weight"]])))
+
+
+def bfloat16(array):
+    """Rounded to eight bits of mantissa, ties to even, as float64."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    return ((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000).view(np.float32)  # ties go to the even one
+    rounded = (bits.astype(np.uint64) + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000
+    return rounded.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
-for _kind in (Conv2d, Linear):
-    for _name, _round in (("float16", lambda w: w.astype(np.float16)), ("bfloat16", _bfloat16)):
-        sets(_kind, "weights-rounded", f"weight rounded to {_name} here and not elsewhere",
-             weight=lambda c, r=_round: r(c.weight).astype(c.weight.dtype))
+def tf32(array):
+    """Rounded to eleven bits of mantissa, as tensor cores read float32, as float64."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xffffe000)).view(np.float32).astype(np.float64)
+
+
+def float16(array):
+    """Rounded to float16, as float64."""
+    with np.errstate(over="ignore"):
+        return np.asarray(array).astype(np.float32).astype(np.float16).astype(np.float64)
+
+
+def integers(array, axes=None):
+    """Rounded to 255 steps of one size, symmetric about 0: int8, one scale for all or one for every output channel."""
+    largest = np.abs(array).max(axis=axes, keepdims=axes is not None)
+    scale = np.maximum(largest, 1e-30) / 127
+    return np.clip(np.round(array / scale), -128, 127) * scale
+
+
+ROUNDINGS = {"float16": float16, "bfloat16": bfloat16, "int8 (one scale)": integers,
+             "int8 (a scale for every channel)": lambda w: integers(w, tuple(range(1, w.ndim)))}
+for _name, _round in ROUNDINGS.items():
+    gives(PRODUCTS, "weights-rounded", f"weight rounded to {_name}",
+          lambda result, o, a, r=_round: result(weight=r(o["weight"])))
+for _name, _round in (("float16", float16), ("bfloat16", bfloat16), ("TF32", tf32)):
+    _operand = "sequences"
+    gives(PRODUCTS, "reduced-precision", f"product computed in {_name}", lambda result, o, a, r=_round: result(
+        weight=r(o["weight"]), **{name: r(o[name]) for name in ("x", "sequences") if name in o}))
 
 # ------------------------------------------------------------------------------------------------------- norms
 
-for _eps in (1e-3, 1e-6, 1e-4, 1e-2, 1e-8, 0.0):
-    sets(BatchNorm, "bn-eps", f"batch norm's eps is {_eps:g} instead of 1e-5", eps=_eps)
-sets(BatchNorm, "bn-folding", "batch norm without its mean", running_mean=lambda bn: bn.running_mean * 0)
-sets(BatchNorm, "bn-folding", "batch norm without its bias", bias=lambda bn: bn.bias * 0)
-sets(BatchNorm, "bn-folding", "batch norm without its weight", weight=lambda bn: bn.weight * 0 + 1)
-sets(BatchNorm, "bn-folding", "batch norm divides by the variance instead of its root",
-     running_var=lambda bn: (bn.running_var + bn.eps) ** 2 - bn.eps)
-sets(BatchNorm, "bn-folding", "batch norm adds eps outside the root",
-     running_var=lambda bn: (np.sqrt(bn.running_var) + bn.eps) ** 2 - bn.eps)
-forwards(BatchNorm, "bn-folding", "batch norm left out", lambda bn, x: x)
-forwards(BatchNorm, "bn-folding", "batch norm's mean not scaled before it is taken off",
-         lambda bn, x: (x * F.per_channel(bn.scale_and_shift()[0]) + F.per_channel(bn.bias - bn.running_mean)
-                        if x.ndim == 4 else x * bn.scale_and_shift()[0] + bn.bias - bn.running_mean))
+for _eps in (1e-3, 1e-6, 1e-4, 1e-2, 1e-8, 1e-12, 0.0):
+    gives("batch_norm", "bn-eps", f"batch norm's eps is {_eps:g} instead of the reference's",
+          lambda result, o, a, e=_eps: result(eps=e), lambda g, n, e=_eps: n.attributes["eps"] != e)
+for _text, _change in (
+        ("batch norm without its mean", lambda o, a: {"running_mean": o["running_mean"] * 0}),
+        ("batch norm without its bias", lambda o, a: {"bias": o["bias"] * 0}),
+        ("batch norm without its weight", lambda o, a: {"weight": o["weight"] * 0 + 1}),
+        ("batch norm without weight and bias", lambda o, a: {"weight": o["weight"] * 0 + 1, "bias": o["bias"] * 0}),
+        ("batch norm without its statistics (mean 0, variance 1)",
+         lambda o, a: {"running_mean": o["running_mean"] * 0, "running_var": o["running_var"] * 0 + 1}),
+        ("batch norm never loaded (weight 1, bias 0, mean 0, variance 1)",
+         lambda o, a: {"running_mean": o["running_mean"] * 0, "running_var": o["running_var"] * 0 + 1,
+                       "weight": o["weight"] * 0 + 1, "bias": o["bias"] * 0}),
+        ("batch norm's weight and bias exchanged", lambda o, a: {"weight": o["bias"], "bias": o["weight"]}),
+        ("batch norm's mean and variance exchanged",
+         lambda o, a: {"running_mean": o["running_var"], "running_var": o["running_mean"]}),
+        ("batch norm divides by the variance instead of its root",
+         lambda o, a: {"running_var": (o["running_var"] + a["eps"]) ** 2 - a["eps"]}),
+        ("batch norm adds eps outside the root",
+         lambda o, a: {"running_var": (np.sqrt(o["running_var"]) + a["eps"]) ** 2 - a["eps"]})):
+    gives("batch_norm", "bn-folding", _text, lambda result, o, a, c=_change: result(**c(o, a)))
+gives("batch_norm", "bn-folding", "batch norm's mean not scaled before it is taken off",
+      lambda result, o, a: result(running_mean=o["running_mean"] * 0) - _channels(o["running_mean"], o["x"]))
+gives("batch_norm", "bias-missing", "batch norm's shift left out (the bias that folding makes)",
+      lambda result, o, a: result(running_mean=o["running_mean"] * 0, bias=o["bias"] * 0))
+gives("batch_norm", "bn-folding", "batch norm left out", lambda result, o, a: o["x"])
+gives("batch_norm", "bn-twice", "batch norm applied twice (folded, and kept)", lambda result, o, a: result(x=result()))
+gives("batch_norm", "bn-twice", "batch norm's scale applied twice, its shift once",
+      lambda result, o, a: _scaled_twice(o, a))
 
 
-@fault(BatchNorm, "bn-training", "batch norm in training mode: statistics of the batch instead of the running ones")
-def _bn_training(layer):
-    def forward(x):
-        axes = (0, 2, 3) if x.ndim == 4 else 0
-        return F.batch_norm(x, layer.weight, layer.bias, x.mean(axes), x.var(axes), layer.eps)
-    layer.forward = forward
+def _channels(values, x):
+    return F.per_channel(values) if x.ndim == 4 else values
 
 
-for _eps in (1e-6, 1e-3, 1e-12, 1e-4):
-    forwards(LayerNorm, "layer-norm", f"layer norm's eps is {_eps:g} instead of 1e-5",
-             lambda n, x, e=_eps: F.layer_norm_channels(x, n.weight, n.bias, e))
-forwards(LayerNorm, "layer-norm", "layer norm left out", lambda n, x: x)
-forwards(LayerNorm, "layer-norm", "layer norm divides by n - 1 instead of n in its variance", lambda n, x: (
-    (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True, ddof=1) + 1e-5)
-    * F.per_channel(n.weight) + F.per_channel(n.bias)))
-forwards(LayerNorm, "layer-norm", "layer norm without its mean (RMS norm)", lambda n, x: F.channels_first(
-    F.channels_last(x) / np.sqrt((F.channels_last(x) ** 2).mean(-1, keepdims=True) + 1e-5) * n.weight + n.bias))
-forwards(LayerNorm, "layer-norm", "layer norm over channels and pixels together", lambda n, x: (
-    (x - x.mean((1, 2, 3), keepdims=True)) / np.sqrt(x.var((1, 2, 3), keepdims=True) + 1e-5)
-    * F.per_channel(n.weight) + F.per_channel(n.bias)))
-sets(LayerNorm, "layer-norm", "layer norm without weight and bias", weight=lambda n: n.weight * 0 + 1,
-     bias=lambda n: n.bias * 0)
-forwards(Scale, "scale-missing", "learned scale left out", lambda s, x: x)
-
-# -------------------------------------------------------------------------------------------- activations, joins
-
-OTHERS = {"left out": lambda x: x, "ReLU6": lambda x: np.clip(x, 0, 6), "SiLU": F.silu,
-          "leaky ReLU": lambda x: np.where(x > 0, x, 0.01 * x),
-          "GELU (tanh)": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3))),
-          "hard swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1)}
+def _scaled_twice(o, a):
+    scale = o["weight"] / np.sqrt(o["running_var"] + a["eps"])
+    shift = o["bias"] - o["running_mean"] * scale
+    return o["x"] * _channels(scale * scale, o["x"]) + _channels(shift, o["x"])
 
 
-def _gelu(x):
+def _batch(ddof=0, samples=True):
+    def function(result, o, a):
+        x = o["x"]
+        pixels = tuple(range(2, x.ndim))
+        axes = (0, *pixels) if samples else pixels
+        if not samples and not pixels:
+            return x
+        mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+        count = x.size // mean.size
+        var = var * count / max(count - ddof, 1)
+        return (x - mean) / np.sqrt(var + a["eps"]) * _channels(o["weight"], x) + _channels(o["bias"], x)
+    return function
+
+
+gives("batch_norm", "bn-training", "batch norm in training mode: statistics of the batch instead of the running ones",
+      _batch())
+gives("batch_norm", "bn-training", "statistics of the batch, its variance over n - 1", _batch(1))
+gives("batch_norm", "bn-training", "statistics of every sample by itself (instance norm)", _batch(samples=False))
+
+for _eps in (1e-6, 1e-3, 1e-12, 1e-4, 0.0):
+    gives("layer_norm_channels", "layer-norm", f"layer norm's eps is {_eps:g} instead of the reference's",
+          lambda result, o, a, e=_eps: result(eps=e), lambda g, n, e=_eps: n.attributes["eps"] != e)
+
+
+def _layer_norm(axes, ddof=0, centred=True):
+    def function(result, o, a):
+        x = o["x"]
+        mean = x.mean(axes, keepdims=True) if centred else 0
+        var = ((x - mean) ** 2).mean(axes, keepdims=True)
+        count = x.size // var.size
+        var = var * count / max(count - ddof, 1)
+        return (x - mean) / np.sqrt(var + a["eps"]) * F.per_channel(o["weight"]) + F.per_channel(o["bias"])
+    return function
+
+
+gives("layer_norm_channels", "layer-norm", "layer norm left out", lambda result, o, a: o["x"])
+gives("layer_norm_channels", "layer-norm", "layer norm divides by n - 1 instead of n in its variance",
+      _layer_norm(1, 1))
+gives("layer_norm_channels", "layer-norm", "layer norm without its mean (RMS norm)", _layer_norm(1, centred=False))
+gives("layer_norm_channels", "layer-norm", "layer norm over channels and pixels together", _layer_norm((1, 2, 3)))
+gives("layer_norm_channels", "layer-norm", "layer norm over the pixels instead of the channels", _layer_norm((2, 3)))
+gives("layer_norm_channels", "layer-norm", "layer norm without weight and bias",
+      lambda result, o, a: result(weight=o["weight"] * 0 + 1, bias=o["bias"] * 0))
+gives("layer_norm_channels", "layer-norm", "layer norm without its weight",
+      lambda result, o, a: result(weight=o["weight"] * 0 + 1))
+gives("layer_norm_channels", "layer-norm", "layer norm without its bias",
+      lambda result, o, a: result(bias=o["bias"] * 0))
+
+# -------------------------------------------------------------------------------------------------- activations
+
+
+def gelu(x):
     from scipy.special import erf
     return 0.5 * x * (1 + erf(x / math.sqrt(2)))
 
 
-OTHERS["GELU"] = _gelu
-for _name, _function in OTHERS.items():
-    _text = f"ReLU {_name}" if _name == "left out" else f"{_name} where ReLU is meant"
-    forwards(ReLU, "activation", _text, lambda layer, x, f=_function: f(x))
-    forwards(FFN, "activation", _text, lambda layer, x, f=_function: layer.pw2(f(layer.pw1(x))))
-    forwards(LocalConv, "activation", _text,
-             lambda m, x, f=_function: m.bn2(m.dwconv1x1(f(m.bn1(m.dwconv3x3(x))))))
-    forwards(SqueezeExcite, "activation", _text, lambda se, x, f=_function: x * se.gate(
-        se.fc2(f(se.fc1(F.global_average_pool(x)[:, :, None, None])))))
-    forwards(PatchMerging, "activation", "first " + _text,
-             lambda m, x, f=_function: m.conv3(m.se(F.relu(m.conv2(f(m.conv1(x)))))))
-    forwards(PatchMerging, "activation", "second " + _text,
-             lambda m, x, f=_function: m.conv3(m.se(f(m.conv2(F.relu(m.conv1(x)))))))
-forwards(Sigmoid, "activation", "hard sigmoid (slope 1/6) where sigmoid is meant",
-         lambda s, x: np.clip(x / 6 + 0.5, 0, 1))
-forwards(Sigmoid, "activation", "hard sigmoid (slope 0.2) where sigmoid is meant",
-         lambda s, x: np.clip(0.2 * x + 0.5, 0, 1))
-forwards(Sigmoid, "activation", "sigmoid left out", lambda s, x: x)
-forwards(Residual, "shortcut", "shortcut left out", lambda r, x: r.m(x))
-forwards(Residual, "shortcut", "shortcut added twice", lambda r, x: 2 * x + r.m(x))
-forwards(Residual, "shortcut", "shortcut multiplied instead of added", lambda r, x: x * r.m(x))
+def _elu(x):
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
 
 
-@fault(Residual, "bn-folding", "shortcut folded into the convolution before batch norm, which then scales it too")
-def _shortcut_folded(layer):
-    if not isinstance(layer.m, ConvBN):
-        return False
-    layer.forward = lambda x: layer.m.bn(layer.m.c(x) + x)
+ACTIVATIONS = {
+    "left out": lambda x: x, "ReLU": F.relu, "ReLU6": lambda x: np.clip(x, 0, 6), "SiLU": F.silu, "GELU": gelu,
+    "leaky ReLU": lambda x: np.where(x > 0, x, 0.01 * x), "ELU": _elu,
+    "GELU (tanh)": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3))),
+    "GELU (sigmoid of 1.702 x)": lambda x: x * F.sigmoid(1.702 * x),
+    "hard swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1), "sigmoid": F.sigmoid, "tanh": np.tanh,
+    "softplus": F.softplus, "Mish": lambda x: x * np.tanh(F.softplus(x)),
+    "hard sigmoid (slope 1/6)": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "hard sigmoid (slope 0.2)": lambda x: np.clip(0.2 * x + 0.5, 0, 1)}
+MEANT = {"relu": "ReLU", "relu6": "ReLU6", "silu": "SiLU", "gelu": "GELU", "sigmoid": "sigmoid"}
 
 
-forwards(Block, "shortcut", "the block's outer shortcut left out",
-         lambda b, x: b.ffn1(b.dw1(b.mixer(b.ffn0(b.dw0(x))))))
-forwards(Block, "order", "channel mixing before the depthwise convolution",
-         lambda b, x: x + b.dw1(b.ffn1(b.mixer(b.dw0(b.ffn0(x))))))
-forwards(SqueezeExcite, "squeeze", "gate not multiplied with its input",
-         lambda se, x: np.broadcast_to(se.gate(se.fc2(F.relu(se.fc1(x.mean((2, 3), keepdims=True))))), x.shape))
-forwards(SqueezeExcite, "squeeze", "squeeze-and-excitation left out", lambda se, x: x)
-forwards(SqueezeExcite, "squeeze", "squeeze takes the maximum instead of the mean",
-         lambda se, x: x * se.gate(se.fc2(F.relu(se.fc1(x.max((2, 3), keepdims=True))))))
-forwards(SqueezeExcite, "batch-mixed", "squeeze averages over the batch too: samples mixed",
-         lambda se, x: x * se.gate(se.fc2(F.relu(se.fc1(x.mean((0, 2, 3), keepdims=True))))))
-forwards(Stem, "channels", "colour channels reversed (BGR) at the stem", lambda s, x: Sequential.forward(s, x[:, ::-1]))
-forwards(Head, "bn-folding", "the head's batch norm left out", lambda h, x: h.l(x))
-forwards(Head, "softmax", "softmax applied to the logits", lambda h, x: _softmax(h.l(h.bn(x))))
+def gate(graph, node) -> bool:
+    """Whether a value is multiplied with another that depends on the input."""
+    return any(user.name == "multiply" and len(user.sources) == 2 for user in graph.users[node])
+
+
+for _op, _meant in MEANT.items():
+    for _name, _function in ACTIVATIONS.items():
+        if _name == _meant:
+            continue
+        _text = f"{_meant} left out" if _name == "left out" else f"{_name} where {_meant} is meant"
+        gives(_op, "activation", _text, lambda result, o, a, f=_function: f(o["x"]),
+              lambda g, n, op=_op: op != "silu" or not gate(g, n))
+for _name in ("left out", "sigmoid", "ReLU", "GELU", "hard swish", "tanh"):
+    _text = "SiLU of the gate left out" if _name == "left out" else f"{_name} instead of SiLU on the gate"
+    gives("silu", "gate", _text, lambda result, o, a, f=ACTIVATIONS[_name]: f(o["x"]), gate)
+for _key, _text, _function in (
+        ("softplus-missing", "softplus left out", lambda x: x),
+        ("softplus", "exp instead of softplus", lambda x: np.exp(np.minimum(x, 700))),
+        ("softplus", "ReLU instead of softplus", F.relu), ("softplus", "sigmoid instead of softplus", F.sigmoid),
+        ("softplus", "softplus applied twice", lambda x: F.softplus(F.softplus(x))),
+        ("softplus", "softplus to base 2", lambda x: F.softplus(x * math.log(2)) / math.log(2)),
+        ("softplus", "step sizes clipped at 0.1", lambda x: np.minimum(F.softplus(x), 0.1)),
+        ("softplus", "step sizes no smaller than 0.001", lambda x: np.maximum(F.softplus(x), 1e-3))):
+    gives("softplus", _key, _text, lambda result, o, a, f=_function: f(o["x"]))
+
+
+def is_output(graph, node) -> bool:
+    return node in graph.outputs
 
 
 def _softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+    e = np.exp(x - x.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
 
 
-# ------------------------------------------------------------------------------------------ channels and wavelet
+for _text, _function in (("softmax", _softmax), ("log-softmax", lambda x: np.log(_softmax(x))), ("sigmoid", F.sigmoid)):
+    result_is("linear", "softmax", f"{_text} applied to the logits", _function, is_output)
 
-def _mrffi(layer, x, order=(0, 1, 2), joined=(0, 1, 2), activation=F.relu, reversed_=False):
-    x = x[:, ::-1] if reversed_ else x
-    parts, start = [None] * 3, 0
-    for i in order:
-        parts[i] = x[:, start:start + layer.split[i]]
-        start += layer.split[i]
-    done = [layer.global_op(parts[0]), layer.local_op(parts[1]), parts[2]]
-    relu, project = layer.proj.children.values()
-    joined = F.concatenate(*(done[i] for i in joined))
-    return project(relu(joined) if activation is F.relu else activation(joined))
+# --------------------------------------------------------------------------------------------- sums and products
 
 
-for _order in ((1, 0, 2), (2, 1, 0), (0, 2, 1), (2, 0, 1), (1, 2, 0)):
-    _names = " | ".join(("global", "local", "identity")[i] for i in _order)
-    forwards(MRFFI, "channel-order", f"channels split in another order: {_names}",
-             lambda m, x, o=_order: _mrffi(m, x, o, o))
-    forwards(MRFFI, "channel-order", f"channels split in another order ({_names}) and joined in the right one",
-             lambda m, x, o=_order: _mrffi(m, x, o))
-    forwards(MRFFI, "channel-order", f"channels joined in another order: {_names}",
-             lambda m, x, o=_order: _mrffi(m, x, joined=o))
-forwards(MRFFI, "channel-order", "channels in reverse order", lambda m, x: _mrffi(m, x, reversed_=True))
-for _name, _function in OTHERS.items():
-    forwards(MRFFI, "activation", f"ReLU after the join: {_name}",
-             lambda m, x, f=_function: _mrffi(m, x, activation=f))
+def constant(node) -> str | None:
+    """The name of an operand that is a constant, of a sum or product of two."""
+    return next((name for name, value in node.operands.items() if isinstance(value, Constant)), None)
 
 
-def _wavelet(w, x, take=None, give=None, blocked=False, pad=(0, 0), mode="constant", gain=1.0, base=True, only=False,
-             scale=True, both=False):
-    height, width = x.shape[2:]
-    attended = w.global_atten(x)
-    attended = w.base_scale(attended) if base and not both else attended
-    if only:
-        return attended
-    odd = height % 2, width % 2
-    pads = [(o, 0) if pad[i] else (0, o) for i, o in enumerate(odd)]
-    bands = analysis(np.pad(x, ((0, 0), (0, 0), *pads), mode=mode), w.wt_filter) * gain
-    bands = _banded(bands, take)
-    channels = bands.shape[1] // 4
-    if blocked:
-        bands = bands.reshape(len(bands), channels, 4, *bands.shape[2:]).swapaxes(1, 2).reshape(bands.shape)
-    bands = w.wavelet_convs.children["0"](bands)
-    bands = w.wavelet_scale.children["0"](bands) if scale else bands
-    if blocked:
-        bands = bands.reshape(len(bands), 4, channels, *bands.shape[2:]).swapaxes(1, 2).reshape(bands.shape)
-    full = synthesis(_banded(bands, give), w.iwt_filter, height + odd[0], width + odd[1])
-    top, left = (o if pad[i] else 0 for i, o in enumerate(odd))
-    total = attended + full[:, :, top:top + height, left:left + width]
-    return w.base_scale(total) if both else total
+def feeds(graph, node, operation) -> bool:
+    return any(user.name == operation for user in graph.users[node])
 
 
-def _banded(bands, order):
-    if order is None:
-        return bands
-    shape = bands.shape
-    return bands.reshape(shape[0], -1, 4, *shape[2:])[:, :, list(order)].reshape(shape)
+def _sum(key, text, function, when=lambda graph, node: True):
+    """A fault of a sum of two values: function(earlier, later), the earlier being the shortcut around the later."""
+    def plant(graph, node):
+        if constant(node) or len(node.sources) != 2 or not when(graph, node):
+            return None
+        earlier, later = sorted(node.operands, key=lambda name: graph.index[node.operands[name]])
+        return {node: lambda o, a: function(o[earlier], o[later])}
+    plants("add", key, text)(plant)
 
 
-for _take in ((0, 2, 1, 3), (3, 1, 2, 0), (1, 0, 2, 3), (0, 1, 3, 2), (0, 3, 2, 1)):
-    _both = {"take": _take, "give": tuple(np.argsort(_take))}
-    for _where, _swap in (("before and after the convolution", _both), ("in the analysis", {"take": _take}),
-                          ("in the synthesis", {"give": _take})):
-        forwards(WaveletMamba, "sub-bands", f"sub-bands swapped {_where}: order {_take}", partial(_wavelet, **_swap))
-forwards(WaveletMamba, "sub-bands", "sub-bands not interleaved: all low-low first", partial(_wavelet, blocked=True))
-for _pads, _word in (((1, 1), "top and left"), ((1, 0), "top"), ((0, 1), "left")):
-    forwards(WaveletMamba, "padding-side", f"odd maps padded at the wrong side: {_word}", partial(_wavelet, pad=_pads))
-forwards(WaveletMamba, "padding-mode", "odd maps padded by repeating the border", partial(_wavelet, mode="edge"))
-forwards(WaveletMamba, "wavelet", "wavelet branch left out", partial(_wavelet, only=True))
-forwards(WaveletMamba, "wavelet", "wavelet filters without their factor 1/2", partial(_wavelet, gain=4.0))
-forwards(WaveletMamba, "wavelet", "analysis filters twice as large", partial(_wavelet, gain=2.0))
-forwards(WaveletMamba, "wavelet", "filters half as large", partial(_wavelet, gain=0.5))
-forwards(WaveletMamba, "scale-missing", "wavelet scale left out", partial(_wavelet, scale=False))
-forwards(WaveletMamba, "scale-missing", "base scale left out", partial(_wavelet, base=False))
-forwards(WaveletMamba, "scale-missing", "base scale applied to the wavelet branch too", partial(_wavelet, both=True))
-
-# -------------------------------------------------------------------------------------------------------- scan
+def _around(graph, node):
+    """Whether the earlier summand is what the later one was computed from: a shortcut."""
+    order = graph.index
+    earlier, later = sorted(node.sources, key=order.get)
+    pending, seen = [later], set()
+    while pending:
+        for source in pending.pop().sources:
+            if source is earlier:
+                return True
+            if source not in seen and order[source] > order[earlier]:
+                seen.add(source)
+                pending.append(source)
+    return False
 
 
-def _ss2d(m, x, *, swap=False, gate="silu", inner="silu", early_gate=False, mean=False, **scan):
-    parts = np.split(m.in_proj(x), 2, axis=1)
-    x, z = parts[::-1] if swap else parts
-    activation = {"silu": F.silu, "none": lambda v: v, "relu": F.relu, "sigmoid": F.sigmoid, "gelu": _gelu}
-    x = m.conv2d(x)
-    x = activation[inner](x)
-    y, gated = _scan(m, x, **scan), activation[gate](z) if gate != "off" else 1
-    if mean:
-        y = y / 2
-    return m.out_proj(m.out_norm(y * gated) if early_gate else m.out_norm(y) * gated)
+def _bands(graph, node):
+    return any(source.name == "synthesis" for source in node.sources)
 
 
-def _scan(m, x, *, columns=False, reverse=(False, True), back=(False, True), use=None, step="softplus", bias=True,
-          skip=True, decay="exp", input_="euler", order="dtBC", directions=None, mixed=False, carried=False,
-          rows=False):
-    """SS2D.scan for two directions, spelled out with a switch for every mistake."""
-    (K, D, R), N = m.dt_projs_weight.shape, m.d_state
-    batch, _, height, width = x.shape
-    flat = (x.swapaxes(2, 3) if columns else x).reshape(batch, D, -1)
-    u = np.stack([flat[..., ::-1] if reverse[k] else flat for k in range(K)], 1)
-    pick = [0, 1] if directions is None else directions
-    projected = project(m.x_proj_weight[pick], u)
-    dt, B, C = {"dtBC": lambda p: (p[:, :, :R], p[:, :, R:R + N], p[:, :, R + N:]),
-                "dtCB": lambda p: (p[:, :, :R], p[:, :, R + N:], p[:, :, R:R + N]),
-                "BCdt": lambda p: (p[:, :, 2 * N:], p[:, :, :N], p[:, :, N:2 * N])}[order](projected)
-    raw = project(m.dt_projs_weight[pick], dt)
-    raw = raw + m.dt_projs_bias[pick][:, :, None] * {True: 1, False: 0, "twice": 2}[bias]
-    delta = {"softplus": F.softplus, "none": lambda v: v, "exp": lambda v: np.exp(np.minimum(v, 50)), "relu": F.relu,
-             "sigmoid": F.sigmoid, "twice": lambda v: F.softplus(F.softplus(v))}[step](raw)
-    logs = m.A_logs.reshape(K, D, N)[pick]
-    A = {"exp": lambda: -np.exp(logs), "log": lambda: logs, "minus": lambda: -logs,
-         "positive": lambda: np.exp(logs)}[decay]()
-    Ds = m.Ds.reshape(K, D)[pick] * bool(skip)
-    if input_ == "exact":  # zero-order hold of B: (exp(delta A) - 1) / A instead of delta
-        y = _recurrence(u, delta, np.expm1(delta * A[..., 0, None]) / A[..., 0, None], A, B, C, Ds)
-    elif input_ == "none":
-        y = _recurrence(u, delta, np.ones_like(delta), A, B, C, Ds)
-    elif carried:
-        joined = [np.concatenate(list(v), -1)[None] for v in (u, delta, B, C)]
-        y = selective_scan(joined[0], joined[1], A, joined[2], joined[3], Ds)[0]
-        y = np.stack(np.split(y, batch, -1))
-    elif rows:
-        cut = [v.reshape(*v.shape[:3], height, width).transpose(0, 3, 1, 2, 4).reshape(-1, *v.shape[1:3], width)
-               for v in (u, delta, B, C)]
-        y = selective_scan(cut[0], cut[1], A, cut[2], cut[3], Ds)
-        y = y.reshape(batch, height, K, D, width).transpose(0, 2, 3, 1, 4).reshape(u.shape)
-    else:
-        y = selective_scan(u, delta, A, B, C, Ds)
-    parts = [y[:, k][..., ::-1] if back[k] else y[:, k] for k in range(K)]
-    if mixed:  # the published fall-back adds (B, D, L) to (B, 1, D, L) and sums over the wrong axis
-        total = parts[0].sum(0, keepdims=True) + batch * parts[1]
-    else:
-        total = parts[0] + parts[1] if use is None else parts[use]
-    if columns:
-        return total.reshape(batch, D, width, height).swapaxes(2, 3)
-    return total.reshape(batch, D, height, width)
+_sum("shortcut", "shortcut left out", lambda x, y: y, _around)
+_sum("shortcut", "shortcut added twice", lambda x, y: 2 * x + y, _around)
+_sum("shortcut", "shortcut multiplied instead of added", lambda x, y: x * y, _around)
+_sum("shortcut", "shortcut subtracted", lambda x, y: y - x, _around)
+_sum("shortcut", "shortcut and branch averaged", lambda x, y: (x + y) / 2, _around)
+_sum("shortcut", "branch left out, shortcut alone", lambda x, y: x, _around)
+_sum("wavelet", "wavelet branch left out", lambda x, y: x, _bands)
+_sum("wavelet", "wavelet branch alone", lambda x, y: y, _bands)
+_sum("wavelet", "wavelet branch multiplied instead of added", lambda x, y: x * y, _bands)
+_sum("branch-missing", "first summand left out", lambda x, y: y, lambda g, n: not _around(g, n) and not _bands(g, n))
+_sum("branch-missing", "second summand left out", lambda x, y: x, lambda g, n: not _around(g, n) and not _bands(g, n))
 
 
-def _recurrence(u, delta, weight, A, B, C, Ds):
-    y, h = np.empty_like(u), np.zeros(u.shape[:3])
-    decay = np.exp(delta * A[..., 0, None])
-    for i in range(u.shape[-1]):
-        h = decay[..., i] * h + weight[..., i] * B[:, :, 0, None, i] * u[..., i]
-        y[..., i] = C[:, :, 0, None, i] * h
-    return y + Ds[:, :, None] * u
+@plants("add", "bn-folding", "shortcut added before batch norm, which then scales it too")
+def _shortcut_before_norm(graph, node):
+    norm = next((source for source in node.sources if source.name == "batch_norm"), None)
+    if constant(node) or norm is None or len(node.sources) != 2 or norm.operands["x"].shape != node.shape:
+        return None
+    held = {}
+
+    def scaled(operands, attributes):
+        held.update(operands=operands, attributes=attributes)
+        return apply(norm.operation, operands, attributes)
+
+    def change(operands, attributes):
+        other = next(operands[name] for name, value in node.operands.items() if value is not norm)
+        o = held["operands"]
+        scale = o["weight"] / np.sqrt(o["running_var"] + held["attributes"]["eps"])
+        return apply(norm.operation, o, held["attributes"]) + other * _channels(scale, other)
+    return {norm: scaled, node: change}
 
 
-for _parameter, _word in (("x_proj_weight", "of x_proj"), ("dt_projs_weight", "of the step size (dt_projs)")):
-    sets(SS2D, "transposed-projection", f"weight {_word} transposed", **{
-        _parameter: lambda m, p=_parameter: np.stack([w.reshape(w.shape[::-1]).T for w in getattr(m, p)])})
+def _constant_sum(key, text, factor, when):
+    def plant(graph, node):
+        name = constant(node)
+        if not name or not when(graph, node):
+            return None
+        return {node: lambda o, a: apply(node.operation, {**o, name: o[name] * factor}, a)}
+    plants("add", key, text)(plant)
 
 
-def _ss2d_fault(key, text, **options):
-    def plant(layer):
-        if layer.order != "bidirectional" or layer.d_state != 1:
-            return False
-        layer.forward = partial(_ss2d, layer, **options)
-    fault(SS2D, key, text)(plant)
+_constant_sum("dt-bias-missing", "bias of the step size (dt_projs_bias) left out", 0,
+              lambda g, n: feeds(g, n, "softplus"))
+_constant_sum("dt-bias", "bias of the step size (dt_projs_bias) added twice", 2, lambda g, n: feeds(g, n, "softplus"))
+_constant_sum("bias-missing", "bias left out", 0, lambda g, n: not feeds(g, n, "softplus"))
 
 
-for _key, _text, _options in (
-        ("softplus-missing", "softplus left out of the step size", {"step": "none"}),
-        ("softplus", "exp instead of softplus for the step size", {"step": "exp"}),
-        ("softplus", "ReLU instead of softplus for the step size", {"step": "relu"}),
-        ("softplus", "sigmoid instead of softplus for the step size", {"step": "sigmoid"}),
-        ("softplus", "softplus applied twice", {"step": "twice"}),
-        ("dt-bias-missing", "bias of the step size (dt_projs_bias) left out", {"bias": False}),
-        ("dt-bias", "bias of the step size (dt_projs_bias) added twice", {"bias": "twice"}),
-        ("Ds-missing", "skip term Ds * u left out", {"skip": False}),
-        ("direction", "the backward scan reads forwards, yet is turned round afterwards", {"reverse": (False, False)}),
-        ("direction", "the backward scan's result is not turned round", {"back": (False, False)}),
-        ("direction", "both directions scan forwards", {"reverse": (False, False), "back": (False, False)}),
-        ("direction", "both directions scan backwards", {"reverse": (True, True), "back": (True, True)}),
-        ("direction", "directions reversed: the forward scan runs backwards and the backward one forwards",
-         {"reverse": (True, False), "back": (True, False)}),
-        ("direction", "backward scan left out", {"use": 0}), ("direction", "forward scan left out", {"use": 1}),
-        ("direction", "the two sequences exchanged, their results not", {"reverse": (True, False)}),
-        ("direction", "the two results exchanged, their sequences not", {"back": (True, False)}),
-        ("direction", "pixels scanned by columns instead of rows", {"columns": True}),
-        ("direction", "parameters of the two directions exchanged", {"directions": [1, 0]}),
-        ("direction", "the first direction's parameters used for both", {"directions": [0, 0]}),
-        ("batch-mixed", "samples of the batch mixed where directions are merged, as in the published CPU path",
-         {"mixed": True}),
-        ("scan-reset", "scan not reset between samples: the state runs on into the next", {"carried": True}),
-        ("scan-reset", "scan reset at every row of the map", {"rows": True}),
-        ("decay", "A = A_logs: minus and exp left out", {"decay": "log"}),
-        ("decay", "A = -A_logs: exp left out", {"decay": "minus"}),
-        ("decay", "A = exp(A_logs): minus left out", {"decay": "positive"}),
-        ("discretisation", "B discretised exactly (zero-order hold) instead of delta * B", {"input_": "exact"}),
-        ("discretisation", "B not multiplied by delta", {"input_": "none"}),
-        ("projection-order", "B and C exchanged", {"order": "dtCB"}),
-        ("projection-order", "x_proj split as B, C, dt", {"order": "BCdt"}),
-        ("gate", "x and z exchanged", {"swap": True}), ("gate", "gate z left out", {"gate": "off"}),
-        ("gate", "SiLU of the gate left out", {"gate": "none"}),
-        ("gate", "sigmoid instead of SiLU on the gate", {"gate": "sigmoid"}),
-        ("gate", "ReLU instead of SiLU on the gate", {"gate": "relu"}),
-        ("gate", "gate multiplied before the norm", {"early_gate": True}),
-        ("activation", "SiLU after conv2d left out", {"inner": "none"}),
-        ("activation", "ReLU instead of SiLU after conv2d", {"inner": "relu"}),
-        ("activation", "GELU instead of SiLU after conv2d", {"inner": "gelu"}),
-        ("merge", "directions averaged instead of added", {"mean": True})):
-    _ss2d_fault(_key, _text, **_options)
+@plants("multiply", "scale-missing", "learned scale left out")
+def _unscaled(graph, node):
+    name = constant(node)
+    return name and {node: lambda o, a: next(np.broadcast_to(v, node.shape) for n, v in o.items() if n != name)}
+
+
+@plants("multiply", "scale-missing", "learned scale applied twice")
+def _scaled_again(graph, node):
+    name = constant(node)
+    return name and {node: lambda o, a: apply(node.operation, {**o, name: o[name] ** 2}, a)}
+
+
+def _gate_of(graph, node):
+    """The operand of a product that is a gate: what a sigmoid or SiLU made."""
+    if constant(node) or len(node.sources) != 2:
+        return None
+    return next((name for name, value in node.operands.items() if value.name in ("sigmoid", "silu")), None)
+
+
+for _kind, _key, _words in (("sigmoid", "squeeze", ("squeeze-and-excitation's gate left out",
+                                                     "gate not multiplied with its input")),
+                            ("silu", "gate", ("gate z left out", "gate alone, without what it gates"))):
+    @plants("multiply", _key, _words[0])
+    def _ungated(graph, node, kind=_kind):
+        name = _gate_of(graph, node)
+        if not name or node.operands[name].name != kind:
+            return None
+        return {node: lambda o, a: next(v for n, v in o.items() if n != name)}
+
+    @plants("multiply", _key, _words[1])
+    def _only_gate(graph, node, kind=_kind):
+        name = _gate_of(graph, node)
+        if not name or node.operands[name].name != kind:
+            return None
+        return {node: lambda o, a: np.broadcast_to(o[name], node.shape)}
+
+
+@plants("multiply", "gate", "gate multiplied before the norm")
+def _early_gate(graph, node):
+    name = _gate_of(graph, node)
+    other = next((value for n, value in node.operands.items() if n != name), None) if name else None
+    if getattr(other, "name", "") != "layer_norm_channels":
+        return None
+    held = {}
+
+    def norm(operands, attributes):
+        held.update(operands=operands, attributes=attributes)
+        return apply(other.operation, operands, attributes)
+    return {other: norm, node: lambda o, a: apply(other.operation, {
+        **held["operands"], "x": held["operands"]["x"] * o[name]}, held["attributes"])}
+
+
+# ------------------------------------------------------------------------------------------------------ pooling
+
+for _kept, _key, _what in ((True, "squeeze", "squeeze takes"), (False, "pooling", "pooling takes")):
+    def _kind(graph, node, kept=_kept):
+        return bool(node.attributes.get("keep_axes")) is kept
+    for _text, _function in (
+            ("the maximum instead of the mean over the pixels", lambda x: x.max((2, 3), keepdims=True)),
+            ("the sum instead of the mean over the pixels", lambda x: x.sum((2, 3), keepdims=True)),
+            ("one pixel instead of the mean over all", lambda x: x[:, :, :1, :1])):
+        gives("global_average_pool", _key, f"{_what} {_text}", lambda result, o, a, f=_function:
+              f(o["x"]).reshape(result().shape), _kind)
+    gives("global_average_pool", "batch-mixed", "mean over the batch too: samples mixed", lambda result, o, a:
+          np.broadcast_to(result().mean(0, keepdims=True), result().shape), _kind)
