@@ -94,7 +94,7 @@ def _safetensors(path):
 
 def _check_manifest(manifest):
     kinds = {"order": list, "noise": dict, "noise_float16": dict, "shapes": dict, "model": str, "weights": str,
-             "weights_sha256": str, "dtype": str, "folded": bool, "num_classes": int}
+             "weights_sha256": str, "dtype": str, "folded": bool, "num_classes": int, "aliases": dict, "exercise": dict}
     if not isinstance(manifest, dict):
         raise TraceError("manifest must be an object")
     for key, kind in kinds.items():
