@@ -25,11 +25,13 @@ from mmref.validate.exercise import declared, not_exercised
 from mmref.validate.layouts import arranged
 from mmref.validate.matching import Matched, match
 from mmref.validate.precisions import FLIPS, HALVED, model_of, references
+from mmref.validate.recordings import overwritten
 from mmref.validate.replay import Indexed
 from mmref.validate.statistics import not_finite, statistics
 from mmref.validate.trace import Trace, largest, rms
 
 LIMIT = 24.0  # units
+FADING = 0.05  # what a record that was not found counts against one that agrees behind it
 
 
 @dataclass
@@ -107,12 +109,15 @@ def compare(reference: Trace, candidate: Trace, mapping=None, model=None, precis
     tolerance = checked_tolerance(tolerance)
     graph = _graph(model, reference)
     best, aliases = None, reference.manifest.get("aliases")
-    for label, records, units in references(reference, candidate, model, precision, LIMIT):
+
+    def exact():  # rounded weights, or products, leave no layer as it was
+        return best is not None and any(row.verdict == "same" and row.name != "input" for row in best[-1].rows)
+    for label, records, units in references(reference, candidate, model, precision, LIMIT, exact):
         allowed = _allowed(reference, records, units, label, tolerance)
         matched = match(records, candidate.records, lambda name, array, r=records, a=allowed: _agrees(
             r[name], array, *a[name]), mapping, aliases)
         rows = _rows(matched, records, candidate, units, allowed)
-        found = _verdict(rows, matched, records, graph)
+        found = _verdict(rows, matched, records, candidate, graph, model_of(label, model), allowed)
         score = found.first is None, found.first is None or _place(records, found.first), sum(
             row.verdict == "same" for row in rows)
         if best is None or score > best[0]:
@@ -206,12 +211,12 @@ def _row(name, theirs, expected, got, layout, noise, allowed, shape_got):
                "same" if same else "DIFFERS", figures=figures)
 
 
-def _verdict(rows, matched, records, graph) -> Comparison:
+def _verdict(rows, matched, records, candidate, graph, model, allowed) -> Comparison:
     """The comparison as far as values alone tell."""
     agree = [row.name for row in rows if row.verdict == "same"]
-    cleared = _cleared(graph, agree)
+    recordings = set(overwritten(model, records, candidate, rows, allowed)) if _later(rows, records) else ()
     for row in rows:
-        if row.verdict == "DIFFERS" and row.name in cleared and row.name != "input":
+        if row.name in recordings:
             row.verdict = "RECORDING"
     wrong = [row.name for row in rows if row.verdict not in ("same", "RECORDING")]
     outcome = next((row.verdict for row in rows if row.name == "output"), None)
@@ -219,22 +224,29 @@ def _verdict(rows, matched, records, graph) -> Comparison:
                         guesses=matched.guesses)
     result.output = {None: "not compared", "same": "agrees"}.get(outcome, "differs")
     if wrong and wrong[0] != "input" and not matched.named and matched.summary != "mapping":
-        result.first, result.located = _not_found(records, agree, cleared, graph) or wrong[0], False
+        result.first, result.located = _not_found(records, agree, graph) or wrong[0], False
     before = list(records)[:_place(records, result.first) if wrong else len(records)]
-    follows = _ancestors(graph, result.first) if wrong else None
+    follows = _ancestors(graph, [result.first]) if wrong else None
     result.last = next((name for name in reversed(before) if name in agree and (not follows or name in follows)), None)
     return result
+
+
+def _later(rows, records):
+    """Whether something agrees after the first record that differs."""
+    first = next((i for i, row in enumerate(rows) if row.verdict == "DIFFERS"), None)
+    return first is not None and any(row.verdict == "same" for row in rows[first:])
 
 
 def _place(records, name):
     return list(records).index(name)
 
 
-def _ancestors(graph, name) -> set[str]:
-    """Names of the records that one depends on; empty where that is not known."""
-    if graph is None or name not in graph.names:
+def _ancestors(graph, names) -> set[str]:
+    """Names of the records that these depend on, themselves included; empty where that is not known."""
+    if graph is None:
         return set()
-    seen, pending = set(), [graph.names[name]]
+    seen = {graph.names[name] for name in names if name in graph.names}
+    pending = list(seen)
     while pending:
         for source in pending.pop().sources:
             if source not in seen:
@@ -243,28 +255,24 @@ def _ancestors(graph, name) -> set[str]:
     return {other for other, node in graph.names.items() if node in seen}
 
 
-def _cleared(graph, agree) -> set[str]:
-    """Records that others were computed from which agree: these were right when they were used."""
-    if graph is None:
-        return set()
-    seen, pending = set(), [graph.names[name] for name in agree if name in graph.names]
-    while pending:
-        for source in pending.pop().sources:
-            if source not in seen:
-                seen.add(source)
-                pending.append(source)
-    return {name for name, node in graph.names.items() if node in seen}
-
-
-def _not_found(records, agree, cleared, graph):
-    """The first record that was not found again, of a kind that was found elsewhere, and that nothing clears."""
+def _not_found(records, agree, graph):
+    """The first record that was not found again, of a kind that was found elsewhere, of those after the ones that agree
+    and what they were computed from. Single records that agree far behind do not count: a fault may fade."""
     def kind(name):
         return re.sub(r"\d+", "#", name)
     kinds, found = {kind(name) for name in agree}, set(agree)
+    best, total, turn = 0.0, 0.0, 0
+    for i, name in enumerate(records):
+        if name in found:
+            total += 1
+            if total > best:
+                best, turn = total, i + 1
+        elif kind(name) in kinds:
+            total -= FADING
     names = list(records)
-    if graph is None and agree:
-        names = names[_place(records, max(agree, key=lambda name: _place(records, name))) + 1:]
-    left = [name for name in names if name not in found and name not in cleared and name != "input"]
+    right = [name for name in names[:turn] if name in found]
+    cleared = _ancestors(graph, right) if graph is not None else set(names[:turn])
+    left = [name for name in names if name not in right and name not in cleared and name != "input"]
     return next((name for name in left if kind(name) in kinds), left[0] if left else None)
 
 

@@ -54,7 +54,7 @@ def recovered(node, values, got, fits):
         return None
     theirs = _solve(columns, got, weight.shape, product.attributes.get("groups", 1) if product.name == "conv2d" else
                     weight.shape[0] if product.name == "depthwise_conv2d" else 1, fits)
-    return theirs and ("weight", ours, theirs)
+    return None if theirs is None else ("weight", ours, theirs)
 
 
 def _norm(kind, x, got, ours, fits):
