@@ -38,6 +38,7 @@ def diagnose(model, reference, candidate, comparison, noise) -> tuple[list[Diagn
     rows = {row.name: row for row in comparison.rows}
     values = {name: arranged(reference[name], candidate.records[row.candidate])[0] for name, row in rows.items()
               if row.verdict != "RECORDING"}
+    values |= _inputs(candidate, rows)
     if comparison.first == "input":
         return _other_input(model, reference, values, noise)
     if model is None:
@@ -56,6 +57,13 @@ def diagnose(model, reference, candidate, comparison, noise) -> tuple[list[Diagn
         if "input" not in values:
             notes.append("the candidate's `input` was not recorded: perhaps it was prepared otherwise")
     return found, causes, "; ".join(filter(None, notes))
+
+
+def _inputs(candidate, rows):
+    """{"layer:in": array} of what the candidate recorded as inputs of layers, under the reference's names."""
+    ours = {row.candidate: name for name, row in rows.items()}
+    return {f"{ours[name[:-3]]}:in": np.asarray(array, np.float64) for name, array in candidate.records.items()
+            if name.endswith(":in") and name[:-3] in ours}
 
 
 def _only_if_wanted(search, comparison):
@@ -127,9 +135,15 @@ class Search:
         for name, node in replay.names.items():
             if name in reference and node not in name_of:
                 name_of[node] = name
+        for name, node in replay.names.items():
+            if node in replay.own and node in replay.expected:
+                name_of.setdefault(node, name)
         self.name_of, self.units = name_of, {}
         for node, got in replay.own.items():
             if node in name_of:
+                if name_of[node] not in reference:  # an input of a layer: what float32 makes of one operation, amply
+                    self.units[node] = max(2.0 ** -20 * largest(replay.expected[node]), 1e-300)
+                    continue
                 ours = largest(reference[name_of[node]])
                 finite = got[np.isfinite(got)]
                 scale = max(1.0, largest(finite) / ours) if ours and finite.size else 1.0

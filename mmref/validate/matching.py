@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,18 +141,19 @@ def by_name(reference, candidate, names, by_value) -> tuple[dict[str, str], bool
 
     Believed are names that the agreeing records bear out; where no record agrees (another checkpoint), names that are
     the reference's own, letter by letter."""
-    meant = {theirs: name for name, found in names.items() for theirs in found}
     equals = defaultdict(list)
     for name, found in by_value.items():
         for theirs in found:
             equals[theirs].append(name)
+    names = moved(names, equals)
+    meant = {theirs: name for name, found in names.items() for theirs in found}
     judged = [theirs for theirs in meant if theirs in equals and meant[theirs] not in ("input", "output")]
     right = sum(meant[theirs] in equals[theirs] for theirs in judged)
     literal = sum(theirs in reference for theirs in meant if theirs not in ("input", "output"))
     believed = right >= BORNE_OUT * len(judged) if judged else literal >= 2 or literal == len(candidate) - 1 > 0
     chosen = {}
     for name, found in names.items():
-        if name in by_value:
+        if name in by_value or name not in reference:
             continue
         if believed or name in ("input", "output"):
             # a record that is another of the reference's is no evidence against the one it is named after, unless
@@ -161,6 +162,27 @@ def by_name(reference, candidate, names, by_value) -> tuple[dict[str, str], bool
             if free:
                 chosen[name] = free[-1]
     return chosen, believed and bool(judged or chosen)
+
+
+def moved(names, equals) -> dict[str, list[str]]:
+    """`names` with whole kinds of records renamed whose values are regularly another's: an exporter that folds batch
+    norms calls the result after the convolution. A kind is the last part of a name."""
+    turns: dict[str, Counter] = defaultdict(Counter)
+    for name, found in names.items():
+        stem, _, last = name.rpartition(".")
+        for theirs in found:
+            near = [other for other in equals.get(theirs, ()) if other == name or
+                    other.rpartition(".")[0] == stem or other == stem]
+            if near:
+                chosen = name if name in near else max(near, key=len)
+                turns[last][chosen[len(stem):] if chosen.startswith(stem) else f".{last}"] += 1
+    result: dict[str, list[str]] = {}
+    for name, found in names.items():
+        stem, _, last = name.rpartition(".")
+        (turn, _), = turns[last].most_common(1) or [(f".{last}", 0)] if last in turns else [(f".{last}", 0)]
+        target = name if turn == f".{last}" or not stem else stem + turn
+        result.setdefault(target, []).extend(found)
+    return result
 
 
 def align(reference, candidate) -> dict[str, str]:

@@ -29,6 +29,12 @@ def graph_of(model, shape) -> tuple[Graph, dict[str, Node]]:
         names["output"] = graph.outputs[0]
     users = graph.users()
     for node in graph:
+        layer = node.layer
+        while layer:  # what goes into every layer around the operation from outside it
+            for source in node.sources:
+                if source.layer != layer and not source.layer.startswith(f"{layer}."):
+                    names.setdefault(f"{layer}:in", source)
+            layer = layer.rpartition(".")[0]
         if node.name == "selective_scan":
             inside = {name: node.operands[name] for name in SCAN_OPERANDS} | {"y": node}
             if users[node]:
