@@ -51,6 +51,9 @@ def diagnose(model, reference, candidate, comparison, noise) -> tuple[list[Diagn
     if search is None:
         return _patterns(comparison.first, reference, values, noise), [], note
     found, causes = search.run()
+    if not found and not model.folded:  # whoever folded batch norms may have made the mistake in the folded layers
+        folded, _ = _search(model.fold_batchnorm(), reference, values, noise)
+        found = folded.run()[0] if folded is not None else []
     notes = [_why_not(rows.get(comparison.first))]
     if not found and not notes[0]:
         notes.append(_only_if_wanted(search, comparison))

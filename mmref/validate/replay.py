@@ -15,6 +15,7 @@ import numpy as np
 from mmref.graph.graph import Constant, Graph, Node
 from mmref.graph.trace import plain, trace
 from mmref.nn.operation import apply
+from mmref.validate.trace import record_name
 
 # What a scan records of its inside, as operands of the operation; `y` is its result, `merged` what is made of it.
 SCAN_OPERANDS = ("u", "delta", "B", "C")
@@ -24,7 +25,8 @@ Change = Callable[[dict, dict], np.ndarray]  # (operands by name, attributes) ->
 def graph_of(model, shape) -> tuple[Graph, dict[str, Node]]:
     """(graph of `model` for inputs of that shape, {record name: the node that makes it}). Raises NotTraceable."""
     graph = trace(model.forward, model, shape)
-    names = {"input": graph.inputs[0], **graph.layers}
+    stands_for = {path: record_name(path, layer) for path, layer in model.walk()}
+    names = {"input": graph.inputs[0], **{stands_for.get(name, name): node for name, node in graph.layers.items()}}
     if graph.structure == 0:
         names["output"] = graph.outputs[0]
     users = graph.users()
