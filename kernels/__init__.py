@@ -10,6 +10,7 @@ from importlib import import_module
 from mmref.errors import MissingBackend
 
 _MODULES = {("selective_scan", "numba"): "selective_scan", ("depthwise_conv2d", "numba"): "depthwise",
+            ("nms", "numba"): "nms", ("roi_align", "numba"): "roi_align",
             ("selective_scan", "cuda"): "cuda.ops", ("depthwise_conv2d", "cuda"): "cuda.ops"}
 
 

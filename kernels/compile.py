@@ -14,26 +14,33 @@ from numba.core import compiler, registry
 from numba.core.compiler_lock import global_compiler_lock
 
 from mmref.kernels import (
+    dense,
     depthwise,
     join,
     matmul,
+    nms,
     norm_gate,
-    path_scan,
     plain,
     pool,
+    resize,
+    roi_align,
     scan,
     selective_scan,
     squeeze_excite,
+    state_scan,
     stem,
     team,
+    tokens,
     wavelet_branch,
 )
 from mmref.kernels.target import CPU_FEATURES, CPU_NAME, TARGET, TRIPLE
 
 KERNELS = (matmul.matmul, stem.stem, stem.picture, stem.result, depthwise.depthwise, depthwise.depthwise_any,
            wavelet_branch.wavelet_branch, scan.scan, norm_gate.norm_gate, join.copy_relu, pool.mean,
-           squeeze_excite.gate, selective_scan.scan_states, path_scan.path_scan, plain.move, plain.combine, plain.norm,
-           plain.gather, plain.scatter, plain.analysis, plain.synthesis, matmul.install_tiles)
+           squeeze_excite.gate, selective_scan.scan_states, state_scan.state_scan, plain.move, plain.combine,
+           plain.norm, plain.gather, plain.scatter, plain.analysis, plain.synthesis, dense.dense, pool.adaptive_mean,
+           pool.maximum_pool, resize.resize, matmul.install_tiles, tokens.path_conv, tokens.rms_norm, tokens.rotary,
+           tokens.row_stats, tokens.norm_mean, nms.suppress, roi_align.align)
 FUNCTIONS = {**dict.fromkeys(KERNELS, 3), team.walk_alone: 4, team.lead: 5, team.work: 1, team.prepare: 1}  # arguments
 
 

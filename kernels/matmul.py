@@ -132,7 +132,7 @@ def call_tile(_context, tiles, rows, vectors, arguments):
 
 
 @njit(error_model="numpy")
-def _first_row(panel, rows, tile_rows, all_vectors, thread, threads):
+def first_row(panel, rows, tile_rows, all_vectors, thread, threads):
     """Where in a panel's rows a thread begins, and the one before it ends: 0 .. rows.
 
     All panels' vector-rows, one panel after the other, are cut into equal parts. Few rows are not cut:
@@ -153,7 +153,7 @@ def _first_weights(record, thread, threads):
 
 
 @njit(error_model="numpy")
-def _ahead_step(size, vectors, depth, blocks):
+def ahead_step_of(size, vectors, depth, blocks):
     """How many bytes farther on each step of a tile asks for its `vectors` cache lines, so that `blocks` blocks of
     `depth` steps ask for `size` bytes (as many as the panel in use has at most) and for nothing behind them."""
     line = vectors * VECTOR_BYTES
@@ -171,8 +171,8 @@ def matmul(record, thread, threads):
         for p in range(op.panels):
             panel_at = op.panel_table + p * PANEL_BYTES
             panel = view(panel_at, PANEL)
-            first = _first_row(panel, rows, op.tile_rows, all_vectors, thread, threads)
-            last = _first_row(panel, rows, op.tile_rows, all_vectors, thread + 1, threads)
+            first = first_row(panel, rows, op.tile_rows, all_vectors, thread, threads)
+            last = first_row(panel, rows, op.tile_rows, all_vectors, thread + 1, threads)
             if first >= last:
                 continue
             # while one panel is in use the next is on its way, a part of it with every block of rows
@@ -180,13 +180,13 @@ def matmul(record, thread, threads):
             line = panel.vectors * VECTOR_BYTES
             ahead, size = panel.weights, line  # where nothing follows: what is there already
             following = view(panel_at + PANEL_BYTES, PANEL)
-            if p + 1 < op.panels and _first_row(following, rows, op.tile_rows, all_vectors, thread + 1, threads) > 0:
+            if p + 1 < op.panels and first_row(following, rows, op.tile_rows, all_vectors, thread + 1, threads) > 0:
                 ahead, size = following.weights, op.depth * following.vectors * VECTOR_BYTES
             elif op.next != 0:
                 ahead, size = _first_weights(op.next, thread, threads)
             if size < line:
                 ahead, size = panel.weights, line
-            ahead_step = _ahead_step(size, panel.vectors, op.depth, blocks)
+            ahead_step = ahead_step_of(size, panel.vectors, op.depth, blocks)
             farthest = size - line - (op.depth - 1) * ahead_step
             for block in range(blocks):
                 i = start + first + (last - first) * block // blocks

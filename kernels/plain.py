@@ -24,13 +24,14 @@ from mmref.kernels.vector import (
     load_part,
     load_scalar,
     relu,
+    relu6,
     store,
     store_part,
     store_scalar,
     view,
     zeros,
 )
-from mmref.kernels.vector_math import sigmoid, silu, softplus
+from mmref.kernels.vector_math import gelu, sigmoid, silu, softplus
 
 
 def move(record, thread, threads):
@@ -76,6 +77,10 @@ def _combined(operation, x, y):
         return x + y
     if operation == 6:
         return x * y
+    if operation == 7:
+        return relu6(x)
+    if operation == 8:
+        return gelu(x)
     return x
 
 

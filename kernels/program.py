@@ -29,8 +29,9 @@ from mmref.kernels.target import TABLE_SIZE, TARGET
 from mmref.locks import Lock
 
 KERNELS = ("matmul", "stem", "picture", "result", "depthwise", "depthwise_any", "wavelet_branch", "scan",
-           "norm_gate", "copy_relu", "mean", "gate", "scan_states", "path_scan", "move", "combine", "norm", "gather",
-           "scatter", "analysis", "synthesis")
+           "norm_gate", "copy_relu", "mean", "gate", "scan_states", "state_scan", "move", "combine", "norm", "gather",
+           "scatter", "analysis", "synthesis", "dense", "adaptive_mean", "maximum_pool", "resize", "path_conv",
+           "rms_norm", "rotary", "row_stats", "norm_mean", "suppress", "align")
 MOST_THREADS = 1024
 
 

@@ -20,7 +20,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from mmref.kernels.target import LANES, TARGET
 
-FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+FLOAT, DOUBLE, INT32, INT64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
 BYTE_POINTER = ir.IntType(8).as_pointer()
 VECTOR, INDEX_VECTOR = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
 
@@ -249,6 +249,16 @@ def store_scalar(builder, address, value):
     emit_store(builder, value, address)
 
 
+@operation(types.float64, types.int64)
+def load_double(builder, address):
+    return emit_load(builder, address, DOUBLE)
+
+
+@operation(types.void, types.int64, types.float64)
+def store_double(builder, address, value):
+    emit_store(builder, value, address)
+
+
 @operation(vector, vector, vector, vector)
 def fma(builder, x, y, z):
     """x * y + z."""
@@ -259,6 +269,19 @@ def fma(builder, x, y, z):
 def relu(builder, x):
     """max(x, 0); NaN stays NaN, as in the reference."""
     return emit_relu(builder, x)
+
+
+@operation(vector, vector)
+def relu6(builder, x):
+    """min(max(x, 0), 6); NaN stays NaN."""
+    return emit_minimum(builder, emit_relu(builder, x), constant(6.0))
+
+
+@operation(vector, vector, vector)
+def maximum(builder, x, y):
+    """The larger of each lane; NaN where one of them is."""
+    larger = builder.or_(builder.fcmp_ordered(">", y, x), builder.fcmp_unordered("uno", y, y))
+    return builder.select(larger, y, x)
 
 
 @operation(types.float32, vector)

@@ -72,10 +72,10 @@ class Bench:
         keys = [diagnosis.key for diagnosis in result.diagnoses]
         shows = [name for name, error in errors.items() if error > LIMIT]
         return {"group": fault.group, "fault": fault.name, "graph": graph, "first": result.first, "last": result.last,
-                "truth": next(iter(errors), None), "shows": shows[:1], "layer_right": self._right(result, errors, shows),
-                "diagnosed": keys, "text": [diagnosis.text for diagnosis in result.diagnoses], "note": result.note,
-                "causes": result.causes[:6], "matched": result.matched,
-                "diagnosis_right": None if not keys else keys[0] in fault.keys}
+            "truth": next(iter(errors), None), "shows": shows[:1], "layer_right": self._right(result, errors, shows),
+            "diagnosed": keys, "text": [diagnosis.text for diagnosis in result.diagnoses], "note": result.note,
+            "causes": result.causes[:6], "matched": result.matched,
+            "diagnosis_right": None if not keys else keys[0] in fault.keys}
 
     def _right(self, result, errors, shows):
         if result.first is None:  # honest where nothing that was matched is off by as much as shows
@@ -119,7 +119,7 @@ def disguised(trace, how, seed) -> Trace:
     """The same records as other tools name and keep them."""
     rng, records = random.Random(seed), dict(trace.records)
     if how == "wrapper":
-        names = {name: name if name == "input" else f"module.net.{name}" if name != "output" else "module" for name in records}
+        names = {name: f"module.net.{name}" for name in records} | {"input": "input", "output": "module"}
     elif how.startswith("foreign"):
         names = {name: name if name in ("input", "output") else f"t{i}" for i, name in enumerate(records)}
     elif how == "torch.fx names":
@@ -204,8 +204,8 @@ def main():
             row = bench.judged(fault, graph)
             rows.append(row)
             if not args.json and (not row["layer_right"] or row["diagnosis_right"] is False):
-                print("WRONG", {k: row[k] for k in ("graph", "group", "fault", "truth", "shows", "first", "last", "diagnosed",
-                                                    "text", "note", "layer_right")}, flush=True)
+                print("WRONG", {k: row[k] for k in ("graph", "group", "fault", "truth", "shows", "first", "last",
+                    "diagnosed", "text", "note", "layer_right")}, flush=True)
         print(graph, summary([row for row in rows if row["graph"] == graph]), file=sys.stderr, flush=True)
     right = list(run_faithful(args.faithful))
     for row in right:

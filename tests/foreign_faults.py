@@ -1,8 +1,8 @@
 """Faults of ports in the groups that people make them in, for tests/foreign_bench.py.
 
 This file shares nothing with mmref/validate: it imports none of it, and nothing there imports it, so that what the
-diagnoses know and what is planted come from two hands. A fault changes a PyTorch network, which may then be exported, or
-the input it is given. `keys` are the diagnoses that would be right: all names for the same thing.
+diagnoses know and what is planted come from two hands. A fault changes a PyTorch network, which may then be exported,
+or the input it is given. `keys` are the diagnoses that would be right: all names for the same thing.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def together(*plants):
 
 def calls(path, function):
     """A module computing function(module, x)."""
-    return at(path, lambda module: setattr(module, "forward", lambda x: function(module, x)))
+    return at(path, lambda module: setattr(module, "forward", MethodType(function, module)))
 
 
 def swap(a, b, *names):
@@ -107,7 +107,9 @@ def fake_int8(w, channels=True):
 
 def pad_conv(low, high, mode="constant"):
     def forward(conv, x):
-        return F.conv2d(F.pad(x, (low, high, low, high), mode=mode), conv.weight, conv.bias, conv.stride, 0, 1, conv.groups)
+        return F.conv2d(F.pad(x, (low, high, low, high), mode=mode), conv.weight, conv.bias, conv.stride, 0, 1,
+            conv.groups)
+
     return forward
 
 
@@ -123,20 +125,24 @@ add("numerics", "eps 1e-3 in every layer norm", "layer-norm",
 add("numerics", "eps 1e-6 in one layer norm", "layer-norm", sets(f"{B3}{SCAN}.out_norm", eps=1e-6))
 for block in (B1, B4):
     add("numerics", f"softplus as exp in {block}", "softplus", text(block + SCAN, "F.softplus(", "torch.exp("))
-    add("numerics", f"softplus of beta 2 in {block}", (), text(block + SCAN, "F.softplus(", "(lambda v: F.softplus(v, 2.0))("))
+    add("numerics", f"softplus of beta 2 in {block}", (), text(block + SCAN, "F.softplus(",
+        "(lambda v: F.softplus(v, 2.0))("))
     add("numerics", f"decay to first order in {block}", "discretisation", at(block + SCAN, lambda m: setattr(
         m, "scan", _first_order)))
-add("numerics", "A clamped at -1", (), text(B3 + SCAN, "-torch.exp(self.A_logs)", "-torch.exp(self.A_logs).clamp(max=1)"))
-add("numerics", "step sizes clamped at 0.1", "softplus", text(B3 + SCAN, "F.softplus(", "(lambda v: F.softplus(v).clamp(max=0.1))("))
+add("numerics", "A clamped at -1", (), text(B3 + SCAN, "-torch.exp(self.A_logs)",
+    "-torch.exp(self.A_logs).clamp(max=1)"))
+add("numerics", "step sizes clamped at 0.1", "softplus", text(B3 + SCAN, "F.softplus(",
+    "(lambda v: F.softplus(v).clamp(max=0.1))("))
 for where in ("blocks2.1.se", "blocks3.1.se"):
     add("numerics", f"hard sigmoid in {where}", "activation", sets(where, gate=nn.Hardsigmoid()))
     add("numerics", f"tanh gate in {where}", "activation", sets(where, gate=nn.Tanh()))
-for kind, name in ((nn.GELU(), "GELU"), (nn.SiLU(), "SiLU"), (nn.LeakyReLU(0.01), "leaky ReLU"), (nn.Identity(), "no ReLU"),
-                   (nn.ELU(), "ELU"), (nn.Hardswish(), "hard swish")):
+for kind, name in ((nn.GELU(), "GELU"), (nn.SiLU(), "SiLU"), (nn.LeakyReLU(0.01), "leaky ReLU"),
+                   (nn.Identity(), "no ReLU"), (nn.ELU(), "ELU"), (nn.Hardswish(), "hard swish")):
     add("numerics", f"{name} in the stem", "activation", lambda net, k=kind: setattr(net.patch_embed, "3", k))
-add("numerics", "GELU in every FFN", "activation", lambda net: [text(name, "F.relu(", "F.gelu(")(net) for name, module in
-                                                                net.named_modules() if isinstance(module, torch_network.FFN)])
-add("numerics", "leaky ReLU of slope 0.2 in an FFN", (), text(f"{B2}.ffn1.m", "F.relu(", "(lambda v: F.leaky_relu(v, 0.2))("))
+add("numerics", "GELU in every FFN", "activation", lambda net: [text(name, "F.relu(", "F.gelu(")(net) for name, module
+    in net.named_modules() if isinstance(module, torch_network.FFN)])
+add("numerics", "leaky ReLU of slope 0.2 in an FFN", (), text(f"{B2}.ffn1.m", "F.relu(",
+    "(lambda v: F.leaky_relu(v, 0.2))("))
 add("numerics", "ReLU6 in a merging", ("activation", ""), text("blocks3.1", "F.relu(self.conv1", "F.relu6(self.conv1"))
 add("numerics", "gate by sigmoid", "gate", text(B2 + SCAN, "y * F.silu(z)", "y * torch.sigmoid(z)"))
 add("numerics", "gate by GELU", "gate", text(B4 + SCAN, "y * F.silu(z)", "y * F.gelu(z)"))
@@ -183,10 +189,14 @@ add("layout", "pointwise weight read transposed", ("transposed-projection", "wei
 add("layout", "square projection transposed", ("transposed-projection", "weights"), data(
     f"{B2}{MIX}.proj.1.c", "weight", lambda w: w.transpose(0, 1)))
 add("layout", "stem reads BGR", ("channels", "weights"), data("patch_embed.0.c", "weight", lambda w: w.flip(1)))
-add("layout", "stem kernel turned round", ("kernel-flipped", "weights"), data("patch_embed.2.c", "weight", lambda w: w.flip(2, 3)))
-add("layout", "stem kernel transposed", ("kernel-transposed", "weights"), data("patch_embed.4.c", "weight", lambda w: w.transpose(2, 3)))
-add("layout", "depthwise kernel turned round", ("kernel-flipped", "weights"), data(f"{B1}.dw0.m.c", "weight", lambda w: w.flip(2, 3)))
-add("layout", "depthwise kernel mirrored", ("kernel-flipped", "weights"), data(f"{B3}{LOCAL}.dwconv3x3", "weight", lambda w: w.flip(3)))
+add("layout", "stem kernel turned round", ("kernel-flipped", "weights"), data("patch_embed.2.c", "weight",
+    lambda w: w.flip(2, 3)))
+add("layout", "stem kernel transposed", ("kernel-transposed", "weights"), data("patch_embed.4.c", "weight",
+    lambda w: w.transpose(2, 3)))
+add("layout", "depthwise kernel turned round", ("kernel-flipped", "weights"), data(f"{B1}.dw0.m.c", "weight",
+    lambda w: w.flip(2, 3)))
+add("layout", "depthwise kernel mirrored", ("kernel-flipped", "weights"), data(f"{B3}{LOCAL}.dwconv3x3", "weight",
+    lambda w: w.flip(3)))
 add("layout", "both directions read forwards", "direction", text(
     B2 + SCAN, "scan_sequences(x, self.order)", "torch.stack([x.flatten(2)] * 2, 1)"))
 add("layout", "backward result not turned round", "direction", text(
@@ -228,7 +238,8 @@ DENSE = ("blocks1.0.ffn0.m.pw1.c", "blocks2.1.conv1.c", f"{B4}.ffn1.m.pw2.c")
 for where in DENSE:
     add("weights", f"{where} not loaded", ("weights",), at(where, lambda m: nn.init.kaiming_uniform_(
         m.weight, generator=torch.Generator().manual_seed(1))))
-    add("weights", f"{where} in bfloat16", ("weights-rounded", "weights"), data(where, "weight", lambda w: w.bfloat16().float()))
+    add("weights", f"{where} in bfloat16", ("weights-rounded", "weights"), data(where, "weight",
+        lambda w: w.bfloat16().float()))
     add("weights", f"{where} in int8", ("weights-rounded", "weights"), data(where, "weight", fake_int8))
     add("weights", f"{where} in int8, one scale", ("weights-rounded", "weights"), data(
         where, "weight", lambda w: fake_int8(w, False)))
@@ -242,9 +253,8 @@ for where in ("patch_embed.0.c", f"{B1}.dw0.m.c", f"{B2}{LOCAL}.dwconv3x3", f"{B
 for where in (f"{B1}.ffn0.m.pw1.bn", "blocks3.1.conv2.bn", "patch_embed.2.bn", f"{B2}{SCAN}.in_proj.bn"):
     add("weights", f"{where} not loaded", ("bn-folding", "weights"), at(where, lambda m: (
         m.reset_running_stats(), nn.init.ones_(m.weight), nn.init.zeros_(m.bias))))
-    add("weights", f"{where} folded twice", ("bn-twice", "weights"), at(where, lambda m: setattr(
-        m, "forward", lambda x: F.batch_norm(F.batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, False, 0, m.eps),
-                                             m.running_mean, m.running_var, m.weight, m.bias, False, 0, m.eps))))
+    add("weights", f"{where} folded twice", ("bn-twice", "weights"), calls(
+        where, lambda m, x: type(m).forward(m, type(m).forward(m, x))))
     add("weights", f"{where}: mean lost", ("bn-folding", "weights"), data(where, "running_mean", lambda v: v * 0))
 add("weights", "two depthwise layers exchanged", ("weights-exchanged", "weights"),
     swap(f"{B2}.dw0.m.c", f"{B2}.dw1.m.c", "weight"))
@@ -258,19 +268,22 @@ add("weights", "learned scale not loaded", ("scale-missing", "weights"), data(
     f"{B3}{WAVE}.base_scale", "weight", lambda v: torch.ones_like(v)))
 add("weights", "Ds not loaded", ("Ds-missing",), data(f"{B3}{SCAN}", "Ds", lambda v: torch.ones_like(v)))
 add("weights", "Ds zero", ("Ds-missing",), data(f"{B1}{SCAN}", "Ds", lambda v: v * 0))
-add("weights", "another checkpoint", ("weights", ""), everywhere((nn.Conv2d, nn.Linear), lambda m: m.weight.data.normal_(
-    std=float(m.weight.std()), generator=torch.Generator().manual_seed(3))))
+add("weights", "another checkpoint", ("weights", ""), everywhere((nn.Conv2d, nn.Linear),
+    lambda m: m.weight.data.normal_(std=float(m.weight.std()), generator=torch.Generator().manual_seed(3))))
 add("weights", "a moving average in place of the raw weights", ("weights", ""), everywhere(
     nn.Conv2d, lambda m: m.weight.data.add_(0.02 * m.weight.std() * torch.randn(
         m.weight.shape, generator=torch.Generator().manual_seed(4)))))
 
 # ----------------------------------------------------------------------------------------------------- preparation
 PICTURES = (
-    ("gamma", (), lambda x: np.sign(x) * np.abs(x) ** 0.8), ("limited range", ("normalisation",), lambda x: x * (219 / 255) + 0.1),
+    ("gamma", (), lambda x: np.sign(x) * np.abs(x) ** 0.8),
+    ("limited range", ("normalisation",), lambda x: x * (219 / 255) + 0.1),
     ("float16", ("rounded",), lambda x: x.astype(np.float16).astype(np.float32)),
     ("saturated", ("range",), lambda x: np.clip(x, -1, 1)), ("a dead row", ("region",), lambda x: _dead(x)),
-    ("upside down", ("input-permuted",), lambda x: x[:, :, ::-1]), ("mirrored", ("input-permuted",), lambda x: x[..., ::-1]),
-    ("turned round", ("input-permuted",), lambda x: x[:, :, ::-1, ::-1]), ("BGR", ("input-permuted",), lambda x: x[:, ::-1]),
+    ("upside down", ("input-permuted",), lambda x: x[:, :, ::-1]),
+    ("mirrored", ("input-permuted",), lambda x: x[..., ::-1]),
+    ("turned round", ("input-permuted",), lambda x: x[:, :, ::-1, ::-1]),
+    ("BGR", ("input-permuted",), lambda x: x[:, ::-1]),
     ("green first", ("input-permuted",), lambda x: x[:, [1, 0, 2]]),
     ("HWC read as CHW", ("input-permuted",), lambda x: np.ascontiguousarray(x.transpose(0, 2, 3, 1)).reshape(x.shape)),
     ("times 255", ("normalisation",), lambda x: x * 255), ("no mean", ("normalisation",), lambda x: x * 0.225 + 0.45),
@@ -291,7 +304,7 @@ def _dead(x):
 
 # ----------------------------------------------------------------------------------------------------------- batch
 def _training(module):
-    module.forward = lambda x: F.batch_norm(x, None, None, module.weight, module.bias, True, 0.0, module.eps)
+    module.forward = MethodType(lambda m, x: F.batch_norm(x, None, None, m.weight, m.bias, True, 0.0, m.eps), module)
 
 
 for where in (f"{B1}.ffn0.m.pw1.bn", "patch_embed.4.bn", "blocks3.1.conv1.bn"):
@@ -305,7 +318,8 @@ add("batch", "pooling mixes samples", ("batch-mixed",), text(
 add("batch", "shortcut of the first sample for all", (), text(f"{B2}.dw0", "x + self.m(x)", "x[:1] + self.m(x)"))
 add("batch", "samples of the merge reversed", (), text(
     B3 + SCAN, "y = scan_merge(y, self.order, height, width)", "y = scan_merge(y.flip(0), self.order, height, width)"))
-add("batch", "state carried into the next sample", ("scan-reset",), at(B2 + SCAN, lambda m: setattr(m, "scan", _carried)))
+add("batch", "state carried into the next sample", ("scan-reset",), at(B2 + SCAN, lambda m: setattr(m, "scan",
+    _carried)))
 for size in (4, 8):
     add("batch", f"scan in chunks of {size}", ("scan-reset",), at(B1 + SCAN, lambda m, n=size: setattr(
         m, "scan", lambda *v: _chunks(n, *v))))
@@ -326,15 +340,17 @@ add("subtle", "one weight off by 1 %", ("weights", ""), data(f"{B1}.ffn0.m.pw1.c
     1 + 0.01 * (torch.arange(w.numel()).view_as(w) == 7))))
 add("subtle", "one weight's sign", ("weights", ""), data("patch_embed.2.c", "weight", lambda w: w * (
     1 - 2 * (torch.arange(w.numel()).view_as(w) == 11).float())))
-add("subtle", "last channel of the scan lost", (), text(B2 + SCAN, "y = self.scan(", "y = torch.ones(self.inner).index_fill(0, "
-                                                        "torch.tensor([self.inner - 1]), 0).view(1, 1, -1, 1) * self.scan("))
+add("subtle", "last channel of the scan lost", (), text(B2 + SCAN, "y = self.scan(",
+    "y = torch.ones(self.inner).index_fill(0, torch.tensor([self.inner - 1]), 0).view(1, 1, -1, 1) * self.scan("))
 add("subtle", "first step of the scan lost", (), at(B1 + SCAN, lambda m: setattr(m, "scan", lambda *v: F.pad(
     torch_network.selective_scan(*v)[..., 1:], (1, 0)))))
 add("subtle", "gate shifted by a pixel", (), text(B3 + SCAN, "F.silu(z)", "F.silu(z.roll(1, 3))"))
 add("subtle", "shortcut times 0.999", (), text(f"{B2}.ffn0", "x + self.m(x)", "0.999 * x + self.m(x)"))
 add("subtle", "mean without the last pixel", (), text("", ".mean((2, 3))", ".flatten(2)[..., :-1].mean(2)"))
-add("subtle", "bottom row of a map zero", (), text(f"{B1}.dw1", "x + self.m(x)", "F.pad((x + self.m(x))[:, :, :-1], (0, 0, 0, 1))"))
-add("subtle", "shortcut in a norm", ("bn-folding", ""), text(f"{B4}.dw0", "x + self.m(x)", "self.m.bn(self.m.c(x) + x)"))
+add("subtle", "bottom row of a map zero", (), text(f"{B1}.dw1", "x + self.m(x)",
+    "F.pad((x + self.m(x))[:, :, :-1], (0, 0, 0, 1))"))
+add("subtle", "shortcut in a norm", ("bn-folding", ""), text(f"{B4}.dw0", "x + self.m(x)",
+    "self.m.bn(self.m.c(x) + x)"))
 add("subtle", "base scale on the sum", (), text(B3 + WAVE, "self.base_scale(self.global_atten(x)) + self.wavelet(x)",
                                                 "self.base_scale(self.global_atten(x) + self.wavelet(x))"))
 add("subtle", "variance over n - 1 in a layer norm", "layer-norm", calls(f"{B2}{SCAN}.out_norm", lambda m, x: (

@@ -18,13 +18,16 @@ from PIL import Image
 from strategies import lively, normal
 
 import mmref
-from mmref.data.labels import class_names
+import mmref.weights
+from mmref.data.labels import CIFAR10, class_names, read_class_names
 from mmref.data.picture import Transform, load_batch, open_picture, to_array
 from mmref.engine import CompiledModel
 from mmref.errors import MissingBackend, MmrefError, ShapeError, ValueProblem
+from mmref.evaluate import PictureSet, evaluate, read_folder
 from mmref.models.summary import summarize
 from mmref.models.variants import VARIANTS
 from mmref.nn import functional as F
+from mmref.nn import tokens
 from mmref.nn.layer import recording
 from mmref.nn.paths import paths
 from mmref.nn.recurrence import selective_scan
@@ -34,6 +37,8 @@ from mmref.validate.check import check, make_input
 from mmref.validate.compare import compare
 from mmref.validate.trace import Trace, trace_model
 from mmref.validate.trace_file import read_trace, write_trace
+from mmref.weights.checkpoint import from_dict, read_checkpoint
+from mmref.weights.conversion import convert
 
 NANO = VARIANTS["mobilemamba_nano"]
 
@@ -97,6 +102,15 @@ def compiled(nano):
     return CompiledModel(nano, threads=1)
 
 
+def a_path(*also):
+    """Refused unless it is a path (which may be none of a right file), or one of `also`."""
+    return lambda v: True if any(v is a for a in also) else (
+        None if isinstance(v, (str, Path)) and str(v) and "\0" not in str(v) else False)
+
+
+NO_PICTURES = PictureSet(Path("nosuch"), (), np.zeros(0, np.int32))
+FOLDER = Path(__file__).parent
+CHECKPOINT = Path(mmref.weights.__file__).parent / "mobilemamba_nano.safetensors"
 X = normal(0, 1, 3, 9, 8)
 SMALL = normal(1, 2, 4, 5, 6)
 FILTERS = normal(2, 4, 1, 3, 3)
@@ -161,6 +175,30 @@ SETTINGS = {
     "fill": (lambda v: make_input((1, 3, 2, 2), v, 1.0, 0), one_of()),
     "precision": (lambda v: compare(Trace({}), Trace({}), precision=v), one_of()),
     "reference": (lambda v: compare(v, Trace({})), one_of()),
+    "processes": (lambda v: evaluate(mmref.Predictor(), NO_PICTURES, processes=v), lambda v: False if not
+                  integer(1)(v) else None),
+    "predictor": (lambda v: evaluate(v, NO_PICTURES), one_of()),
+    "pictures": (lambda v: evaluate(mmref.Predictor(), v), one_of()),
+    "scheduler": (lambda v: evaluate(mmref.Predictor(), NO_PICTURES, scheduler=v),
+                  lambda v: v is None or perhaps(lambda v: isinstance(v, str))(v)),
+    "progress": (lambda v: callable(v) or evaluate(mmref.Predictor(), NO_PICTURES, progress=v),
+                 lambda v: v is None or callable(v)),
+    "resume": (lambda v: a_path()(v) is None or evaluate(mmref.Predictor(), NO_PICTURES, resume=v), a_path(None)),
+    "root": (lambda v: read_folder(v, CIFAR10), a_path()),
+    "labels": (lambda v: v is None or read_folder(FOLDER / "golden", CIFAR10, labels=v), a_path(None)),
+    "class_map": (lambda v: v is None or read_folder(FOLDER / "golden", CIFAR10, class_map=v), a_path(None)),
+    "read_folder's order": (lambda v: read_folder(FOLDER, CIFAR10, order=v), perhaps(one_of(None))),
+    "read_folder's class_names": (lambda v: read_folder(FOLDER, v),
+                                  perhaps(lambda v: isinstance(v, (list, tuple)))),
+    "limit": (NO_PICTURES.limit, integer(1)),
+    "count": (lambda v: read_class_names("cifar10", v), perhaps(integer(0))),
+    "read_checkpoint's prefer": (lambda v: read_checkpoint(CHECKPOINT, prefer=v),
+                                 perhaps(lambda v: isinstance(v, str))),
+    "from_dict's prefer": (lambda v: from_dict({"a.weight": ZEROS}, prefer=v), perhaps(lambda v: isinstance(v, str))),
+    "strict": (lambda v: read_checkpoint(CHECKPOINT, strict=v), flag),
+    "allow_nonfinite": (lambda v: read_checkpoint(CHECKPOINT, allow_nonfinite=v), flag),
+    "source": (lambda v: convert(v, "nosuch.safetensors"), a_path()),
+    "target": (lambda v: convert(CHECKPOINT, v), a_path()),
     "path": (read_trace, perhaps(lambda v: isinstance(v, (str, Path)) and str(v) != "" and "\0" not in str(v))),
 }
 
@@ -254,6 +292,11 @@ OPERATIONS = {
     "synthesis": (lambda **o: synthesis(**o, height=5, width=4), dict(bands=BANDS, bank=BANK)),
     "selective_scan": (selective_scan, dict(u=u, delta=u, A=-abs(normal(1, 2, 3, 5)), B=normal(2, 1, 2, 5, 4),
                                             C=normal(3, 1, 2, 5, 4), D=normal(4, 2, 3))),
+    "gelu": (tokens.gelu, dict(x=SMALL)), "pad_to_multiple": (lambda **o: tokens.pad_to_multiple(**o, side=3),
+                                                              dict(x=SMALL)),
+    "rms_norm_channels": (tokens.rms_norm_channels, dict(x=SMALL, weight=normal(0, 4))),
+    "causal_conv": (tokens.causal_conv, dict(sequences=u, weight=normal(0, 2, 3, 4), bias=normal(1, 2, 3))),
+    "rotary": (tokens.rotary, dict(x=SMALL, cos=normal(1, 1, *SMALL.shape[1:]), sin=normal(2, 1, *SMALL.shape[1:]))),
     "selective_scan numba": (lambda **o: selective_scan(**o, backend="numba"),
                              dict(u=u, delta=u, A=-abs(normal(1, 2, 3, 5)), B=normal(2, 1, 2, 5, 4),
                                   C=normal(3, 1, 2, 5, 4), D=normal(4, 2, 3))),
@@ -427,13 +470,15 @@ def test_one_picture_is_no_list_of_pictures(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     predict, one = mmref.Predictor("mobilemamba_nano"), tmp_path / "a.png"
     for pictures in (str(one), one, one.read_bytes(), bytearray(one.read_bytes()), Image.open(one), open(one, "rb"),
-                     None, 5, np.zeros((2, 9, 9, 3), np.uint8), NANO, int):
+                     None, 5, np.zeros((2, 9, 9, 3), np.uint8), NANO, int, np.array("a.png")):
         for call in (predict, lambda p: list(predict.stream(p)), lambda p: load_batch(p, Transform(8))):
             with pytest.raises(ValueProblem, match="pictures must be a list"):
                 call(pictures)
-    answers = predict([str(one), one, one.read_bytes(), Image.open(one), np.zeros((9, 9, 3), np.uint8), None, 5, ["a"]])
-    assert [answer.error is None for answer in answers] == [True] * 4 + [False] * 4
-    assert all("picture must be" in answer.error for answer in answers[4:])
+    answers = predict([str(one), one, one.read_bytes(), Image.open(one), np.zeros((9, 9, 3), np.uint8), None, 5, ["a"],
+                       Image.new("RGB", (0, 5))])
+    assert [answer.error is None for answer in answers] == [True] * 4 + [False] * 5
+    assert all("picture must be" in answer.error for answer in answers[4:8])
+    assert "no pixels: 0 x 5" in answers[8].error  # and the others have their answers all the same
     assert len(predict(iter([one]))) == len(predict((str(one),))) == len(predict(np.array([str(one)]))) == 1
     for exif in (1, "no", None):
         with pytest.raises(ValueProblem, match="exif must be True or False"):

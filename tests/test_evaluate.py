@@ -16,10 +16,10 @@ from colour_model import COLOURS, ColourModel, paint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmref.data.labels import class_names, imagenet_ids, imagenet_names
+from mmref.data.labels import CIFAR10, class_names, imagenet_ids, imagenet_names
 from mmref.errors import MmrefError, ValueProblem
 from mmref.evaluate import Tally, evaluate, read_folder, write_results
-from mmref.evaluate.batch import run_batch
+from mmref.evaluate.batch import Batch, run_batch
 from mmref.evaluate.folder import FolderError
 from mmref.evaluate.journal import Journal, JournalError
 from mmref.tasks.predictor import Predictor
@@ -315,7 +315,7 @@ def test_limit_keeps_every_class(folder):
     pictures = read_folder(folder, NAMES)
     assert np.bincount(pictures.limit(12).targets).tolist() == [2] * 6
     assert pictures.limit(30) is pictures and pictures.limit(12).digest() != pictures.digest()
-    with pytest.raises(FolderError, match="limit"):
+    with pytest.raises(ValueProblem, match="limit"):
         pictures.limit(0)
 
 
@@ -490,7 +490,7 @@ def test_wrong_use(folder):
     """Catches: a missing mount on a worker counted as bad pictures; impossible settings."""
     pictures, predict = read_folder(folder, NAMES), Predictor(ColourModel())
     with pytest.raises(MmrefError, match="no such folder in process"):
-        run_batch(predict, "/nonexistent", ["a.png"], 0)
+        run_batch(predict, Batch(f"{folder}/nowhere", ("a.png",), 0))
     with pytest.raises(ValueProblem, match="processes"):
         evaluate(predict, pictures, processes=0)
     with pytest.raises(ValueProblem, match="pass one of them"):
@@ -585,3 +585,12 @@ def test_overhead_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["overhead", "--pictures", "120", "--batch-size", "8", "--ways", "2"])
     assert overhead.main() == 0
     assert capsys.readouterr().out.count(" us") == 3
+
+
+@pytest.mark.parametrize("option", ["labels", "class_map"])
+def test_a_list_without_end(tmp_path, option):
+    """Catches a device, or a disk image named by mistake, that is read until the memory is full."""
+    with open(tmp_path / "endless.txt", "wb") as file:
+        file.truncate(1 << 40)  # a terabyte of nothing, on no disk
+    with pytest.raises(FolderError, match="more than .* bytes"):
+        read_folder(tmp_path, CIFAR10, **{option: tmp_path / "endless.txt"})

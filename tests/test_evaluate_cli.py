@@ -96,7 +96,7 @@ def test_results_that_cannot_be_written_are_not_lost(data, tmp_path, capsys, mon
     assert f"r.json: No space left on device; all answers are in {journal}" in err.splitlines()[-1]
     monkeypatch.setattr(tally, "replacing", replacing)
     from mmref.tasks.predictor import Predictor
-    monkeypatch.setattr(Predictor, "_predict", None)  # nothing is computed again
+    monkeypatch.setattr(Predictor, "answers", None)  # nothing is computed again
     assert main(command(data, "--results-file", results)) == 2
     assert json.loads(results.read_text()) == json.loads(out) and not journal.exists()
 
@@ -145,7 +145,7 @@ def test_split_limit_labels_crop(data, tmp_path, capsys):
     (["eval", "{data}", "--scheduler", "local:x"], "scheduler must be local:N"),
     (["eval", "{data}", "--labels", "none.txt"], "none.txt: No such file"),
     (["eval", "{data}", "--resume", "/"], "/: "),
-    (["eval", "{data}", "--results-file", "/nonexistent/r.csv"], "/nonexistent")])
+    (["eval", "{data}", "--results-file", "{data}/../nowhere/r.csv"], "nowhere")])
 def test_one_line_and_status_2(data, arguments, message, capsys, monkeypatch):
     """Catches: a traceback, a second line, or status 0 for what a user can get wrong."""
     monkeypatch.chdir(data)

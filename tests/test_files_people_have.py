@@ -198,6 +198,14 @@ def test_several_of_which_none_is_known(tmp_path):
          RAW)
 
 
+@pytest.mark.parametrize("name", ["teacher", "slow_model", "netE", "target_network"])
+def test_a_second_network_is_said_whatever_it_is_called(tmp_path, name):
+    """Catches raw weights taken without a word about their average, which goes by a name that nobody foresaw."""
+    found = read_checkpoint(saved(tmp_path, {"model": RAW, name: AVERAGE}))
+    same(found.tensors, RAW)
+    assert found.others == (name,) and found.account == f"took model; also there: {name} (prefer, --prefer)"
+
+
 def test_state_of_an_optimizer_is_no_choice(tmp_path):
     """Catches an optimizer's tensors by parameter name offered as weights, or refused for their number."""
     steps = {f"layer{i}.weight": {"m": torch.ones(2), "v": torch.ones(2)} for i in range(100)}

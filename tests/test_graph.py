@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import tokenize
 from collections import Counter
 from pathlib import Path
@@ -27,9 +28,12 @@ from mmref.models.network import Network
 from mmref.models.parameters import expected_shapes, random_parameters
 from mmref.models.variants import VARIANTS
 from mmref.nn import functional as F
+from mmref.nn import tokens
 from mmref.nn.layer import Conv2d, ConvBN, Layer, Linear, Residual, Sequential, Sigmoid
 from mmref.nn.operation import OPERATIONS, operation
+from mmref.nn.resize import adaptive_average_pool, max_pool2d, resize, upsample
 from mmref.nn.scan_order import cross_merge, cross_scan
+from mmref.nn.transposed import conv_transpose2d
 from mmref.nn.wavelet import analysis, filter_bank, synthesis
 
 ROOT = Path(mmref.__file__).parent
@@ -146,7 +150,10 @@ class Odd(Layer):
 
 @pytest.mark.parametrize("function, what", [
     (np.tanh, "numpy.tanh"), (lambda x: np.concatenate([x, x], 1), "numpy.concatenate"), (np.asarray, "NumPy"),
-    (lambda x: x if x.mean() > 0 else -x, ".mean"), (lambda x: x[:, ::-1], "slice"), (lambda x: x[:, 0], "index 0")])
+    (lambda x: x if x.mean() > 0 else -x, ".mean"), (lambda x: x[:, ::-1], "slice"), (lambda x: x[:, 0], "index 0"),
+    (lambda x: x * (x > 0), ">"), (lambda x: x * 2.0 if x == 0 else x, "=="), (lambda x: x / 2, "/"),
+    (lambda x: x ** 2, "\\*\\*"), (lambda x: operator.iadd(x, 1.0), "\\+="), (lambda x: sum(x), "iteration"),
+    (lambda x: operator.setitem(x, 0, 1.0), "assignment")])
 def test_what_cannot_be_traced(function, what):
     """Catches a backend that computes something else than a text it does not understand, and an error that does not say
     which layer it is."""
@@ -234,7 +241,15 @@ def test_every_shape_rule_is_the_shape_of_the_result(seed, batch, channels, heig
              (OPERATIONS["cross_merge"], (u, "bidirectional", height, width), {}),
              (OPERATIONS["project"], (a(K, 3, C), u), {}),
              (OPERATIONS["selective_scan"], (u, np.abs(u), a(K, C, 2), *[a(batch, K, 2, L)] * 2, a(K, C)), {}),
-             (F.depthwise_conv_transpose2d, (x, a(C, 1, 2, 2)), dict(groups=C, stride=2))]
+             (F.depthwise_conv_transpose2d, (x, a(C, 1, 2, 2)), dict(groups=C, stride=2)), (F.relu6, (x,), {}),
+             (F.conv2d, (x, a(3, C, 3, 3)), dict(padding=7, dilation=6)), (resize, (x, 4, 11), dict(mode="nearest")),
+             (resize, (x, 4, 11), {}), (OPERATIONS["upsample"], (x, 3), {}),
+             (OPERATIONS["adaptive_average_pool"], (x, 2, 3), {}),
+             (OPERATIONS["max_pool2d"], (x, 3), dict(stride=2, padding=1)), (F.flatten, (x,), {}),
+             (conv_transpose2d, (x, a(C, 3, 2, 3)), dict(stride=3)),
+             (tokens.gelu, (x,), {}), (tokens.rms_norm_channels, (x, vector), {}), (tokens.pad_to_multiple, (x, 4), {}),
+             (tokens.causal_conv, (u, a(K, C, 4), a(K, C)), {}),
+             (tokens.rotary, (a(batch, 2 * C, height, width), *[a(1, 2 * C, height, width)] * 2), {})]
     seen = set()
     for call, arrays, options in calls:
         model = lively_once()
@@ -440,6 +455,30 @@ ODDITIES = {
     "maps and sequences": lambda: Text(lambda self, x: F.sigmoid(self.c(x))[:, :, :8] * cross_scan(x, ("rows",))
                                        [:, :, :, ::9], c=Conv2d(8, 1)),
     "no channels": lambda: Text(lambda self, x: F.concatenate(F.relu(x[:, :0]), x)),
+    "dilated": lambda: Text(lambda self, x: F.relu(self.c(x) + x), c=Conv2d(8, 8, 3, dilation=4, bias=True)),
+    "dilated, stride 2, bare": lambda: Text(lambda self, x: F.conv2d(x, self.c.weight, stride=2, padding=1, dilation=2),
+                                            c=Conv2d(8, 5, 3)),
+    "dilated, two shortcuts": lambda: Text(lambda self, x: F.relu(self.c(x) + F.silu(x) + x),
+                                           c=Conv2d(8, 8, 3, dilation=2)),
+    "dilated groups": lambda: Conv2d(8, 8, 3, groups=8, dilation=3),
+    "many channels": lambda: Sequential(Conv2d(8, 72, 3), Odd(F.relu), Conv2d(72, 20, 3, bias=True), Odd(F.relu),
+                                        Conv2d(20, 70, 1), Conv2d(70, 8, 3, 2)),
+    "sizes of another map": lambda: Text(lambda self, x: x + resize(self.c(x), *x.shape[2:])
+                                         + resize(self.c(x), *x.shape[2:], mode="nearest"), c=Conv2d(8, 8, 3, 2)),
+    "upsampled": lambda: Text(lambda self, x: upsample(F.relu(x), 3) + upsample(x, 3, mode="nearest")),
+    "resized last": lambda: Text(lambda self, x: resize(F.relu6(3.0 * x[:, :5]), 13, 4)),
+    "pooled": lambda: Text(lambda self, x: resize(adaptive_average_pool(x, 2, 5), *x.shape[2:])
+                           + max_pool2d(x, 3, stride=1, padding=1)),
+    "pooled to more": lambda: Text(lambda self, x: adaptive_average_pool(max_pool2d(x, 2, stride=2), 6, 6)),
+    "doubled": lambda: Text(lambda self, x: F.relu(conv_transpose2d(x, self.c.weight, self.c.bias, stride=2)),
+                            c=Conv2d(8, 8, 2, bias=True)),
+    "tripled, few channels": lambda: Text(lambda self, x: self.d(conv_transpose2d(x, self.c.weight, stride=3)),
+                                          c=Conv2d(5, 8, 3), d=Conv2d(5, 3, 3)),
+    "flattened": lambda: Text(lambda self, x: F.flatten(F.relu(x[:, :5]))),
+    "linear of a whole map": lambda: Text(lambda self, x: F.relu(self.l(F.flatten(self.c(x)))), c=Conv2d(8, 5),
+                                          l=Linear(270, 17)),
+    "linear of a joined map": lambda: Text(lambda self, x: self.l(F.flatten(F.concatenate(x, F.relu(x))[:, 3:11])),
+                                           l=Linear(432, 5)),
     "constant map": lambda: Text(lambda self, x: x + np.linspace(0, 1, 54, dtype=x.dtype).reshape(1, 1, 9, 6)),
 }
 
@@ -533,6 +572,55 @@ def test_a_changed_model_is_computed_as_changed(change):
     assert np.abs(truth - lively()(x)).max() > 100 * tolerance * np.abs(truth).max()
 
 
+def replaced_forward(find):
+    def change():
+        model = lively()
+        layer = find(model.blocks1.children["0"], model)
+        forward = layer.forward
+        layer.forward = lambda x: forward(x) * 0.5
+        return model
+    return change
+
+
+def relu_behind_a_convolution():
+    model = lively()
+    model.blocks1.children["0"].dw0.m.__class__ = type("ConvBNReLU", (ConvBN,), {
+        "forward": lambda self, x: F.relu(self.bn(self.c(x)))})
+    return model
+
+
+def convolution_with_a_bias():
+    model = lively()
+    model.blocks1.children["0"].dw0.m.c.bias = np.full(64, 0.5, np.float32)
+    return model
+
+
+@pytest.mark.parametrize("change", [
+    exchanged_activation, subclassed_block, forward_of_an_instance, other_epsilon, relu_behind_a_convolution,
+    convolution_with_a_bias, replaced_forward(lambda block, model: block.dw0.m),
+    replaced_forward(lambda block, model: block.dw0.m.bn), replaced_forward(lambda block, model: block.dw0.m.c),
+    replaced_forward(lambda block, model: block.mixer.m.attn.local_op),
+    replaced_forward(lambda block, model: block.mixer.m.attn.local_op.bn2),
+    replaced_forward(lambda block, model: model.head), replaced_forward(lambda block, model: model.head.l)])
+def test_a_changed_model_is_folded_as_changed(change):
+    """Catches folding that puts the text of the class in the place of what a user made of it, without a word."""
+    model, x = change(), normal(7, 1, 3, 64, 64)
+    truth, tolerance = rounding(of_layer(lively(), x))
+    expected = model(x)
+    assert np.abs(expected - lively()(x)).max() > 100 * tolerance * np.abs(truth).max()
+    assert_close(model.fold_batchnorm()(x), expected, 2 * tolerance, dtype=np.float32)
+
+
+def test_a_parameter_taken_away():
+    """Catches a bare AttributeError of the tracer for a bias that is None, which NumPy's text allows."""
+    model = lively()
+    model.head.l.bias = None
+    graph = trace(model.forward, model, (1, 3, 64, 64))
+    assert "bias" not in graph.nodes[-1].operands
+    x = normal(7, 1, 3, 64, 64)
+    assert_close(model.fold_batchnorm()(x), model(x), 1e-4, dtype=np.float32)
+
+
 def test_a_compiled_model_stays_as_it_was():
     """Catches plans of one model that mix its layers before and after an exchange."""
     model, x, y = lively(), normal(7, 1, 3, 64, 64), normal(7, 1, 3, 48, 80)
@@ -540,6 +628,17 @@ def test_a_compiled_model_stays_as_it_was():
     first, expected = compiled(x), CompiledModel(lively())(y)
     setattr(model.patch_embed, "1", Sigmoid())
     assert np.array_equal(compiled(x), first) and np.array_equal(compiled(y), expected)
+
+
+def test_parameters_edited_in_place_are_the_models_own():
+    """Catches an engine that sees some edits of the model it was made of (those before its first forward, or those of
+    weights that another size packs anew) and not others."""
+    model, x, y = lively(), normal(7, 1, 3, 64, 64), normal(7, 1, 3, 48, 80)
+    compiled, expected = CompiledModel(model), [CompiledModel(lively())(part) for part in (x, y)]
+    for edit in (0.0, 3.0):
+        for array in model.state_dict().values():
+            array *= np.float32(edit)
+        assert all(np.array_equal(compiled(part), was) for part, was in zip((x, y), expected, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------ names

@@ -22,6 +22,7 @@ import mmref, mmref.kernels, mmref.weights
 from importlib.resources import files
 from pathlib import Path
 from mmref.weights.store import manifest
+assert all((files("mmref.explain") / f"page.{kind}").is_file() for kind in ("html", "css"))
 assert (files("mmref.weights") / "mobilemamba_nano.safetensors").is_file() and manifest()
 assert mmref.create_model("mobilemamba_nano", pretrained=True).class_names[0] == "airplane"
 from mmref.kernels import target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -19,9 +18,9 @@ from mmref.validate.trace import Trace, trace_model
 pytest.importorskip("torch")
 
 import mutation_bench as bench
+from browser import CHROMIUM
 from mutations import GLOBAL
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "</td><script>document.title='owned';document.body.innerHTML=''</script><img src=x onerror=alert(1)>\"'&"
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 

@@ -19,7 +19,7 @@ from strategies import lively
 import mmref
 from mmref.data.picture import Transform, to_array
 from mmref.errors import MmrefError, ValueProblem
-from mmref.tasks import predictor as predictor_module
+from mmref.tasks import task as task_module
 from mmref.tasks.predictor import Prediction, Predictor
 
 
@@ -139,7 +139,7 @@ def test_loads_once_and_lazily(monkeypatch, tmp_path):
         return ColourModel()
 
     monkeypatch.setattr(model_module, "create_model", create_model)
-    monkeypatch.setattr(predictor_module, "_loaded", type(predictor_module._loaded)())
+    monkeypatch.setattr(task_module, "_loaded", type(task_module._loaded)())
     (tmp_path / "t2.safetensors").write_bytes(b"weights")
     predict = Predictor("mobilemamba_t2", tmp_path / "t2.safetensors")
     copy = pickle.loads(pickle.dumps(predict))
@@ -180,7 +180,7 @@ def test_other_weights_in_another_process_are_refused(tmp_path, monkeypatch):
     read from the file before it was replaced."""
     from mmref.models import create as model_module
     monkeypatch.setattr(model_module, "create_model", lambda *_, **__: ColourModel())
-    monkeypatch.setattr(predictor_module, "_loaded", type(predictor_module._loaded)())
+    monkeypatch.setattr(task_module, "_loaded", type(task_module._loaded)())
     path = tmp_path / "w.safetensors"
     with pytest.raises(MmrefError, match="w.safetensors: No such file"):
         Predictor("mobilemamba_nano", path).load()
@@ -191,7 +191,7 @@ def test_other_weights_in_another_process_are_refused(tmp_path, monkeypatch):
     assert Predictor("mobilemamba_nano", path).load().model is not first
     there = pickle.loads(pickle.dumps(here))
     assert there.load().model is first
-    predictor_module._loaded.clear()
+    task_module._loaded.clear()
     with pytest.raises(MmrefError, match="w.safetensors: sha256 must be"):
         there.load()
 

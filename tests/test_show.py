@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib")
 from mmref.models.parameters import random_parameters
 from mmref.models.variants import Variant
 from mmref.show import pictures as show
+from mmref.show.field import STEP
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_gradient_is_the_gradient(model):
     centre = net.blocks1(net.patch_embed(given))[0]
     centre = centre[:, centre.shape[1] // 2, centre.shape[2] // 2]
     jacobian = np.stack([torch.autograd.grad(value, given, retain_graph=True)[0][0].numpy() for value in centre])
-    signs = np.sign(np.random.default_rng(0).choice((-show.STEP, show.STEP), x.shape[1:]))
+    signs = np.sign(np.random.default_rng(0).choice((-STEP, STEP), x.shape[1:]))
     cells = (jacobian * signs).reshape(len(jacobian), 3, 4, 10, 4, 14).sum((1, 3, 5))
     np.testing.assert_allclose(found, np.sqrt((cells ** 2).sum(0)), rtol=0.02)
 

@@ -11,8 +11,9 @@ import mmref.weights
 
 ROOT = Path(mmref.__file__).parent
 # From the top: a room may use those behind it. Helpers (single files of the package) may be used by everybody.
-ROOMS = ("cli", "bench", "evaluate", "show", "validate", "tasks", "export", "engine", "models", "graph", "kernels",
-         "nn", "data", "weights")
+ROOMS = ("cli", "bench", "evaluate", "explain", "show", "validate", "tasks", "export", "engine", "models", "detection",
+         "graph",
+         "kernels", "nn", "data", "weights")
 FOLDERS = {"kernels": Path(mmref.kernels.__file__).parent, "weights": Path(mmref.weights.__file__).parent}
 # The arrows up that are meant, taken at run time only: (from, to).
 MEANT = {("nn", "kernels"), ("models", "engine"), ("weights", "models"), ("weights", "data")}

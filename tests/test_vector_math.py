@@ -1,4 +1,4 @@
-"""exp, softplus, SiLU and the logistic function of the compiled kernels, in units in the last place.
+"""exp, softplus, SiLU, GELU and the logistic function of the compiled kernels, in units in the last place.
 
 In the floating-point mode of the kernels, too, which flushes denormals: there a result may also be off by what was
 flushed, less than the smallest normal number.
@@ -11,12 +11,13 @@ from functools import cache
 import numpy as np
 import pytest
 from numba import njit
+from scipy.special import erfc
 
 from mmref.kernels import vector, vector_math
 from mmref.kernels.float_mode import enter_kernels, set_float_mode
 from mmref.kernels.target import LANES
 
-LIMIT = 2.0  # units in the last place
+LIMITS = dict.fromkeys(("exp", "exp2", "softplus", "silu", "sigmoid"), 2.0) | {"gelu": 7.0}  # units in the last place
 SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 MODES = {"denormals kept": 0.0, "denormals flushed": SMALLEST_NORMAL}  # and what may be lost
 
@@ -63,6 +64,8 @@ def truth(name, x):
         return getattr(np, name)(x)
     if name == "softplus":
         return np.maximum(x, 0) + np.log1p(e)
+    if name == "gelu":
+        return np.where(x == -np.inf, -0.0, 0.5 * x * erfc(-x * 0.5 ** 0.5))
     sigmoid = np.where(x >= 0, 1, e) / (1 + e)
     return sigmoid if name == "sigmoid" else np.where(x == -np.inf, -0.0, x * sigmoid)
 
@@ -86,18 +89,18 @@ def worst(name, x, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["exp", "exp2", "softplus", "silu", "sigmoid"])
+@pytest.mark.parametrize("name", LIMITS)
 def test_whole_range(name, mode):
     """Catches clamping where results are still denormal, overflow, lost NaN, and a wrong polynomial anywhere."""
-    assert worst(name, all_floats(1009), mode) <= LIMIT
+    assert worst(name, all_floats(1009), mode) <= LIMITS[name]
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["exp", "exp2", "softplus", "silu", "sigmoid"])
+@pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("low, high", [(-105, -85), (-30, -2), (-2, 2), (2, 90)])
 def test_dense_where_it_curves(name, low, high, mode):
     """Catches a polynomial whose coefficients are off in the last digits, and a wrong border of the range reduction."""
-    assert worst(name, np.linspace(low, high, 1_000_003).astype(np.float32), mode) <= LIMIT
+    assert worst(name, np.linspace(low, high, 1_000_003).astype(np.float32), mode) <= LIMITS[name]
 
 
 def test_special_values():
@@ -115,5 +118,5 @@ def test_special_values():
 def test_every_lane_is_its_own():
     """Catches a result that depends on a neighbour in the vector, or a lane mixed up with another."""
     x = np.random.default_rng(0).uniform(-90, 90, 64 * LANES).astype(np.float32)
-    for name in ("exp", "exp2", "softplus", "silu", "sigmoid"):
+    for name in LIMITS:
         np.testing.assert_array_equal(evaluate(name, x)[::-1], evaluate(name, x[::-1].copy()))

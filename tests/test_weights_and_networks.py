@@ -376,9 +376,9 @@ def test_what_travels_with_a_predictor(tmp_path):
     there = pickle.loads(pickle.dumps(predictor))
     assert there.load().labels == tuple("abcdefghij")
     (path.parent / "config.json").write_text(json.dumps({**TIMM, "crop_pct": 0.5}))
-    import mmref.tasks.predictor as module
+    import mmref.tasks.task as module
     module._loaded.clear()
-    with pytest.raises(CheckpointError, match="other weights than this predictor began with"):
+    with pytest.raises(CheckpointError, match="other weights than this Predictor began with"):
         there.load()
 
 

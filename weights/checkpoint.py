@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmref.arguments import check_path
+from mmref.arguments import check_flag, check_path
 from mmref.errors import CheckpointError
 from mmref.weights import pickle_tensors, safetensors_file, sharded
 from mmref.weights.state_dicts import Choice, check_name, choose
@@ -63,15 +63,40 @@ class Checkpoint:
 def read_checkpoint(path, *, prefer: str = "auto", strict: bool = False, allow_nonfinite: bool = False) -> Checkpoint:
     """Read a `.pth` (zip form) or `.safetensors` file, the index of one in parts, or a folder that holds one of these.
 
-    prefer           which entry of a trainer's file to take: a name such as "net" or "state.model", "ema" for a moving
-                     average, "raw" for the weights it was made of; "auto" takes the moving average where it is there
-    strict           refuse a file that names anything but tensors, instead of passing over it
-    allow_nonfinite  accept NaN and infinity, and negative variances
+    What the file is is determined by its first bytes. Nothing in it is executed.
 
-    What the file is is determined by its first bytes. Raises CheckpointError, which names the file and the record, for
-    everything that is not a whole, plain, finite checkpoint, and ValueProblem if `path` is not a path.
+    Parameters
+    ----------
+    prefer
+        which entry of a trainer's file to take: a name such as "net" or "state.model", "ema" for a moving average,
+        "raw" for the weights it was made of; "auto" takes the moving average where it is there
+    strict
+        refuse a file that names anything but tensors, instead of passing over it
+    allow_nonfinite
+        accept NaN and infinity, and negative variances
+
+    Returns
+    -------
+    Checkpoint
+        the tensors by name, metadata, and notes on what was taken
+
+    Raises
+    ------
+    CheckpointError
+        which names the file and the record, for everything that is not a whole, plain, finite checkpoint
+    ValueProblem
+        if `path` is not a path
+
+    Examples
+    --------
+    >>> import mmref
+    >>> from mmref.models.create import pretrained_weights
+    >>> found = mmref.read_checkpoint(pretrained_weights("mobilemamba_nano"))
+    >>> found.format, found.tensors["head.l.weight"].shape
+    ('safetensors', (10, 160))
     """
     path = check_path("path", path)
+    strict, allow_nonfinite = check_flag("strict", strict), check_flag("allow_nonfinite", allow_nonfinite)
     try:
         path = sharded.locate(path)
         kind = _kind(path)

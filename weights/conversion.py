@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
+from mmref.arguments import check_path
 from mmref.errors import CheckpointError
 from mmref.weights import safetensors_file
 from mmref.weights.checkpoint import Checkpoint, read_checkpoint
@@ -20,7 +20,7 @@ def convert(source, target, *, prefer: str = "auto", strict: bool = False, allow
     metadata with `metadata` added. `check` sees what was read before anything is written, and may raise. Returns what
     was read. Raises CheckpointError; OSError where it cannot be written.
     """
-    target = Path(target)
+    source, target = check_path("source", source), check_path("target", target)
     if target.suffix != ".safetensors":
         raise CheckpointError(f"target must end in .safetensors, got {target}")
     if target.exists() and os.path.exists(source) and os.path.samefile(source, target):

@@ -14,6 +14,7 @@ from itertools import islice
 from math import prod
 from typing import NamedTuple
 
+from mmref.arguments import check_kind
 from mmref.errors import CheckpointError
 from mmref.weights.pickle_tensors import Foreign, advice, described, short
 
@@ -94,6 +95,7 @@ def choose(top, prefer: str = "auto", exact: bool = False) -> Choice:
     Raises CheckpointError: nothing that could be weights, no such entry, several of which none is known to be the
     weights, names that cannot be.
     """
+    check_kind("prefer", prefer, str, "the name of an entry, ema, raw or auto")
     if not isinstance(top, Mapping):
         raise CheckpointError(f"must hold a dict of tensors, got {_whole(top)}")
     contents = _Contents()
@@ -122,7 +124,8 @@ def choose(top, prefer: str = "auto", exact: bool = False) -> Choice:
         notes += [f"the moving average {path} cannot be read: {what}"
                   for path, what in islice(_unreadable_averages(top, contents), 3)]
     known = any(e.known for e in entries)  # then what is not is an optimizer's, say, and no other choice of weights
-    others = tuple(e.path for e in entries if e is not entry and (e.known or e.average or not known))
+    others = tuple(e.path for e in entries if e is not entry and (e.known or e.average or not known
+                                                                  or _same_names(e.values, entry.values)))
     return replace(taken, others=others, notes=(*notes, *taken.notes))
 
 
@@ -286,6 +289,11 @@ def _pick(entries, prefer, clean) -> tuple[_Entry, list[str]]:
 def _alike(average, raw):
     """Whether an average is one of these weights: half of its names or more are theirs."""
     return 2 * len(average.tensors.keys() & raw.tensors.keys()) >= len(average.tensors)
+
+
+def _same_names(other, values):
+    """Whether another entry, whatever it is called, may be the same network: a teacher, a slow copy."""
+    return 2 * len(other.keys() & values.keys()) > len(values)
 
 
 def _complete(average, raw):

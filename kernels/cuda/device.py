@@ -13,7 +13,7 @@ import numpy as np
 from mmref.kernels.cuda.driver import SIMULATOR, cuda
 
 LOG2_E = np.float32(1.4426950408889634)
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO, ONE, SIX = np.float32(0), np.float32(1), np.float32(6)
 
 # log1p(z) = z * p(z) for z in [0, 1]: p of degree 8, fitted for the least largest relative error, 3e-8; with rounding
 # 2.1 units in the last place.
@@ -194,6 +194,12 @@ def relu(x):
 
 
 @device_function
+def relu6(x):
+    """min(max(x, 0), 6); NaN stays NaN."""
+    return SIX if x > SIX else relu(x)
+
+
+@device_function
 def add4(x, y):
     """x + y, four values each."""
     return x[0] + y[0], x[1] + y[1], x[2] + y[2], x[3] + y[3]
@@ -215,6 +221,12 @@ def sigmoid(x):
 def silu(x):
     """x / (1 + exp(-x)), 3 units in the last place."""
     return x / (ONE + exp(-x))
+
+
+@device_function
+def gelu(x):
+    """x times the normal distribution's share below x, by the complementary error function of the C library."""
+    return np.float32(0.5) * x * np.float32(math.erfc(x * np.float32(-0.70710677)))
 
 
 @device_function

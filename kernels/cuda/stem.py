@@ -32,9 +32,9 @@ SIGNATURE = MAPS.format("float32[:, :]")
 PICTURE_SIGNATURE = MAPS.format("float32[:, :, :, ::1]")
 
 
-def stem_kernel(down: int, across: int, c_in: int, filter_shape: tuple[int, int], stride: int, padding: int, bias: bool,
-                shortcuts: int, relu: bool):
-    """The kernel for c_in input channels and filters of `filter_shape`, (k_h, k_w)."""
+def stem_kernel(down: int, across: int, c_in: int, filter_shape: tuple[int, int], stride: int, padding: int,
+                dilation: int, bias: bool, shortcuts: int, relu: bool):
+    """The kernel for c_in input channels and filters of `filter_shape`, (k_h, k_w), taps `dilation` pixels apart."""
     rows, columns, fetched_b, row_of, clear, fetch_b, put_b, put_a, multiply = tile_functions(down, across)
     finished = finish(bias, shortcuts, relu)
     k_h, k_w = filter_shape
@@ -57,7 +57,7 @@ def stem_kernel(down: int, across: int, c_in: int, filter_shape: tuple[int, int]
                 inside = 0
                 if picture < images:
                     for t in range(taps):
-                        y, x = top + t // k_w, left + t % k_w
+                        y, x = top + t // k_w * dilation, left + t % k_w * dilation
                         if 0 <= y < height and 0 <= x < width:
                             inside |= 1 << t
                 store(places, 1, m, inside)
@@ -69,7 +69,7 @@ def stem_kernel(down: int, across: int, c_in: int, filter_shape: tuple[int, int]
     def is_inside(places, m, tap, height, width):
         if few:
             return load(places, 1, m) >> tap & 1 == 1  # no tap is inside beyond the depth
-        y, x = load(places, 1, m) + tap // k_w, load(places, 2, m) + tap % k_w
+        y, x = load(places, 1, m) + tap // k_w * dilation, load(places, 2, m) + tap % k_w * dilation
         return tap < taps and 0 <= y < height and 0 <= x < width
 
     @device_function
@@ -77,7 +77,7 @@ def stem_kernel(down: int, across: int, c_in: int, filter_shape: tuple[int, int]
         thread = cuda.threadIdx.y * ACROSS + cuda.threadIdx.x
         k += thread % STEP
         tap, channel = k // c_in, k % c_in
-        offset = (tap // k_w * width + tap % k_w) * pixel_step + channel * channel_step
+        offset = (tap // k_w * width + tap % k_w) * dilation * pixel_step + channel * channel_step
         for e in range(down):
             m = e * DOWN + thread // STEP
             values[e] = ZERO
@@ -117,8 +117,8 @@ def stem_kernel(down: int, across: int, c_in: int, filter_shape: tuple[int, int]
     return kernel
 
 
-def stem(x, weight, bias, out, *, images, height, width, c_in, filter_shape, stride, padding, nchw, residual=None,
-         residual2=None, relu=False, stream=0, shape=None):
+def stem(x, weight, bias, out, *, images, height, width, c_in, filter_shape, stride, padding, nchw, dilation=1,
+         residual=None, residual2=None, relu=False, stream=0, shape=None):
     """Launch: out = conv(x) + bias + residual + residual2, ReLU behind it where asked for.
 
     x (images * height * width, c_in), or with `nchw` (images, c_in, height, width), contiguous; weight
@@ -127,9 +127,9 @@ def stem(x, weight, bias, out, *, images, height, width, c_in, filter_shape, str
     rows, columns = out.shape
     down, across = shape or tile_shape(rows, columns)
     shortcuts = shortcuts_of(residual, residual2)
-    kernel = build(stem_kernel, down, across, c_in, tuple(filter_shape), stride, padding, bias is not None,
+    kernel = build(stem_kernel, down, across, c_in, tuple(filter_shape), stride, padding, dilation, bias is not None,
                    len(shortcuts), bool(relu), threads=THREADS, signature=PICTURE_SIGNATURE if nchw else SIGNATURE)
-    out_height, out_width = ((side + 2 * padding - k) // stride + 1
+    out_height, out_width = ((side + 2 * padding - dilation * (k - 1) - 1) // stride + 1
                              for side, k in zip((height, width), filter_shape, strict=True))
     if nchw:
         steps = c_in * height * width, 1, height * width

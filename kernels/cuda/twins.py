@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from mmref.nn import functional as F
-from mmref.nn import wavelet
+from mmref.nn import resize as maps_of
+from mmref.nn import tokens, wavelet
 from mmref.nn.recurrence import selective_scan
 from mmref.nn.wavelet import HAAR
 
@@ -73,11 +74,11 @@ def gate(x, gates, *, images, length, stream=0):
     x[...] = (x.reshape(images, length, -1) * F.sigmoid(host(gates))[:, None]).reshape(x.shape)
 
 
-def stem(x, weight, bias, out, *, images, height, width, c_in, filter_shape, stride, padding, nchw, residual=None,
-         residual2=None, relu=False, stream=0):
+def stem(x, weight, bias, out, *, images, height, width, c_in, filter_shape, stride, padding, nchw, dilation=1,
+         residual=None, residual2=None, relu=False, stream=0):
     x = host(x).reshape(images, c_in, height, width) if nchw else pictures(x, images, height, width)
     taps = host(weight).reshape(*filter_shape, c_in, -1).transpose(3, 2, 0, 1)
-    y = rows(F.conv2d(x, taps, stride=stride, padding=padding))
+    y = rows(F.conv2d(x, taps, stride=stride, padding=padding, dilation=dilation))
     epilogue(y, bias, residual=residual, residual2=residual2, relu=relu, out=out)
 
 
@@ -113,11 +114,14 @@ def move(x, out, box, *, sizes, add, stream=0):
     host(out)[to, along] = host(out)[to, along] + value if add else value
 
 
+FUNCTIONS = {"gelu": tokens.gelu, **{name: getattr(F, name) for name in ("relu", "sigmoid", "silu", "softplus")}}
+
+
 def combine(x, y, out, *, operation, length, stream=0):
     x = host(x)
     if y is not None:
         y = host(y)[np.arange(len(x)) // length % len(y)]
-    host(out)[...] = (x if operation == "copy" else getattr(F, operation)(x) if y is None
+    host(out)[...] = (x if operation == "copy" else FUNCTIONS[operation](x) if y is None
                       else getattr(F, operation)(x, y))
 
 
@@ -180,6 +184,66 @@ def scan_rows(u, delta, A, B, C, D, out, *, length, states, stream=0):
     host(out)[...] = y.swapaxes(2, 3).reshape(out.shape)
 
 
+def path_conv(x, weight, table, out, *, length, images, active, stream=0):
+    weight, x = host(weight), host(x)
+    if table is not None:
+        x = x.reshape(images, -1, x.shape[1])
+        x = np.where(host(table)[..., None] < 0, 0, x[:, host(table)])
+    sequences = x.reshape(images, len(weight), length, -1).swapaxes(2, 3)
+    y = tokens.causal_conv(sequences, weight[:, :-1].swapaxes(1, 2), weight[:, -1])
+    host(out)[...] = (F.silu(y) if active else y).swapaxes(2, 3).reshape(out.shape)
+
+
+def sequence_scan(u, coefficients, dt_weight, dt_bias, A, D, table, factor, out, *, images, rank, states, stream=0):
+    table, A = host(table), host(A)[:, :states].swapaxes(1, 2)
+    K, length = table.shape
+    u, own = (host(x).reshape(images, K, length, -1).swapaxes(2, 3) for x in (u, coefficients))
+    dt = np.einsum("krd,bkrl->bkdl", host(dt_weight), own[:, :, :rank]) + host(dt_bias)[:, :, None]
+    y = selective_scan(u, F.softplus(dt), A, own[:, :, rank:rank + states], own[:, :, rank + states:], host(D))
+    total = np.zeros((images, out.shape[0] // images, out.shape[1]), y.dtype)
+    for k in range(K):
+        inside = table[k] >= 0
+        total[:, table[k][inside]] += y[:, k].swapaxes(1, 2)[:, inside]
+    host(out)[...] = total.reshape(out.shape) * (1 if factor is None else host(factor))
+
+
+def rms_norm(x, weight, epsilon, out, *, stream=0):
+    normed = tokens.rms_norm_channels(host(x).T[None, :, :, None], host(weight), float(host(epsilon)[0]))
+    host(out)[...] = normed[0, :, :, 0].T
+
+
+def row_stats(x, epsilon, out, *, stream=0):
+    x = host(x)
+    host(out)[...] = np.stack([x.mean(1), 1 / np.sqrt(x.var(1) + host(epsilon)[0])], 1)
+
+
+def norm_mean(x, stats, weight, bias, out, *, length, stream=0):
+    normed = (host(x) - host(stats)[:, :1]) * host(stats)[:, 1:]
+    host(out)[...] = normed.reshape(-1, length, x.shape[1]).mean(1) * host(weight) + host(bias)
+
+
+def rotary(x, cos, sin, out, *, stream=0):
+    tables = (host(part).T[None, :, :, None] for part in (cos, sin))
+    x = host(x).reshape(-1, cos.shape[0], cos.shape[1]).transpose(0, 2, 1)[..., None]
+    host(out)[...] = tokens.rotary(x, *tables)[..., 0].transpose(0, 2, 1).reshape(out.shape)
+
+
+def resize(x, out, *, height, width, out_height, out_width, nearest, stream=0):
+    maps = pictures(x, x.shape[0] // (height * width), height, width)
+    host(out)[...] = rows(maps_of.resize(maps, out_height, out_width, mode="nearest" if nearest else "bilinear"))
+
+
+def adaptive_mean(x, out, *, height, width, rows, columns, stream=0):
+    means = maps_of.adaptive_average_pool(pictures(x, x.shape[0] // (height * width), height, width), rows, columns)
+    host(out)[...] = means.transpose(0, 2, 3, 1).reshape(out.shape)
+
+
+def maximum_pool(x, out, *, height, width, out_height, out_width, kernel, stride, padding, stream=0):
+    maps = pictures(x, x.shape[0] // (height * width), height, width)
+    host(out)[...] = rows(maps_of.max_pool2d(maps, kernel, stride=stride, padding=padding))
+
+
 LAUNCHERS = {launcher.__name__: launcher for launcher in (
     depthwise, scan, wavelet_branch, norm_gate, mean, gate, stem, copy_relu, epilogue, matmul, to_channels_first, move,
-    combine, norm, gather, project, analysis, synthesis, path_scan, scan_rows)}
+    combine, norm, gather, project, analysis, synthesis, path_scan, scan_rows, resize, adaptive_mean, maximum_pool,
+    path_conv, sequence_scan, rms_norm, row_stats, norm_mean, rotary)}

@@ -69,8 +69,26 @@ class Numba:
         return self.run
 
 
+def torch_module(name: str, state: dict[str, np.ndarray]):
+    """The network of that name in PyTorch, ready to be run; ValueProblem for one that nobody has written there."""
+    import torch
+
+    from mmref.bench import torch_localvim, torch_network
+    from mmref.errors import ValueProblem
+    if name in torch_localvim.VARIANTS:
+        model = torch_localvim.create(name, num_classes=len(state["head.bias"]))
+    elif name.startswith("mobilemamba_"):
+        model = torch_network.create(name.removeprefix("mobilemamba_"), num_classes=len(state["head.l.bias"]))
+    else:
+        raise ValueProblem(f"model must be a MobileMamba or a LocalVim to run in PyTorch here, got {name}")
+    # all but batch counters, which inference does not use
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in state.items()}, strict=False)
+    return model.eval()
+
+
 class TorchEager:
-    """The network in PyTorch (torch_network.py), its scan a loop over the steps as in the published CPU path."""
+    """The network in PyTorch (torch_network.py, torch_localvim.py), its scan a loop over the steps as in the published
+    CPU path."""
 
     package, can_unfold = "torch", True
 
@@ -84,10 +102,7 @@ class TorchEager:
         from mmref.bench import torch_network
         torch.set_num_threads(job.threads)
         torch.backends.mkldnn.enabled = True
-        state = {name: torch.from_numpy(array) for name, array in job.state.items()}
-        model = torch_network.create(job.model.removeprefix("mobilemamba_"), num_classes=len(state["head.l.bias"]))
-        model.load_state_dict(state, strict=False)  # all but batch counters, which inference does not use
-        model.eval()
+        model = torch_module(job.model, job.state)
         self.module = model if job.unfolded else torch_network.fold_batchnorm(model)
 
     def prepare(self, shape):

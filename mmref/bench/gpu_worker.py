@@ -239,11 +239,9 @@ class Worker:
 
     def torch_case(self, torch, label, batch, mode):
         from mmref.bench import torch_network
+        from mmref.bench.backends import torch_module
         network = self.networks[label]
-        state = {name: torch.from_numpy(array) for name, array in network.numpy.state_dict().items()}
-        model = torch_network.create(network.name.removeprefix("mobilemamba_"), num_classes=len(state["head.l.bias"]))
-        model.load_state_dict(state, strict=False)  # all but batch counters
-        model = torch_network.fold_batchnorm(model.eval())
+        model = torch_network.fold_batchnorm(torch_module(network.name, network.numpy.state_dict()))
         torch_network.use_scan(model, TORCH_SCANS[mode])
         x = torch.from_numpy(network.pictures(batch))
         if "channels-last" in mode:

@@ -20,10 +20,12 @@ import numpy as np
 
 from mmref.bench.backends import BACKENDS, Job, absent
 from mmref.bench.process import WorkerFailed, WorkerProcess
+from mmref.bench.side_by_side import SideBySide, measure_side_by_side
 from mmref.bench.start import Start, start_model
 from mmref.cores import usable_cores
-from mmref.errors import MissingBackend, ValueProblem
+from mmref.errors import MissingBackend, NotTraceable, ValueProblem
 from mmref.machine import describe_machine
+from mmref.models.registry import resolve
 
 REST = 0.05  # seconds between turns: thread pools spin for some milliseconds after their work
 SWEEP_SIZES, SWEEP_BATCHES = (128, 192, 256, 384, 512, 768, 1024), (1, 2, 4, 8, 16, 32, 64)
@@ -69,6 +71,7 @@ class Report:
     results: list[Result] = field(default_factory=list)
     sweep: list[Result] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
+    side_by_side: list[SideBySide] = field(default_factory=list)  # several networks in the same rounds
     left_out: dict[str, str] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)  # figures that cannot be right, in words
 
@@ -100,12 +103,17 @@ class Plan:
 
 
 def run_bench(plan: Plan, progress=None) -> Report:
-    """Measure every model at every batch size.
+    """Measure every model at every batch size; then, where there are several, the models side by side.
 
     `progress(text, step, steps)` is called as the work goes on. A backend that was asked for by name but is not
     there raises MissingBackend; one that fails on the way is left out, and the report says why.
     """
-    return _run(plan, progress or _silent, _bench_model)
+    report = _run(plan, progress or _silent, _bench_model)
+    models = list(dict.fromkeys(resolve(name)[0].name for name in plan.models))
+    if len(models) > 1:
+        names = [name for name in dict.fromkeys(result.backend for result in report.results) if name in BACKENDS]
+        measure_side_by_side(plan, report, models, names, _write_inputs, _open, _own_size, progress or _silent, REST)
+    return report
 
 
 def run_sweep(plan: Plan, progress=None, sizes=SWEEP_SIZES, batches=SWEEP_BATCHES) -> Report:
@@ -143,7 +151,6 @@ def _run(plan, progress, each_model):
     threads = plan.threads or usable_cores()
     report = Report(describe_machine(), threads, "numba" if "numba" in names else names[0], {"rates": []}, plan.rounds,
                     left_out=left_out)
-    from mmref.models.registry import resolve
     models = [resolve(name)[0].name for name in plan.models]
     for model in models:
         with tempfile.TemporaryDirectory(prefix="mmref-bench-") as scratch:
@@ -172,7 +179,10 @@ def _write_inputs(model, names, threads, scratch):
     np.savez(parameters, **network.state_dict())
     if {"onnxruntime", "openvino"} & set(names):
         from mmref.export.onnx import export_onnx
-        export_onnx(network, graph)
+        try:
+            export_onnx(network, graph)
+        except NotTraceable:  # another graph for every size
+            export_onnx(network, graph, fixed=(network.config.img_size,) * 2)
     return Job("", model, threads, parameters, graph)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from mmref.bench import side_by_side
 from mmref.tables import table
 
 TIMM_COLUMNS = ("model", "infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size",
@@ -36,6 +37,8 @@ def to_text(report) -> str:
         parts.append(_sweep_tables(report))
     if report.starts:
         parts.append(_start_tables(report))
+    if report.side_by_side:
+        parts.append(side_by_side.to_text(report.side_by_side, report.threads))
     if report.left_out:
         parts.append("Left out:\n" + "\n".join(f"  {name}: {reason}" for name, reason in report.left_out.items()))
     return "\n\n".join(parts)

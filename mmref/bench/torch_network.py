@@ -319,7 +319,9 @@ class MobileMamba(nn.Module):
 
 
 def create(variant, num_classes=1000, **overrides):
-    """`variant` is the short name: t2, t4, s6, b1, b2, b4 or nano."""
+    """`variant` is the short name: t2, t4, s6, b1, b2, b4 or nano. ValueError for another."""
+    if variant not in WIDTHS:
+        raise ValueError(f"the network in PyTorch is the classifier, there is none of {variant}")
     return MobileMamba(WIDTHS[variant], DEPTHS.get(variant, (1, 2, 2)), num_classes=num_classes, **overrides)
 
 

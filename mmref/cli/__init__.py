@@ -15,6 +15,8 @@ from importlib import import_module
 # name of the command and its module: help line, which stands here so that `mmref --help` loads no command
 COMMANDS = {
     "classify": "what is in a picture",
+    "detect": "objects in pictures: boxes, labels and, of some networks, masks",
+    "segment": "what every pixel of a picture shows",
     "models": "the networks and their weights",
     "info": "a network's layers, shapes, parameters and multiply-adds",
     "convert": "a PyTorch checkpoint to safetensors, without PyTorch",
@@ -27,6 +29,7 @@ COMMANDS = {
     "check": "a Python callable against the network, on inputs that break things",
     "selftest": "the published figures on this machine",
     "show": "pictures of what happens inside",
+    "explain": "a run as a page that one can walk through",
 }
 
 

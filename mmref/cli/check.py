@@ -17,8 +17,8 @@ def add_arguments(parser):
     parser.add_argument("--max-side", type=int, default=96, help="largest height and width (default: %(default)s)")
     parser.add_argument("--max-batch", type=int, default=4, help="largest batch (default: %(default)s)")
     parser.add_argument("--size", metavar="HxW", help="only this size, for graphs of a fixed one")
-    parser.add_argument("--no-own-size", action="store_true", help="leave out the size the network is used with, which is "
-                        "tried first, alone and in a batch of 8")
+    parser.add_argument("--no-own-size", action="store_true", help="leave out the size the network is used with, which "
+                        "is tried first, alone and in a batch of 8")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
@@ -54,7 +54,8 @@ def run(args) -> int:
 def declared_limits(model, max_side, max_batch, size, own) -> list[str]:
     """What was tried, in words."""
     from mmref.validate.check import deployed
-    lines = [f"{size[0]} x {size[1]} pixels" if size else f"sides of 1 to {max_side} pixels", f"batches of 1 to {max_batch}"]
+    sides = f"{size[0]} x {size[1]} pixels" if size else f"sides of 1 to {max_side} pixels"
+    lines = [sides, f"batches of 1 to {max_batch}"]
     if own:
         lines += [f"batch {batch} of {height} x {width}" for batch, height, width, *_ in deployed(model, size)]
     return lines

@@ -7,13 +7,14 @@ import re
 from mmref.cli.output import note
 
 
-def add_model_arguments(parser, positional: bool = False) -> None:
-    """--model (or a positional MODEL) and --weights with what belongs to it."""
+def add_model_arguments(parser, positional: bool = False, default: str | None = "mobilemamba_nano") -> None:
+    """--model (or a positional MODEL) and --weights with what belongs to it. Without a `default` the help says none."""
     if positional:
         parser.add_argument("model", metavar="MODEL", help="a name that `mmref models` lists")
     else:
-        parser.add_argument("--model", "-m", default="mobilemamba_nano", help="a name that `mmref models` lists "
-                            "(default: %(default)s, whose weights are included)")
+        parser.add_argument("--model", "-m", default=default, help="a name that `mmref models` lists (default: "
+                            f"{default or 'mobilemamba_nano or, to segment, mobilemamba_nano_fpn'}, whose weights are "
+                            f"included)")
     parser.add_argument("--weights", "--checkpoint", metavar="FILE", help=".safetensors or .pth file, an index of one "
                         "in parts, or a folder with one of these (default: the model's own)")
     add_prefer_argument(parser)
@@ -41,7 +42,8 @@ def add_backend_arguments(parser) -> None:
 def add_class_names_argument(parser) -> None:
     """--class-names."""
     parser.add_argument("--class-names", metavar="FILE", help="names of the outputs: one per line, or JSON; or one of "
-                        "imagenet, cifar10 (default: those that the weights or a config.json beside them bring)")
+                        "imagenet, cifar10, ade20k, coco (default: those that the weights or a config.json beside "
+                        "them bring)")
 
 
 def add_transform_arguments(parser) -> None:
@@ -113,6 +115,59 @@ def predictor_from(args, **options):
     loaded = predictor.load()
     say_notes(model)
     return predictor, loaded
+
+
+def add_segmenter_arguments(parser, img_size: bool = True) -> None:
+    """--tile, --overlap and --img-size: what `segmenter_from` takes from them."""
+    parser.add_argument("--tile", type=int, metavar="N", help="for large pictures: run the network on overlapping "
+                        "windows of N x N pixels at the picture's own size, in memory for one of them")
+    parser.add_argument("--overlap", type=int, metavar="N", help="what windows share at least (default: a quarter of "
+                        "--tile)")
+    if img_size:
+        parser.add_argument("--img-size", type=int, metavar="N", help="shorter side that pictures are scaled to "
+                            "(default: the weights')")
+
+
+def segmenter_from(args, **options):
+    """The `mmref.Segmenter` that the arguments ask for, its weights read, and a line on stderr for what was decided."""
+    from dataclasses import replace
+
+    from mmref.tasks.segmenter import Segmenter
+    segmenter = Segmenter(args.model, args.weights, args.backend, img_size=args.img_size, tile=args.tile,
+                          overlap=args.overlap, exif=args.exif, **weights_options(args), **options)
+    model = segmenter.load_model()
+    changes = {name: tuple(values) for name in ("mean", "std") if (values := getattr(args, name, None)) is not None}
+    if changes and model.transform is not None:
+        segmenter.transform = replace(model.transform, **changes)
+    loaded = segmenter.load()
+    say_notes(loaded.model)
+    return segmenter, loaded
+
+
+def detector_from(args, batch_size: int = 1, **options):
+    """The `mmref.Detector` that the arguments ask for, its weights read, and a line on stderr for what was decided."""
+    from dataclasses import replace
+
+    from mmref.tasks.detector import Detector
+    detector = Detector(args.model, args.weights, args.backend, batch_size=batch_size, img_size=args.img_size,
+                        exif=args.exif, **weights_options(args), **options)
+    model = detector.load_model()
+    changes = {name: tuple(values) for name in ("mean", "std") if (values := getattr(args, name, None)) is not None}
+    if changes and model.transform is not None:
+        detector.transform = replace(model.transform, **changes)
+    loaded = detector.load()
+    say_notes(loaded.model)
+    return detector, loaded
+
+
+def refuse_options(args, belong_to: str, *names) -> None:
+    """Raise ValueProblem for an option of `names` that is given: it belongs to another task and would have no effect.
+    A name stands for the default None, (name, default) for another."""
+    from mmref.errors import ValueProblem
+    for name in names:
+        name, default = name if isinstance(name, tuple) else (name, None)
+        if getattr(args, name) != default:
+            raise ValueProblem(f"--{name.replace('_', '-')} must be left out: it belongs to {belong_to}")
 
 
 def size_from(option: str, text: str | None) -> tuple[int, int] | None:

@@ -104,17 +104,18 @@ def text(result, every=False) -> str:
         lines.append("guessed by shape and order, for which nothing is claimed: "
                      + ", ".join(f"{ours} = {theirs}" for ours, theirs in shown)
                      + (f", ... ({len(result.guesses)})" if len(result.guesses) > 5 else ""))
-    lines.append(f"{result.matched} of the reference's {result.matched + result.unmatched_reference} records matched, by "
-                 f"{result.matched_by}; judged as {result.precision}; {len(result.unmatched_candidate)} of the "
-                 f"candidate's left over")
+    used = len({row.candidate for row in result.rows})
+    lines.append(f"{result.matched} of the reference's {result.matched + result.unmatched_reference} records matched, "
+                 f"by {result.matched_by}, with {used} of the candidate's {used + len(result.unmatched_candidate)}; "
+                 f"judged as {result.precision}")
     if result.same:
         lines.append(f"SAME: all {result.matched} records that were matched agree to rounding; output: {result.output}")
     else:
         lines.append(f"DIFFERS first at {result.first}; last that agrees: {result.last or 'none'}; output: "
                      f"{result.output}")
         if not result.located:
-            lines.append(f"  somewhere after {result.last or 'the input'} and up to {result.first}: records were found by "
-                         f"their values, and this one was not found again")
+            lines.append(f"  somewhere after {result.last or 'the input'} and up to {result.first}: records were found "
+                         f"by their values, and this one was not found again")
         lines += [f"  {row.name}: {said(row.figures)}" for row in result.rows
                   if row.name in (result.first, "output") and row.verdict == "DIFFERS"]
         lines += [f"  reproduced by: {d.text} (at {d.layer or 'the network'}) [{d.key}]" for d in result.diagnoses]

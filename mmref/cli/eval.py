@@ -1,4 +1,7 @@
-"""`mmref eval DIR`: accuracy over a folder of pictures. Flags are those of timm's validate.py where it has them."""
+"""`mmref eval DIR`: accuracy over a folder of pictures. Flags are those of timm's validate.py where it has them.
+
+The tasks differ in what they read and print: eval_classify.py, eval_segment.py and eval_detect.py, each with
+`complete`, `prepare`, `figures` and `show`; what is the same stands here."""
 
 from __future__ import annotations
 
@@ -7,34 +10,46 @@ import logging
 import os
 import sys
 from contextlib import contextmanager
+from importlib import import_module
 
 from mmref.cli.common import (
     add_backend_arguments,
     add_class_names_argument,
     add_model_arguments,
+    add_segmenter_arguments,
     add_transform_arguments,
-    predictor_from,
 )
 from mmref.cli.output import note, print_json, say
 from mmref.errors import MmrefError
-from mmref.tables import table
 from mmref.text import name_fields
 
 
 def add_arguments(parser):
-    parser.add_argument("data", metavar="DIR", help="a folder with one folder per class, or pictures and a label file")
-    add_model_arguments(parser)
+    parser.add_argument("data", metavar="DIR", help="a folder with one folder per class, or pictures and a label file; "
+                        "to segment, any folder of pictures")
+    parser.add_argument("--task", choices=("classify", "segment", "detect"), default="classify", help="segment: "
+                        "label maps against those in --labels DIR; detect: boxes, and masks, against those in "
+                        "--annotations FILE (default: %(default)s)")
+    parser.add_argument("--annotations", metavar="FILE", help="to detect: what is in the pictures, in COCO's format "
+                        "(instances_val2017.json); DIR holds the pictures")
+    add_model_arguments(parser, default=None)
     add_backend_arguments(parser)
     add_class_names_argument(parser)
     add_transform_arguments(parser)
-    parser.add_argument("--batch-size", "-b", type=int, default=32, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--exif", action="store_true", help="turn pictures as their EXIF orientation asks")
-    parser.add_argument("--topk", type=int, default=5, metavar="K",
-                        help="right among the first K, beside top-1 (default: %(default)s)")
+    add_segmenter_arguments(parser, img_size=False)
+    parser.add_argument("--batch-size", "-b", type=int, metavar="N", help="(default: 32; to detect 1; to segment, "
+                        "the network sees one picture at a time)")
+    parser.add_argument("--exif", action=argparse.BooleanOptionalAction, default=None, help="turn pictures as their "
+                        "EXIF orientation asks (default: to segment and to detect, as in the published evaluations)")
+    parser.add_argument("--topk", type=int, metavar="K", help="right among the first K, beside top-1 (default: 5)")
     parser.add_argument("--limit", "--num-samples", type=int, metavar="N", help="only N pictures, evenly spread")
     parser.add_argument("--split", metavar="NAME", help="use DIR/NAME")
     parser.add_argument("--labels", metavar="FILE", help="label file of a flat folder: lines `picture class`, or a "
-                        "class for each sorted picture")
+                        "class for each sorted picture; to segment, a folder of PNGs called like the pictures")
+    parser.add_argument("--zero-is-other", action=argparse.BooleanOptionalAction, default=None, help="to segment: in "
+                        "label PNGs 0 is ignored and 1 is the first class (default: for ADE20K's classes)")
+    parser.add_argument("--stray-labels", choices=("refuse", "count"), default="refuse", help="to segment: label "
+                        "values beyond the classes are an error, or belong to no class (default: %(default)s)")
     parser.add_argument("--class-map", metavar="FILE", help="which folder or label is which output: names in output "
                         "order, or JSON {name: output}")
     parser.add_argument("--order", choices=("lexicographic", "natural"), help="how folders or pictures are sorted "
@@ -58,16 +73,15 @@ def add_arguments(parser):
 
 def run(args) -> int:
     """0 if every picture got its answer, 2 if one (or a folder) could not be read; figures are there all the same."""
-    from pathlib import Path
-
-    from mmref.evaluate import evaluate, read_folder, write_results
+    from mmref.evaluate import evaluate, write_results
     from mmref.evaluate.folder import FolderError
     from mmref.progress import progress
     if args.results_file and (os.path.isdir(args.results_file) or not os.access(
             os.path.dirname(os.path.abspath(args.results_file)), os.W_OK)):
         raise FolderError(f"{args.results_file}: cannot be written there")  # now, not after hours
-    predictor, loaded = predictor_from(args, workers=args.workers)
-    pictures = read_folder(Path(args.data, args.split or ""), loaded.labels, args.labels, args.class_map, args.order)
+    task = import_module(f"mmref.cli.eval_{args.task}")
+    task.complete(args)
+    predictor, loaded, pictures = task.prepare(args)
     if args.limit is not None:
         pictures = pictures.limit(args.limit)
     say(f"mmref: {len(pictures)} pictures, {'; '.join(pictures.notes)}", sys.stderr)
@@ -82,7 +96,11 @@ def run(args) -> int:
         if journal and os.path.exists(journal):
             note(f"what is done is kept in {journal}: the same command goes on there")
         raise
-    results = figures(args.model, loaded, pictures, tally)
+    results = {"model": args.model, **tally.summary(),
+               "param_count": round(loaded.model.config.build().parameter_count() / 1e6, 2),
+               **task.figures(predictor, loaded, pictures, tally), "list_sha256": pictures.digest(),
+               "bad": [{**name_fields("picture", pictures.paths[i]), "error": tally.errors[i]}
+                       for i in sorted(tally.errors)], "not_read": list(pictures.problems)}
     failure = None
     if args.results_file:
         try:
@@ -95,7 +113,9 @@ def run(args) -> int:
     if args.json:
         print_json(results)
     else:
-        _print(results, tally, args.worst)
+        task.show(results, tally, args.worst)
+        if results["bad"]:
+            print(f"bad    {len(results['bad'])} pictures, not counted")
     for bad in results["bad"][:20]:
         say(f"mmref: bad picture: {bad['error']}", sys.stderr)
     if len(results["bad"]) > 20:
@@ -111,39 +131,6 @@ def _own_journal(results_file):
     if not results_file or (os.path.exists(results_file) and not os.path.isfile(results_file)):
         return None
     return f"{results_file}.journal"
-
-
-def figures(name, loaded, pictures, tally) -> dict:
-    """Everything there is to report: timm's columns first. Holds no times, so equal runs give equal files."""
-    answered, first, among = tally.counts()
-    transform = loaded.transform
-    return {"model": name, **tally.summary(), "param_count": round(_learned(loaded.model) / 1e6, 2),
-            "img_size": transform.size, "crop_pct": 1.0 if transform.shrink_to else transform.crop_ratio,
-            "interpolation": transform.interpolation, "pictures": len(pictures), "answered": answered,
-            "correct_top1": first, f"correct_top{tally.topk}": among, "shrink_to": transform.shrink_to,
-            "list_sha256": pictures.digest(), "classes": tally.per_class(),
-            "bad": [{**name_fields("picture", pictures.paths[i]), "error": tally.errors[i]}
-                    for i in sorted(tally.errors)], "not_read": list(pictures.problems)}
-
-
-def _learned(model) -> int:
-    return model.config.build().parameter_count()  # compiled models keep no count of their own
-
-
-def _print(results, tally, worst):
-    answered, first, among = tally.counts()
-    print(f"{results['model']} at {results['img_size']}: {answered} pictures")
-    print(f"top-1  {results['top1']:.2f} %  ({first})")
-    if tally.topk > 1:
-        print(f"top-{tally.topk}  {results[f'top{tally.topk}']:.2f} %  ({among})")
-    if results["bad"]:
-        print(f"bad    {len(results['bad'])} pictures, not counted")
-    rows = [(c["name"], f"{c['top1']:.1f} %", f"{c['correct']}/{c['pictures']}",
-             ", ".join(f"{t['name']} {t['pictures']}" for t in c["taken_for"])) for c in tally.worst(worst)]
-    if rows and worst:
-        print()
-        print(table([(name, taken, share, count) for name, share, count, taken in rows],
-                    ("worst classes", "mostly taken for", "top-1", "right"), left=2))
 
 
 @contextmanager
@@ -169,6 +156,6 @@ def _shown(bar):
             bar.initial = bar.n = new
             bar.refresh()
             return
-        bar.set_postfix_str(f"top-1 {tally.running_top1:.2f} %", refresh=False)
+        bar.set_postfix_str(tally.running, refresh=False)
         bar.update(new)
     return show

@@ -13,12 +13,11 @@ def add_arguments(parser):
 
 def run(args) -> int:
     from mmref.models.create import list_models
-    from mmref.models.registry import models
-    from mmref.models.variants import ACCURACY
+    from mmref.models.registry import accuracies, models
     rows = []
     for name in list_models(args.pattern):
         config = models()[name]
-        accuracy = ACCURACY.get(name, {})
+        accuracy = accuracies().get(name, {})
         rows.append({"model": name, "img_size": config.img_size, "param_count": config.build().parameter_count(),
                      "num_classes": config.num_classes, **accuracy})
     if args.json:

@@ -18,8 +18,9 @@ def add_arguments(parser):
     parser.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
     parser.add_argument("--filter", default="*", metavar="PATTERN",
                         help="names to keep, for instance 'blocks1.*,output'")
-    parser.add_argument("--thorough", action="store_true", help="make the input: a batch of two, odd and unequal sides, "
-                        "ordinary and large values, scans longer than any chunk; --input-file keeps it for your network")
+    parser.add_argument("--thorough", action="store_true", help="make the input: a batch of two, odd and unequal "
+                        "sides, ordinary and large values, scans longer than any chunk; --input-file keeps it for your "
+                        "network")
     parser.add_argument("--input-file", metavar="FILE", help="where --thorough writes its input (default: the output's "
                         "name with .npy behind)")
     parser.add_argument("--dry-run", action="store_true", help="only say how large the file would be")

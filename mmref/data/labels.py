@@ -4,8 +4,11 @@ Which classes a network answers is known by its weights and by whoever trained i
 user's network of ten classes must not answer with CIFAR-10's names. So names come from the weights' own metadata,
 from a description beside them, or from `read_class_names`; without any of these they are "class 0", "class 1", ...
 
-`imagenet_classes.txt` has ImageNet-1k's classes, one per line: WordNet identifier, then a short English name. They
-stand in the order of the identifiers, which is that of the class folders of every copy of the data set.
+`ade20k_classes.txt` has the 150 classes of ADE20K's scene parsing, one per line in the order of the networks' outputs:
+the colour that label maps are usually shown in (red, green, blue), then the name. `coco_classes.txt` has COCO's 80,
+each with its number in COCO's files (1 to 90, with gaps). `imagenet_classes.txt` has ImageNet-1k's classes, one per
+line: WordNet identifier, then a short English name. They stand in the order of the identifiers, which is that of the
+class folders of every copy of the data set.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from importlib.resources import files
 from mmref.arguments import check_integer, check_path, shown
 from mmref.errors import ValueProblem
 
-__all__ = ["CIFAR10", "check_class_names", "class_names", "imagenet_ids", "imagenet_names", "load_class_names",
-           "read_class_names"]
+__all__ = ["CIFAR10", "ade20k_colours", "ade20k_names", "check_class_names", "class_names", "coco_ids", "coco_names",
+           "imagenet_ids", "imagenet_names", "load_class_names", "read_class_names"]
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MAX_NAME, MAX_FILE = 500, 16 << 20  # characters of a name, bytes of a file of names
@@ -41,6 +44,40 @@ def imagenet_ids() -> tuple[str, ...]:
 def imagenet_names() -> tuple[str, ...]:
     """Short English names of ImageNet-1k's 1000 classes, in output order."""
     return _imagenet()[1]
+
+
+@cache
+def _ade20k() -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    lines = (files("mmref.data") / "ade20k_classes.txt").read_text("utf-8").splitlines()
+    *colours, names = zip(*(line.split(" ", 3) for line in lines), strict=True)
+    return names, tuple(tuple(map(int, colour)) for colour in zip(*colours, strict=True))
+
+
+def ade20k_names() -> tuple[str, ...]:
+    """Names of ADE20K's 150 classes, in output order."""
+    return _ade20k()[0]
+
+
+def ade20k_colours() -> tuple[tuple[int, ...], ...]:
+    """(red, green, blue) of ADE20K's 150 classes; road and skyscraper share one."""
+    return _ade20k()[1]
+
+
+@cache
+def _coco() -> tuple[tuple[int, ...], tuple[str, ...]]:
+    lines = (files("mmref.data") / "coco_classes.txt").read_text("utf-8").splitlines()
+    numbers, names = zip(*(line.split(" ", 1) for line in lines), strict=True)
+    return tuple(map(int, numbers)), names
+
+
+def coco_ids() -> tuple[int, ...]:
+    """Numbers of COCO's 80 classes in COCO's own files, in output order."""
+    return _coco()[0]
+
+
+def coco_names() -> tuple[str, ...]:
+    """Names of COCO's 80 classes, in output order."""
+    return _coco()[1]
 
 
 def class_names(model) -> tuple[str, ...]:
@@ -64,6 +101,7 @@ def class_names(model) -> tuple[str, ...]:
 def read_class_names(source, count: int) -> tuple[str, ...]:
     """The names that `source` gives to `count` outputs; see `load_class_names`. Raises ValueProblem for another number
     of names, too."""
+    count = check_integer("count", count, 0)
     of = f" of {source}" if isinstance(source, (str, os.PathLike)) else ""
     return check_class_names(f"class_names{of}", load_class_names(source), count)
 
@@ -71,18 +109,18 @@ def read_class_names(source, count: int) -> tuple[str, ...]:
 def load_class_names(source) -> tuple[str, ...]:
     """The names that `source` gives.
 
-    source  "imagenet" or "cifar10"; a sequence of names; or a file: one name per line, or JSON, a list of names or an
-            object {"0": name, ...}
+    source  "imagenet", "cifar10", "ade20k" or "coco"; a sequence of names; or a file: one name per line, or JSON, a
+            list of names or an object {"0": name, ...}
 
     Raises ValueProblem for names that cannot be printed or a file that is something else, OSError where it cannot be
     read.
     """
-    known = {"imagenet": imagenet_names, "cifar10": lambda: CIFAR10}
+    known = {"imagenet": imagenet_names, "cifar10": lambda: CIFAR10, "ade20k": ade20k_names, "coco": coco_names}
     if isinstance(source, str) and source in known:
         return known[source]()
     if isinstance(source, (list, tuple)):
         return check_class_names("class_names", source)
-    path = check_path("class_names", source, "imagenet, cifar10, a sequence of names or the path of a file of them")
+    path = check_path("class_names", source, f"{', '.join(known)}, a sequence of names or the path of a file of them")
     with open(path, "rb") as file:
         data = file.read(MAX_FILE + 1)
     try:

@@ -14,14 +14,15 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, WebPImagePlugin  # noqa: F401
 
 from mmref.arguments import check_choice, check_flag, check_integer, check_kind, check_number, check_numbers, shown
-from mmref.data.container import check_size, inspect
+from mmref.data.container import Contents, check_size, inspect
 from mmref.errors import PictureError, ShapeError, ValueProblem
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "NANO_TRANSFORM", "Transform", "load_batch",
@@ -46,15 +47,31 @@ Image.preinit()  # all imports now, not with the first picture: one that a fork 
 class Transform:
     """What is done to a picture before the network sees it; belongs to the weights, which have seen nothing else.
 
-    size        side of the network's square input, pixels
-    crop_ratio  the short side is first resized to int(size / crop_ratio); not used with `shrink_to`
-    mean, std   per channel (red, green, blue), of pixels in 0..1; one number each for a network of one input channel,
-                which sees the picture in grey (ITU-R 601 luma, as Pillow's mode L)
-    shrink_to   for weights trained on tiny pictures: short side to `shrink_to`, centre crop of that size, and
-                the square enlarged to `size`. A picture of exactly that size is enlarged only.
-    interpolation  of every resizing: bicubic, bilinear, lanczos or nearest, as Pillow has them
+    Parameters
+    ----------
+    size
+        side of the network's square input, pixels
+    crop_ratio
+        the short side is first resized to int(size / crop_ratio); not used with `shrink_to`
+    mean, std
+        per channel (red, green, blue), of pixels in 0..1; one number each for a network of one input channel, which
+        sees the picture in grey (ITU-R 601 luma, as Pillow's mode L)
+    shrink_to
+        for weights trained on tiny pictures: short side to `shrink_to`, centre crop of that size, and the square
+        enlarged to `size`. A picture of exactly that size is enlarged only.
+    interpolation
+        of every resizing: bicubic, bilinear, lanczos or nearest, as Pillow has them
 
-    Raises ValueProblem for values that no picture could be transformed by.
+    Raises
+    ------
+    ValueProblem
+        for values that no picture could be transformed by
+
+    Examples
+    --------
+    >>> import mmref
+    >>> mmref.Transform(192)
+    Transform(size=192, crop_ratio=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), ...)
     """
 
     size: int
@@ -65,11 +82,7 @@ class Transform:
     interpolation: str = "bicubic"
 
     def __post_init__(self):
-        grey = all(isinstance(values, (list, tuple)) and len(values) == 1 for values in (self.mean, self.std))
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, check_numbers(f"transform: {name}", getattr(self, name), 1 if grey else 3))
-        if min(self.std) <= 0:
-            raise ValueProblem(f"transform: std must be positive, got {self.std}")
+        check_mean_and_std(self)
         for name in ("size", "shrink_to"):
             value = getattr(self, name)
             if name == "shrink_to" and value is None:
@@ -93,6 +106,10 @@ class Transform:
         """Length of the short side before the crop."""
         return self.shrink_to or int(self.size / self.crop_ratio)
 
+    def with_size(self, size: int) -> Transform:
+        """The same for another side of the network's input."""
+        return replace(self, size=size)
+
     def to_dict(self) -> dict:
         """Plain values, as kept in a weights file's metadata; `from_dict` reads them back. Bicubic goes unsaid, as in
         files from before there was another."""
@@ -110,6 +127,16 @@ class Transform:
         return cls(**values)
 
 
+def check_mean_and_std(transform) -> None:
+    """Make `mean` and `std` of a frozen dataclass tuples of three numbers, or of one for grey. Raises ValueProblem."""
+    grey = all(isinstance(values, (list, tuple)) and len(values) == 1 for values in (transform.mean, transform.std))
+    for name in ("mean", "std"):
+        numbers = check_numbers(f"transform: {name}", getattr(transform, name), 1 if grey else 3)
+        object.__setattr__(transform, name, numbers)
+    if min(transform.std) <= 0:
+        raise ValueProblem(f"transform: std must be positive, got {transform.std}")
+
+
 NANO_TRANSFORM = Transform(size=128, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
                            shrink_to=32)
 """Of weights trained on CIFAR-10: 32x32 pictures enlarged are all they have seen."""
@@ -125,15 +152,35 @@ def open_picture(picture, exif: bool = False) -> tuple[Image.Image, list[str]]:
     Raises PictureError, with the file's name, for anything that is not a readable JPEG, PNG, WEBP or BMP picture, and
     for files that ask for more pixels, seconds or bytes than `mmref.data.container` allows.
     """
-    exif, name = check_flag("exif", exif), picture_name(picture)
-    try:
+    exif = check_flag("exif", exif)
+    with _named(picture):
         if isinstance(picture, Image.Image):
             picture.load()
+            if not picture.width or not picture.height:
+                raise PictureError(f"no pixels: {picture.width} x {picture.height}")
             return _to_rgb(picture, _pil_orientation(picture), getattr(picture, "n_frames", 1), exif)
         contents = inspect(_read(picture))
-        with _open(contents) as image:
-            image.load()
-            return _to_rgb(image, contents.orientation, contents.frames, exif)
+        return _to_rgb(_decode(contents), contents.orientation, contents.frames, exif)
+
+
+def read_contents(picture) -> Contents:
+    """What a file (path, bytes or binary file object) holds, not yet decoded. Raises PictureError, with its name."""
+    with _named(picture):
+        return inspect(_read(picture))
+
+
+def decoded(picture, contents: Contents) -> Image.Image:
+    """The image of `read_contents(picture)`, in the mode it is stored in. Raises PictureError, with the file's name."""
+    with _named(picture):
+        return _decode(contents)
+
+
+@contextmanager
+def _named(picture):
+    """Whatever goes wrong in the block becomes a PictureError that names the picture."""
+    name = picture_name(picture)
+    try:
+        yield
     except PictureError as error:
         raise PictureError(f"{name}: {error}") from error
     except MemoryError as error:
@@ -188,8 +235,8 @@ def _read_all(file) -> bytes:
     return b"".join(pieces)
 
 
-def _open(contents) -> Image.Image:
-    """Pillow's image, not yet decoded."""
+def _decode(contents) -> Image.Image:
+    """Pillow's image, completely decoded."""
     try:
         image = Image.open(io.BytesIO(contents.data), formats=(contents.format,))
     except Image.UnidentifiedImageError as error:
@@ -198,6 +245,7 @@ def _open(contents) -> Image.Image:
     if image.width * image.height > contents.width * contents.height:  # the limits were meant for another picture
         raise PictureError(f"a broken {contents.format}: two sizes, {contents.width} x {contents.height} and "
                            f"{image.width} x {image.height}")
+    image.load()
     return image
 
 
@@ -245,16 +293,21 @@ def _scale_16_bit(image):
     return Image.fromarray(_EIGHT_BITS[values])
 
 
+def check_rgb(image) -> None:
+    """Raise ShapeError unless `image` is a PIL image of 8-bit RGB with at least one pixel."""
+    if not isinstance(image, Image.Image):
+        raise ShapeError(f"image must be a PIL image (open_picture gives one), got {shown(image)}")
+    if image.mode != "RGB" or min(image.size) < 1:
+        raise ShapeError(f"image must be 8-bit RGB with at least one pixel (open_picture makes it so), "
+                         f"got mode {image.mode}, {image.width} x {image.height}")
+
+
 def to_array(image: Image.Image, transform: Transform) -> np.ndarray:
     """(3, size, size) float32: the RGB image resized, cropped and normalised; (1, size, size) for a grey transform.
 
     Raises ShapeError where the image is not 8-bit RGB (`open_picture` makes it so) or has no pixels."""
-    if not isinstance(image, Image.Image):
-        raise ShapeError(f"image must be a PIL image (open_picture gives one), got {shown(image)}")
+    check_rgb(image)
     check_kind("transform", transform, Transform, "a Transform, such as model.transform")
-    if image.mode != "RGB" or min(image.size) < 1:
-        raise ShapeError(f"image must be 8-bit RGB with at least one pixel (open_picture makes it so), "
-                         f"got mode {image.mode}, {image.width} x {image.height}")
     if transform.channels == 1:
         image = image.convert("L")
     resampling = Image.Resampling[transform.interpolation.upper()]
@@ -304,7 +357,8 @@ def check_pictures(pictures):
     open file for one per line. Raises ValueProblem."""
     if isinstance(pictures, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)) or hasattr(pictures, "read"):
         raise ValueProblem(f"pictures must be a list of pictures, got one {type(pictures).__name__}: write [picture]")
-    if not isinstance(pictures, Iterable) or (isinstance(pictures, np.ndarray) and pictures.dtype.kind not in "OU"):
+    if not isinstance(pictures, Iterable) or (
+            isinstance(pictures, np.ndarray) and (pictures.dtype.kind not in "OU" or pictures.ndim != 1)):
         raise ValueProblem(f"pictures must be a list of paths, bytes, binary files or PIL images, got {shown(pictures)}"
                            f" (PIL.Image.fromarray makes a picture of an array)")
     return pictures

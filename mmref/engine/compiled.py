@@ -14,15 +14,16 @@ from mmref.kernels.program import MOST_THREADS, addresses, run, threads_availabl
 from mmref.locks import Lock
 from mmref.models.network import Network, raise_not_finite
 
-PLANS_KEPT = 4
+PLANS_KEPT = 4  # of each method
 IMAGES_AT_ONCE = 8  # a thread, at most: bounds memory and the length of a plan
+PARTS_AT_ONCE = 64  # likewise of what is not pictures: small maps, which a network has many of
 
 
 class CompiledModel(EngineModel):
     """A network on compiled kernels, float32, any batch and picture size; `create_model(name, backend="numba")`.
 
     model    a network of mmref, folded or not, float32. What is compiled is the model as it is now, whatever layers it
-             is made of; its parameters are shared, not copied, and must not be changed in place afterwards
+             is made of; its parameters are copied
     threads  how many work on a forward, 1 to 1024, also more than there are cores; None for NUMBA_NUM_THREADS, where
              that is set, or else as many as there are cores
 
@@ -61,7 +62,7 @@ class CompiledModel(EngineModel):
         with self._lock:
             graph, _ = self._graph(call, shapes)
             results = [np.empty(shape, np.float32) for shape in result_shapes(graph, batch)]
-            most = IMAGES_AT_ONCE * self._thread_count()
+            most = (IMAGES_AT_ONCE if call.pictures else PARTS_AT_ONCE) * self._thread_count()
             for first in range(0, batch, most):
                 part = slice(first, first + most)
                 images = [array[part] for array in arrays]
@@ -82,8 +83,9 @@ class CompiledModel(EngineModel):
     def _plan(self, call, shapes, images) -> Plan:
         key = call.key, shapes, images
         if key not in self._plans:
-            while len(self._plans) >= PLANS_KEPT:
-                self._plans.popitem(last=False)
+            of_call = [other for other in self._plans if other[0] == call.key]
+            for other in of_call[:len(of_call) + 1 - PLANS_KEPT]:
+                del self._plans[other]
             graph, schedule = self._graph(call, shapes)
             self._plans[key] = make_plan(graph, schedule, images, self._weights, self._thread_count(), addresses(),
                                          tile_table())

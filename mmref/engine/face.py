@@ -33,7 +33,7 @@ class EngineModel:
     _TRAVEL = ("config", "transform", "class_names", "source", "notes", "_model")  # what a pickle holds
 
     def _adopt(self, model: Network):
-        """Take over a model as it is now: layers exchanged in it afterwards are not seen."""
+        """Take over a model as it is now: what is changed in it afterwards, layers or parameters, is not seen."""
         check_kind("model", model, Network, "a network, what mmref.create_model gives with backend='numpy'")
         for name, array in model.state_dict().items():
             if array is None or array.dtype != np.float32:
@@ -41,7 +41,7 @@ class EngineModel:
                 raise ValueProblem(f"model must be float32 for backend {self.backend!r}, got {got} for {name}")
         self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
         self.source, self.notes = model.source, model.notes
-        self._model = model.frozen()
+        self._model = model.frozen(parameters=True)
         self._start()
 
     def __getstate__(self):
@@ -100,6 +100,9 @@ class EngineModel:
 
     def forward_head(self, x, pre_logits: bool = False):
         """As the NumPy model's."""
+        if isinstance(x, (list, tuple)):         # several maps, of a network whose head takes no option
+            call = self._call("forward_head", False)
+            return self._run(Call(call.key, lambda *maps: call.function(maps), False), *x)
         return self._run(self._call("forward_head", False, pre_logits=check_flag("pre_logits", pre_logits)), x)
 
     def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
@@ -107,6 +110,12 @@ class EngineModel:
         wanted = tuple(take_indices(indices, len(self.strides)))
         only = check_flag("intermediates_only", intermediates_only)
         return self._run(self._call("forward_intermediates", indices=wanted, intermediates_only=only), x)
+
+    def detect(self, x, image_sizes=None, original_sizes=None):
+        """As the NumPy model's, of a detector: its dense parts run here, the rest on the host."""
+        def dense(method, *arrays):
+            return self._run(self._call(method, pictures=method == "forward"), *arrays)
+        return self._model.detect(x, image_sizes, original_sizes, dense=dense, backend="numba")
 
     def _call(self, method: str, pictures: bool = True, **options) -> Call:
         if is_recording():
@@ -132,6 +141,8 @@ class Call:
 
 def check_arrays(call: Call, arrays, channels: int, dtype) -> None:
     """ShapeError unless the inputs of a call are float32 arrays of four axes; pictures have the network's channels."""
+    if not arrays:
+        raise ShapeError("x must be a NumPy array, or a list of some, got none")
     for array in arrays:
         if call.pictures:
             check_shape(array, channels, dtype)

@@ -19,6 +19,7 @@ from mmref.engine.schedule import Buffer, Region, Schedule, channel_axis, fits_l
 from mmref.errors import NotTraceable
 from mmref.graph.graph import Constant, Graph, Node, derived
 from mmref.kernels.target import FLOAT_BYTES
+from mmref.nn.paths import PADDING
 
 TOGETHER = -1
 
@@ -59,6 +60,11 @@ class Touch(NamedTuple):
 
 # ------------------------------------------------------------------------------------------- what nodes are
 
+def place_of_call(node: Node) -> str:
+    """What stands for a layer where no layer's text makes the call: the network's own does, or it is the input."""
+    return "(network)" if node.operation else "(input)"
+
+
 def is_pointwise(node: Node) -> bool:
     """Whether a convolution is a matrix product of rows."""
     return node.name == "convolution" and node.operands["weight"].shape[2:] == (1, 1) \
@@ -70,11 +76,15 @@ def is_window(node: Node) -> bool:
     return node.name in ("convolution", "conv2d") and not is_pointwise(node)
 
 
+IN_PLACE = {"convolution": ("shortcut", "shortcut2"), "product": ("shortcut", "shortcut2"), "norm_gate": ("y",),
+            "add": ("x", "y"), "multiply": ("x", "y")}
+IN_ITS_PLACE = {"gate", "layer_norm_channels", "batch_norm", "relu", "silu", "sigmoid", "softplus", "gelu",
+                "rms_norm_channels", "rotary"}
+
+
 def in_place(node: Node) -> list[Node]:
     """Operands that a kernel may overwrite with its result: it reads a value of them before it writes it."""
-    names = {"convolution": ("shortcut", "shortcut2"), "product": ("shortcut", "shortcut2"), "gate": ("x",),
-             "norm_gate": ("y",), "layer_norm_channels": ("x",), "batch_norm": ("x",), "relu": ("x",), "silu": ("x",),
-             "sigmoid": ("x",), "softplus": ("x",), "add": ("x", "y"), "multiply": ("x", "y")}.get(node.name, ())
+    names = ("x",) if node.name in IN_ITS_PLACE else IN_PLACE.get(node.name, ())
     return [node.operands[name] for name in names if isinstance(node.operands.get(name), Node)]
 
 
@@ -115,7 +125,8 @@ class Lowering:
 
     A subclass has, beside its methods for operations, `result(node, index)`, `weights`, a convolution over windows,
     `window(node, x, matrix, filter_shape, shortcut, shortcut2)`, and what the kernels are given that all have:
-    `move_fields`, `combine_fields`, `norm_fields`, `gate_fields`."""
+    `move_fields`, `combine_fields`, `norm_fields`, `gate_fields`; `gather(node, x, table, key)`, which has row i of
+    the node be row table[0, i] of x, zeros for -1."""
 
     backend = ""
 
@@ -190,8 +201,8 @@ class Lowering:
         """Append an operation of the node in hand. reads, writes: nodes, or temporary maps."""
         node = self.node
         touches = [self._touch(value, False) for value in reads] + [self._touch(value, True) for value in writes]
-        self.operations.append(Operation(kernel, node.layer or "(input)", self.shape(node), fields, macs, moved,
-                                         touches=touches))
+        layer = node.layer or place_of_call(node)
+        self.operations.append(Operation(kernel, layer, self.shape(node), fields, macs, moved, touches=touches))
         return self.operations[-1]
 
     def _touch(self, value, written):
@@ -231,6 +242,16 @@ class Lowering:
         for part in node.operands.values():
             self.move(part, self.strides(part), part.shape, node, strides, to=start * strides[axis])
             start += part.shape[axis]
+
+    def lower_flatten(self, node, x):
+        if rows_of(x) == 1:
+            return self.copy(x, self.plan.region[node])
+        (_, channels, height, width), out = x.shape, self.map(node)
+        target = out.pitch, width * FLOAT_BYTES, FLOAT_BYTES, height * width * FLOAT_BYTES
+        image, channel, row, column = self.strides(x)
+        fields = self.move_fields(x, 0, (image, row, column, channel), node, 0, target,
+                                  (self.images, height, width, channels), 0)
+        self.emit("move", 0, 8 * self.images * prod(x.shape[1:]), (x,), (node,), **fields)
 
     def lower_low_low(self, node, bands):
         strides = self.strides(bands)
@@ -279,6 +300,14 @@ class Lowering:
 
     # ------------------------------------------------------------------------------------- convolutions
 
+    def tiling_stride(self, node, weight) -> int:
+        """The stride of a transposed convolution whose filters lie side by side. Raises NotTraceable for others."""
+        stride = node.attributes["stride"]
+        if weight.shape[2:] != (stride, stride) or node.attributes["padding"]:
+            raise NotTraceable(f"backend {self.backend!r} has no kernel for transposed convolutions whose filters "
+                               f"overlap or are cut, which layer {node.layer!r} uses (backend 'numpy' runs it)")
+        return stride
+
     def lower_convolution(self, node, x, weight, bias=None, shortcut=None, shortcut2=None):
         if is_pointwise(node):
             return self.lower_product(node, x, weight, bias, shortcut, shortcut2)
@@ -289,12 +318,18 @@ class Lowering:
         matrix = self.weights.window(weight, bias, node.attributes["groups"])
         self.window(node, x, matrix, weight.shape[2:])
 
+    def lower_pad_to_multiple(self, node, x):
+        height, width = node.shape[2:]
+        numbers = np.full((height, width), PADDING)
+        numbers[:x.shape[2], :x.shape[3]] = np.arange(rows_of(x)).reshape(x.shape[2:])
+        self.gather(node, x, numbers.reshape(1, -1), ("padded", *x.shape[2:], height, width))
+
     # ------------------------------------------------------------------------------- elementwise, norms
 
     def lower_sigmoid(self, node, x):
         self.combine(node.name, x, None, node)
 
-    lower_silu = lower_softplus = lower_relu = lower_sigmoid
+    lower_silu = lower_softplus = lower_relu = lower_relu6 = lower_gelu = lower_sigmoid
 
     def lower_add(self, node, x, y):
         if isinstance(x, Constant) or isinstance(y, Node) and not self.is_like(x, node):  # both operations commute

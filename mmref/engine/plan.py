@@ -15,7 +15,6 @@ import numpy as np
 
 from mmref.engine.lowering import (
     TOGETHER,
-    Lowering,
     Operation,
     depthwise_cost,
     in_place,
@@ -25,20 +24,25 @@ from mmref.engine.lowering import (
     wavelet_branch_cost,
     window_cost,
 )
+from mmref.engine.map_operations import MapLowering, is_bordered, is_dense, straight_results
 from mmref.engine.memory import Arena, Map, Place, aligned_zeros
 from mmref.engine.schedule import Buffer, Schedule, channel_axis, rows_of, schedule
 from mmref.engine.weights import Weights, by_vectors
 from mmref.graph.graph import Constant, Graph, Node, derived
 from mmref.kernels import records
+from mmref.kernels.state_scan import scratch_bytes
 from mmref.kernels.target import FLOAT_BYTES, LANES, TARGET, VECTOR_BYTES, round_up
 from mmref.nn.paths import paths
 
 RECORDS = {"picture": records.PICTURE, "stem": records.STEM, "matmul": records.MATMUL, "depthwise": records.DEPTHWISE,
            "depthwise_any": records.DEPTHWISE_ANY, "wavelet_branch": records.WAVELET, "scan": records.SCAN,
-           "path_scan": records.PATH_SCAN, "norm_gate": records.NORM_GATE, "copy_relu": records.COPY_RELU,
+           "state_scan": records.STATE_SCAN, "norm_gate": records.NORM_GATE, "copy_relu": records.COPY_RELU,
            "mean": records.MEAN, "gate": records.GATE, "result": records.RESULT, "move": records.MOVE,
            "combine": records.COMBINE, "norm": records.NORM, "gather": records.GATHER, "scatter": records.SCATTER,
-           "analysis": records.ANALYSIS, "synthesis": records.SYNTHESIS, "scan_states": records.STATES}
+           "analysis": records.ANALYSIS, "synthesis": records.SYNTHESIS, "scan_states": records.STATES,
+           "dense": records.DENSE, "adaptive_mean": records.ADAPTIVE_MEAN, "maximum_pool": records.MAXIMUM,
+           "resize": records.RESIZE, "path_conv": records.PATH_CONV, "rms_norm": records.RMS_NORM,
+           "rotary": records.ROTARY, "row_stats": records.ROW_STATS, "norm_mean": records.NORM_MEAN}
 ACTIVATIONS = {"none": records.ACTIVATION_NONE, "relu": records.ACTIVATION_RELU, "silu": records.ACTIVATION_SILU}
 CHUNK_BYTES = 1 << 19  # rows of a matrix product that pass all panels before others do: half a second-level cache
 
@@ -67,8 +71,9 @@ class Plan:
 
 # --------------------------------------------------------------------------------------- what kernels can do
 
-EXACT = {"relu", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
-         "analysis", "synthesis", "low_low", "add_to_low_low", "norm_gate", "concatenate", "slice_axis"}
+EXACT = {"relu", "relu6", "sigmoid", "silu", "softplus", "add", "multiply", "batch_norm", "layer_norm_channels",
+         "analysis", "synthesis", "low_low", "add_to_low_low", "norm_gate", "concatenate", "slice_axis", "resize",
+         "upsample", "adaptive_average_pool", "max_pool2d", "gelu", "rms_norm_channels", "rotary"}
 
 
 def is_regular(node: Node) -> bool:
@@ -86,9 +91,10 @@ def cpu_schedule(graph: Graph) -> Schedule:
     users, outputs = graph.users(), set(graph.outputs)
 
     def bordered(node):
-        if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)):
+        if node in outputs or not users[node] or not (node.operation is None and node.ndim == 4 or is_window(node)
+                                                          or node.name == "conv_transpose2d"):
             return None
-        paddings = {reader.attributes["padding"] if is_window(reader) and reader.sources == (node,) else None
+        paddings = {reader.attributes["padding"] if is_bordered(reader) and reader.sources == (node,) else None
                     for reader in users[node]}
         return paddings.pop() if len(paddings) == 1 else None
     return schedule(graph, is_exact, in_place, bordered)
@@ -112,7 +118,7 @@ def split_level(graph: Graph, plan: Schedule) -> int:
     return cut
 
 
-class CpuLowering(Lowering):
+class CpuLowering(MapLowering):
     """Operations with the fields of records, for one thread (`owner`) or for all together."""
 
     backend = "numba"
@@ -123,6 +129,7 @@ class CpuLowering(Lowering):
         self.weights, self.owner, self.cells, self.tiles = weights, owner, cells, tiles
         self.shares = shares if owner == TOGETHER else 1
         self.first_image, self.bordered = first_image, bordered
+        self.straight = straight_results(graph, plan)
 
     def emit(self, kernel, macs, moved, reads, writes, /, **fields):
         operation = super().emit(kernel, macs, moved, reads, writes, **fields)
@@ -135,6 +142,8 @@ class CpuLowering(Lowering):
     # ------------------------------------------------------------------------------------------ memory
 
     def allocate(self, buffer):
+        if buffer in self.straight:
+            return Map(self.arena.take(0), 0, buffer.channels, 0)
         if buffer.border is None:
             return super().allocate(buffer)
         if buffer not in self.bordered:  # never given back, so that its border stays zero
@@ -169,6 +178,8 @@ class CpuLowering(Lowering):
                       row=row, alarm=self.cell(-1))
 
     def result(self, node, index):
+        if self.plan.region[node].buffer in self.straight:
+            return                               # it is there already
         x, rows = self.map(node), self.rows(node)
         self.emit("result", 0, 8 * rows * x.channels, (node,), (), x=x.place, pitch=x.pitch, rows=rows,
                   channels=x.channels, cell=self.cell(len(self.graph.inputs) + index),
@@ -209,6 +220,8 @@ class CpuLowering(Lowering):
             self.combine("relu", node, None, node)
 
     def window(self, node, x, matrix, kernel, shortcut=None, shortcut2=None):
+        if is_dense(node):
+            return self.dense(node, x, matrix, kernel, shortcut, shortcut2)
         stride, padding = node.attributes["stride"], node.attributes["padding"]
         region, source = self.plan.region[x], self.map(x)
         _, c_in, height, width = x.shape
@@ -252,6 +265,9 @@ class CpuLowering(Lowering):
         """One product for each image and direction."""
         K, _, _ = weight.shape
         length, x, out = node.shape[3], self.map(sequences), self.map(node)
+        if K == 1:
+            self.matmul(node, x, self.weights.slice_of_projection(weight, 0), out, self.images * length, (sequences,))
+            return
         for image in range(self.images):
             for k in range(K):
                 first = (image * K + k) * length
@@ -311,7 +327,7 @@ class CpuLowering(Lowering):
 
     def bytes(self, size):
         """Scratch memory until the end of this level."""
-        self.scratch.append(Map(self.arena.take(size), 0, 0, size))
+        self.scratch.append(Map(self.arena.take(size), 0, 1, size))  # one channel: whoever shares it waits
         return self.scratch[-1]
 
     def lower_analysis(self, node, x, bank):
@@ -329,30 +345,65 @@ class CpuLowering(Lowering):
 
     def lower_path_scan(self, node, x, coefficients, dt_weight, dt_bias, A, D):
         order, (K, inner, rank), N = node.attributes["order"], dt_weight.shape, A.shape[2]
-        u, c, out, pixels = self.map(x), self.map(coefficients), self.map(node), rows_of(node)
-        shared = dict(u=u.place, pitch=u.pitch, coefficients=c.place, coefficients_pitch=c.pitch, rank=rank,
-                      out=out.place, out_pitch=out.pitch, vectors=round_up(inner) // LANES, images=self.images)
-        steps = self.images * K * paths(order, *node.shape[2:]).shape[1]
-        (macs, moved), reads = scan_cost(steps, K, inner, rank), (x, coefficients)
         if order == "bidirectional" and N == 1:
-            self.emit("scan", macs, moved, reads, (node,), **shared, length=pixels, zero=self.weights.zero_vector(),
-                      parameters=self.weights.scan(dt_weight, dt_bias, A, D, False))
+            u, c, out = self.map(x), self.map(coefficients), self.map(node)
+            self.emit("scan", *scan_cost(self.images * K * rows_of(node), K, inner, rank), (x, coefficients), (node,),
+                      u=u.place, pitch=u.pitch, coefficients=c.place, coefficients_pitch=c.pitch, rank=rank,
+                      parameters=self.weights.scan(dt_weight, dt_bias, A, D, False), out=out.place,
+                      out_pitch=out.pitch, vectors=round_up(inner) // LANES, images=self.images, length=rows_of(node),
+                      zero=self.weights.zero_vector())
             return
-        scratch = self.bytes(self.shares * N * VECTOR_BYTES)
-        self.emit("path_scan", macs, moved, reads, (node, scratch), **shared, states=N, directions=K, pixels=pixels,
+        self.state_scan(node, x, coefficients, dt_weight, dt_bias, A, D, by_path=1)
+
+    def lower_sequence_scan(self, node, u, coefficients, dt_weight, dt_bias, A, D, factor=None):
+        self.state_scan(node, u, coefficients, dt_weight, dt_bias, A, D, factor, by_path=0)
+
+    def state_scan(self, node, x, coefficients, dt_weight, dt_bias, A, D, factor=None, *, by_path):
+        """Of a map's own pixels, found `by_path`, or of sequences that were made of them."""
+        order, (K, inner, rank), N = node.attributes["order"], dt_weight.shape, A.shape[2]
+        u, c, out = self.map(x), self.map(coefficients), self.map(node)
+        length, size = paths(order, *node.shape[2:]).shape[1], scratch_bytes(N)
+        scratch, gate = self.bytes(self.shares * size), None if factor is None else self.map(factor)
+        self.emit("state_scan", *scan_cost(self.images * K * length, K, inner, rank),
+                  [x, coefficients, *(() if factor is None else (factor,))], (node, scratch), u=u.place, pitch=u.pitch,
+                  coefficients=c.place, coefficients_pitch=c.pitch, rank=rank, states=N, directions=K,
                   parameters=self.weights.scan(dt_weight, dt_bias, A, D, True), table=self.table(order, node),
-                  length=steps // self.images // K, scratch=scratch.place, scratch_size=N * VECTOR_BYTES)
+                  length=length, pixels=rows_of(node), out=out.place, out_pitch=out.pitch,
+                  vectors=round_up(inner) // LANES, images=self.images, scratch=scratch.place, scratch_size=size,
+                  by_path=by_path, nothing=self.weights.zeros(round_up(max(rank + 2 * N, 1)) // LANES),
+                  shared=int(N == 16 and self.weights.multiples_of_the_first(A)), factor=gate.place if gate else 0,
+                  factor_pitch=gate.pitch if gate else 0)
+
+    def lower_path_conv(self, node, x, weight, bias):
+        self.sequence_conv(node, x, weight, bias, self.table(node.attributes["order"], x), rows_of(x))
+
+    def lower_causal_conv(self, node, sequences, weight, bias):
+        self.sequence_conv(node, sequences, weight, bias, 0, 0)
+
+    def sequence_conv(self, node, x, weight, bias, table, pixels):
+        source, out, (K, dim, taps) = self.map(x), self.map(node), weight.shape
+        self.emit("path_conv", *depthwise_cost(self.images, x, node, taps), (x,), (node,), x=source.place,
+                  pitch=source.pitch, table=table, length=node.shape[3], directions=K, pixels=pixels,
+                  by_path=int(table != 0), nothing=self.weights.zero_vector(), taps=taps,
+                  weights=self.weights.causal_taps(weight, bias), silu=int(node.attributes.get("activation") == "silu"),
+                  out=out.place, out_pitch=out.pitch, vectors=round_up(dim) // LANES, images=self.images)
 
     def table(self, order, node):
         """Address of an order's paths over a node's map."""
-        key = "paths", order, node.shape[2:]
-        return self.weights.once("paths", lambda: self.weights.put(paths(order, *node.shape[2:])), options=key)
+        return self.put_table(paths(order, *node.shape[2:]), ("paths", order, node.shape[2:]))
+
+    def put_table(self, table, key):
+        return self.weights.once("table", lambda: self.weights.put(table), options=key)
 
     def lower_cross_scan(self, node, x):
+        self.gather(node, x, paths(node.attributes["order"], *x.shape[2:]), ("paths", node.attributes["order"],
+                                                                            x.shape[2:]))
+
+    def gather(self, node, x, table, key):
         source, out, count = self.map(x), self.map(node), rows_of(node)
         self.emit("gather", 0, 8 * self.images * count * source.channels, (x,), (node,), x=source.place,
-                  pitch=source.pitch, x_rows=rows_of(x), table=self.table(node.attributes["order"], x), count=count,
-                  out=out.place, out_pitch=out.pitch, vectors=round_up(source.channels) // LANES, images=self.images)
+                  pitch=source.pitch, x_rows=rows_of(x), table=self.put_table(table, key), count=count, out=out.place,
+                  out_pitch=out.pitch, vectors=round_up(source.channels) // LANES, images=self.images)
 
     def lower_cross_merge(self, node, y):
         source, out, count = self.map(y), self.map(node), rows_of(y)
@@ -407,10 +458,39 @@ class CpuLowering(Lowering):
 
     def norm_fields(self, x, weight, bias, eps, out):
         source, rows, out = self.map(x), self.rows(out), self.map(out)
-        epsilon = self.weights.once("epsilon", lambda: self.weights.put(np.float32([eps])), options=eps)
         return dict(x=source.place, pitch=source.pitch, rows=rows, channels=source.channels,
-                    weight=self.weights.array(weight), bias=self.weights.array(bias), epsilon=epsilon, out=out.place,
-                    out_pitch=out.pitch)
+                    weight=self.weights.array(weight), bias=self.weights.array(bias), epsilon=self.epsilon(eps),
+                    out=out.place, out_pitch=out.pitch)
+
+    def epsilon(self, eps):
+        return self.weights.once("epsilon", lambda: self.weights.put(np.float32([eps])), options=eps)
+
+    def lower_rms_norm_channels(self, node, x, weight):
+        source, out, rows = self.map(x), self.map(node), self.rows(node)
+        self.emit("rms_norm", 0, 8 * rows * source.channels, (x,), (node,), x=source.place, pitch=source.pitch,
+                  rows=rows, channels=source.channels, weight=self.weights.array(weight),
+                  epsilon=self.epsilon(node.attributes["eps"]), out=out.place, out_pitch=out.pitch)
+
+    def lower_norm_mean(self, node, x, weight, bias):
+        source, out, length = self.map(x), self.map(node), rows_of(x)
+        stats, vectors = self.bytes(self.rows(x) * 2 * FLOAT_BYTES), round_up(source.channels) // LANES
+        self.emit("row_stats", 0, FLOAT_BYTES * self.rows(x) * source.channels, (x,), (stats,), x=source.place,
+                  pitch=source.pitch, rows=self.rows(x), channels=source.channels,
+                  epsilon=self.epsilon(node.attributes["eps"]), out=stats.place)
+        self.emit("norm_mean", 0, FLOAT_BYTES * self.rows(x) * source.channels, (x, stats), (node,), x=source.place,
+                  pitch=source.pitch, images=self.images, length=length, vectors=vectors, stats=stats.place,
+                  weight=self.weights.channels(weight), bias=self.weights.channels(bias), out=out.place,
+                  out_pitch=out.pitch)
+
+    def lower_rotary(self, node, x, cos, sin):
+        source, out, tables = self.map(x), self.map(node), []
+        sign = np.where(np.arange(x.shape[1]) % 2, 1, -1).reshape(1, -1, 1, 1)
+        for table in (cos, derived("the first of each pair negative", sin.shape, lambda values: values * sign, sin)):
+            tables.append(self.weights.rows(table, 1, table.shape))
+        self.emit("rotary", 0, 8 * self.rows(node) * source.channels, (x,), (node,), x=source.place,
+                  pitch=source.pitch, length=rows_of(x), images=self.images, channels=source.channels,
+                  cos=tables[0][0], sin=tables[1][0], table_pitch=round_up(source.channels) * FLOAT_BYTES,
+                  count=tables[0][1], out=out.place, out_pitch=out.pitch)
 
     def gate_fields(self, x, values):
         source, gates = self.map(x), self.map(values)

@@ -14,9 +14,11 @@ from math import prod
 from mmref.graph.graph import Graph, Node
 from mmref.kernels.target import round_up
 
-SEQUENCES = ("cross_scan", "project", "selective_scan")  # their results are (B, K, channels, L)
-OF_SEQUENCES = ("cross_merge", "project", "selective_scan")  # they read such
-INHERITING = frozenset(("slice_axis", "concatenate", "add", "multiply", "relu", "sigmoid", "silu", "softplus"))
+# their results are (B, K, channels, L)
+SEQUENCES = ("cross_scan", "project", "selective_scan", "causal_conv", "path_conv")
+OF_SEQUENCES = ("cross_merge", "project", "selective_scan", "causal_conv", "sequence_scan")  # they read such
+INHERITING = frozenset(("slice_axis", "concatenate", "add", "multiply", "relu", "relu6", "sigmoid", "silu", "softplus",
+                        "gelu"))
 
 
 @dataclass(eq=False)
@@ -72,7 +74,8 @@ def fits_layout(operand: Node, node: Node) -> bool:
     """Whether an operand's rows hold the channels that the node's kernel takes them for."""
     if node.name in INHERITING:
         return channel_axis(operand) == channel_axis(node)
-    return channel_axis(operand) == (2 if node.name in OF_SEQUENCES else 1)
+    of_sequences = node.name in OF_SEQUENCES and operand is not node.operands.get("factor")  # which is a map
+    return channel_axis(operand) == (2 if of_sequences else 1)
 
 
 def rows_of(node: Node) -> int:

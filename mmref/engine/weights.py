@@ -18,6 +18,8 @@ from mmref.kernels.packing import pack_channels
 from mmref.kernels.records import PANEL
 from mmref.kernels.target import LANES, TARGET, VECTOR_BYTES, round_up
 
+ALIKE = 1e-6  # relative: what float32 leaves of log, written to a file, and exp
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -124,7 +126,11 @@ class Weights(Kept):
 
     def zero_vector(self) -> int:
         """Address of 16 zeros: what a convolution reads outside a map."""
-        return self.once("zeros", lambda: self.put(np.zeros(LANES, np.float32)))
+        return self.zeros(1)
+
+    def zeros(self, vectors: int) -> int:
+        """Address of so many vectors of zeros."""
+        return self.once("zeros", lambda: self.put(np.zeros(vectors * LANES, np.float32)), options=vectors)
 
     def matrix(self, weight: Constant, bias: Constant | None) -> Matrix:
         """A 1x1 convolution or linear layer, weight (out, in) or (out, in, 1, 1)."""
@@ -134,6 +140,19 @@ class Weights(Kept):
     def window(self, weight: Constant, bias: Constant | None, groups: int = 1) -> Matrix:
         return self.once("window", lambda w, b: self.pack_matrix(window_matrix(w, groups), b), weight, bias,
                          options=groups)
+
+    def whole_map(self, weight: Constant, bias: Constant | None, pitch: int) -> Matrix:
+        """A convolution as large as its map, whose pixels lie `pitch` floats apart."""
+        def make(w, b):
+            out, channels, height, width = w.shape
+            matrix = np.zeros((height * width, pitch, out), np.float32)
+            matrix[:, :channels] = w.transpose(2, 3, 1, 0).reshape(-1, channels, out)
+            return self.pack_matrix(matrix.reshape(-1, out), b, self.threads)
+        return self.once("whole map", make, weight, bias, options=pitch)
+
+    def tap(self, weight: Constant, bias: Constant | None, i: int, j: int) -> Matrix:
+        """One tap of a transposed convolution, weight (in, out, k, k)."""
+        return self.once("tap", lambda w, b: self.pack_matrix(w[:, :, i, j], b), weight, bias, options=(i, j))
 
     def slice_of_projection(self, weight: Constant, direction: int) -> Matrix:
         """One direction's matrix of a `project`."""
@@ -157,12 +176,32 @@ class Weights(Kept):
 
     def scan(self, dt_weight: Constant, dt_bias: Constant, A: Constant, D: Constant, D_first: bool) -> int:
         """For each vector of channels and direction: R rows of the step-size projection and its bias, then D and A by
-        states (`D_first`, path_scan.py) or A and D (scan.py)."""
+        states (`D_first`, state_scan.py) or A and D (scan.py)."""
         def make(weight, bias, A, D):
             A, D = A * np.float32(np.log2(np.e)), D[:, :, None]
             rows = np.concatenate([weight, bias[:, :, None], *((D, A) if D_first else (A, D))], axis=2)
             return self.put(by_vectors(rows.swapaxes(0, 1)))                # (K, D, R + N + 2), by vectors of D
         return self.once("scan", make, dt_weight, dt_bias, A, D, options=D_first)
+
+    def multiples_of_the_first(self, A: Constant) -> bool:
+        """Whether state n of every channel fades n times as fast as its first, to ALIKE of each: as training starts."""
+        def look(A):
+            expected = A[:, :, :1].astype(np.float64) * np.arange(1, A.shape[2] + 1)
+            return bool((np.abs(A - expected) <= ALIKE * np.abs(expected)).all())
+        return self.once("multiples", look, A)
+
+    def causal_taps(self, weight: Constant, bias: Constant) -> int:
+        """weight (K, D, k) and bias (K, D): for each direction k + 1 rows of channels."""
+        def make(weight, bias):
+            rows = np.concatenate([weight, bias[:, :, None]], axis=2).swapaxes(1, 2)
+            padded = np.zeros((*rows.shape[:2], round_up(rows.shape[2])), np.float32)
+            padded[..., :rows.shape[2]] = rows
+            return self.put(padded)
+        return self.once("causal taps", make, weight, bias)
+
+    def channels(self, constant: Constant) -> int:
+        """One value a channel, zeros behind the last up to a whole vector."""
+        return self.once("channels", lambda values: self.put(by_vectors(values)), constant)
 
     def layer_norm(self, weight: Constant, bias: Constant) -> int:
         """Address of weight, then bias."""

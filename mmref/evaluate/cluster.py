@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import time
 import uuid
@@ -11,7 +12,7 @@ from contextlib import ExitStack
 from itertools import islice
 
 from mmref.errors import MissingBackend, MmrefError
-from mmref.evaluate.batch import NEVER_BEGAN, batch_paths, run_batch
+from mmref.evaluate.batch import NEVER_BEGAN, run_batch
 
 __all__ = ["on_cluster"]
 
@@ -30,20 +31,19 @@ def on_cluster(predictor, pictures, starts, scheduler: str) -> Iterator[dict]:
         from distributed.scheduler import KilledWorker
     except ImportError as error:
         raise MissingBackend(f"scheduler needs Dask: pip install 'mmref[dask]' ({error})") from error
-    root, size, token = os.path.abspath(pictures.root), predictor.batch_size, uuid.uuid4().hex
+    token = uuid.uuid4().hex
     with ExitStack() as stack:
         if scheduler.startswith("local:"):
-            try:
-                cluster = LocalCluster(_count(scheduler), threads_per_worker=1, processes=True, dashboard_address=":0",
-                                       silence_logs=logging.CRITICAL, preload=[_IGNORE_CTRL_C])
-            except RuntimeError as error:  # "Nanny failed to start"
-                raise MmrefError(NEVER_BEGAN) from error
-            scheduler = stack.enter_context(cluster)
+            count = _count(scheduler)
+            _check_that_processes_begin()
+            scheduler = stack.enter_context(LocalCluster(
+                count, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=logging.CRITICAL,
+                preload=[_IGNORE_CTRL_C]))
         client = stack.enter_context(_connect(Client, scheduler))
 
         def submit(start):
             # a key of its own for every batch and run: Dask must not take the answer of an earlier evaluation
-            return client.submit(run_batch, predictor, root, batch_paths(pictures, start, size), start,
+            return client.submit(run_batch, predictor, pictures.batch(start, predictor.batch_size),
                                  key=f"mmref-eval-{token}-{start}", pure=False)
 
         coming, running, threads = iter(starts), as_completed(loop=client.loop), _Threads(client)
@@ -92,6 +92,19 @@ def _connect(client, scheduler):
         return client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:  # TimeoutError is an OSError
         raise MmrefError(f"scheduler {scheduler}: cannot connect: {' '.join(str(error).split())[:200]}") from error
+
+
+def _check_that_processes_begin():
+    """Raise MmrefError where a new process does not get as far as its work: Dask would wait for it, or restart it, for
+    ever (seen with distributed 2024.8 to 2026.3)."""
+    process = multiprocessing.get_context("spawn").Process(target=os.getpid)
+    try:
+        process.start()
+    except RuntimeError as error:  # this is such a process, importing the program that started it
+        raise MmrefError(NEVER_BEGAN) from error
+    process.join()
+    if process.exitcode:
+        raise MmrefError(NEVER_BEGAN)
 
 
 def _count(scheduler):

@@ -13,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
+from mmref.arguments import check_choice, check_integer, check_path
 from mmref.data.folders import EXTENSIONS, Found, is_picture_name, natural_key, pictures_below
-from mmref.data.labels import imagenet_ids, imagenet_names
-from mmref.errors import MmrefError, ValueProblem
+from mmref.data.labels import check_class_names, imagenet_ids, imagenet_names
+from mmref.errors import MmrefError
+from mmref.evaluate.batch import Batch
+from mmref.evaluate.tally import Tally
 
 __all__ = ["ORDERS", "FolderError", "PictureSet", "read_folder"]
 
+MAX_FILE = 256 << 20  # bytes of a label file or class map; two million pictures with long names
 ORDERS = ("lexicographic", "natural")
 # looked for in a flat folder when no label file is named: the usual companions of ImageNet's validation pictures
 LABEL_FILES = ("labels.txt", "labels.csv", "val.txt", "LOC_val_solution.csv",
@@ -53,13 +57,27 @@ class PictureSet:
 
     def limit(self, count: int) -> PictureSet:
         """`count` pictures spread evenly over the list, so that every class keeps its share."""
-        if count < 1:
-            raise FolderError(f"limit must be at least 1 picture, got {count}")
-        if count >= len(self):
+        chosen, note = evenly_spread(len(self), count)
+        if not note:
             return self
-        chosen = np.arange(count) * len(self) // count
         return replace(self, paths=tuple(self.paths[i] for i in chosen), targets=self.targets[chosen],
-                       notes=(*self.notes, f"{count} of {len(self)} pictures, evenly spread"))
+                       notes=(*self.notes, *note))
+
+    def batch(self, start: int, size: int) -> Batch:
+        """The batch that begins at `start`."""
+        return Batch(os.path.abspath(self.root), self.paths[start:start + size], start)
+
+    def tally(self, predictor, class_names) -> Tally:
+        """Where answers are entered."""
+        return Tally(self.targets, class_names, predictor.topk)
+
+
+def evenly_spread(pictures: int, count: int) -> tuple[np.ndarray, list[str]]:
+    """(places of `count` of so many pictures, a note where these are not all). Raises ValueProblem."""
+    count = check_integer("limit", count, 1)
+    if count >= pictures:
+        return np.arange(pictures), []
+    return np.arange(count) * pictures // count, [f"{count} of {pictures} pictures, evenly spread"]
 
 
 def read_folder(root, class_names: Sequence[str], labels=None, class_map=None, order: str | None = None) -> PictureSet:
@@ -75,15 +93,16 @@ def read_folder(root, class_names: Sequence[str], labels=None, class_map=None, o
     order        how names are sorted where nothing but their order says which is which: "lexicographic" (1, 10, 2, as
                  torchvision's ImageFolder sorts) or "natural" (1, 2, 10). None: both must be the same
 
-    Raises FolderError where a class remains unknown, ValueProblem for another `order`. Folders that cannot be read are
-    in the result's `problems`. No picture is opened: bad ones show when they are decoded.
+    Raises FolderError where a class remains unknown, ValueProblem for arguments that cannot be meant. Folders that
+    cannot be read are in the result's `problems`. No picture is opened: bad ones show when they are decoded.
     """
-    if order not in (None, *ORDERS):
-        raise ValueProblem(f"order must be one of {', '.join(ORDERS)} or None, got {order!r}")
-    root = Path(root)
+    if order is not None:
+        check_choice("order", order, ORDERS)
+    class_names = check_class_names("class_names", class_names)
+    root = check_path("root", root)
     if not root.is_dir():
         raise FolderError(f"{root}: not a folder")
-    given = _read_class_map(class_map, len(class_names)) if class_map is not None else None
+    given = None if class_map is None else _read_class_map(check_path("class_map", class_map), len(class_names))
     if labels is None:
         folders, found = _class_folders(root)
         if folders:
@@ -92,7 +111,7 @@ def read_folder(root, class_names: Sequence[str], labels=None, class_map=None, o
         if labels is None:
             raise FolderError(f"{root}: neither class folders with pictures ({', '.join(EXTENSIONS)}) nor a label "
                               f"file; name one (--labels)")
-    return _from_label_file(root, Path(labels), class_names, given, order)
+    return _from_label_file(root, check_path("labels", labels), class_names, given, order)
 
 
 # -- class folders -------------------------------------------------------------------------------------------
@@ -299,9 +318,12 @@ def _read_text(path):
     """The text of a file in UTF-8, with or without a byte order mark. Other bytes are kept as Python keeps those of
     file names, so that a list of files finds them whatever they are called."""
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:  # a pipe will do, and a device never ends
+            data = file.read(MAX_FILE + 1)
     except OSError as error:
         raise FolderError(f"{path}: {error.strerror or error}") from error
+    if len(data) > MAX_FILE:
+        raise FolderError(f"{path}: more than {MAX_FILE} bytes, which no list of pictures has")
     if b"\0" in data:
         raise FolderError(f"{path}: not a text file in UTF-8")
     return data.decode("utf-8-sig", "surrogateescape")

@@ -11,23 +11,24 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 
+from mmref.arguments import check_callable, check_integer, check_kind, check_path, shown
 from mmref.cores import usable_cores
 from mmref.errors import MmrefError, ValueProblem
-from mmref.evaluate.batch import NEVER_BEGAN, batch_paths, record, run_batch
-from mmref.evaluate.folder import PictureSet
+from mmref.evaluate.batch import NEVER_BEGAN, run_batch
 from mmref.evaluate.journal import Journal
-from mmref.evaluate.tally import Tally
-from mmref.tasks.predictor import Predictor
+from mmref.evaluate.tally import Progress
+from mmref.tasks.task import Task
 
 __all__ = ["evaluate"]
 
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, scheduler: str | None = None,
-             resume=None, progress: Callable[[Tally, int], None] | None = None) -> Tally:
-    """Let `predictor` answer every picture; returns the answers.
+def evaluate(predictor: Task, pictures, *, processes: int = 1, scheduler: str | None = None, resume=None,
+             progress: Callable[[Progress, int], None] | None = None) -> Progress:
+    """Let a task answer every picture; returns the answers, or what was counted in them.
 
+    predictor  a `Predictor` with a `PictureSet`, a `Segmenter` with a `LabelledSet`
     processes  1 computes here (with predictor.workers threads that decode ahead); more starts that many
     scheduler  address of a Dask scheduler, or "local:N" for a cluster of N processes on this machine; instead of
                processes
@@ -38,12 +39,19 @@ def evaluate(predictor: Predictor, pictures: PictureSet, *, processes: int = 1, 
     resumes. A process or cluster worker that dies costs its running batches, which are computed again.
     Raises MmrefError for what makes the whole evaluation impossible; bad pictures are in `Tally.errors`.
     """
-    if processes < 1:
-        raise ValueProblem(f"processes must be at least 1, got {processes}")
+    check_kind("predictor", predictor, Task, "a Predictor or another task")
+    if not callable(getattr(pictures, "tally", None)):
+        raise ValueProblem(f"pictures must be a PictureSet, what read_folder gives, got {shown(pictures)}")
+    processes = check_integer("processes", processes, 1)
+    if scheduler is not None:
+        check_kind("scheduler", scheduler, str, 'an address, "local:N" or None')
+    resume = None if resume is None else check_path("resume", resume)
+    if progress is not None:
+        check_callable("progress", progress, "a function (tally, pictures that are new) or None")
     if scheduler is not None and processes > 1:
         raise ValueProblem("processes and scheduler cannot be used together: pass one of them")
     loaded = predictor.load()
-    tally = Tally(pictures.targets, loaded.labels, predictor.topk)
+    tally = pictures.tally(predictor, loaded.labels)
     with ExitStack() as stack:
         journal = None
         if resume is not None:
@@ -78,16 +86,13 @@ def _subject(predictor, loaded, pictures):
                  for key, value in asdict(loaded.transform).items()}
     return {"journal": "mmref eval 1", "mmref": __version__, "model": model, "backend": predictor.backend,
             "weights sha256": predictor.expected_sha256, "prefer": predictor.prefer,
-            "batch size": predictor.batch_size, "topk": predictor.topk,
-            "exif": predictor.exif, **transform, "pictures": len(pictures), "list sha256": pictures.digest()}
+            **predictor.settings(), **transform, "pictures": len(pictures), "list sha256": pictures.digest()}
 
 
 def _here(predictor, pictures, starts) -> Iterator[dict]:
-    root = os.fspath(pictures.root)
-    batches = ([os.path.join(root, path) for path in batch_paths(pictures, start, predictor.batch_size)]
-               for start in starts)
-    for start, answers in zip(starts, predictor.map_batches(batches), strict=True):
-        yield record(start, answers)
+    batches = [pictures.batch(start, predictor.batch_size) for start in starts]
+    for batch, answers in zip(batches, predictor.map_batches(batch.files() for batch in batches), strict=True):
+        yield batch.record(answers)
 
 
 # -- processes -----------------------------------------------------------------------------------------------
@@ -115,7 +120,6 @@ def _in_processes(predictor, pictures, starts, processes) -> Iterator[dict]:
 
 
 def _one_pool(predictor, pictures, starts, processes):
-    root, size = os.path.abspath(pictures.root), predictor.batch_size
     threads = max(1, usable_cores() // processes)
     context = multiprocessing.get_context("spawn")
     with _environment(threads), ProcessPoolExecutor(processes, context, _start_worker) as pool:
@@ -124,8 +128,8 @@ def _one_pool(predictor, pictures, starts, processes):
         try:
             while True:
                 while len(running) < 2 * processes and (start := next(coming, None)) is not None:
-                    paths = batch_paths(pictures, start, size)
-                    running.add(pool.submit(run_batch, predictor, root, paths, start))
+                    batch = pictures.batch(start, predictor.batch_size)
+                    running.add(pool.submit(run_batch, predictor, batch))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)

@@ -13,34 +13,33 @@ from mmref.errors import MmrefError
 from mmref.files import replacing
 from mmref.text import to_json
 
-__all__ = ["Tally", "write_results"]
+__all__ = ["BOX_FIGURES", "MASK_FIGURES", "Tally", "write_results"]
 
-COLUMNS = ("model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation")
+BOX_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")     # COCO's, of boxes and of masks
+MASK_FIGURES = tuple(f"mask {name}" for name in BOX_FIGURES)
+COLUMNS = ("model", "top1", "top1_err", "top5", "top5_err", "mIoU", "mAcc", "aAcc", *BOX_FIGURES, *MASK_FIGURES,
+           "param_count",
+           "img_size", "crop_pct", "interpolation")
 
 
-class Tally:
-    """The answers to `targets`, each at its picture's place: a batch that comes twice changes nothing.
+class Progress:
+    """Which of `pictures` have been entered, and which had no answer. A class built on it has `key`, where a record
+    keeps its answers, `enter(place, answer)`, and the text `running`, how it stands."""
 
-    targets  (pictures,) int32
-    topk     how many classes of an answer are kept
-    """
+    key: str
 
-    def __init__(self, targets: np.ndarray, class_names: Sequence[str], topk: int = 5):
-        self.targets, self.class_names = targets, tuple(class_names)
-        self.topk = topk
-        self.answers = np.full((len(targets), min(topk, len(self.class_names))), -1, np.int32)
-        self.done = np.zeros(len(targets), bool)
+    def __init__(self, pictures: int):
+        self.done = np.zeros(pictures, bool)
         self.errors: dict[int, str] = {}
-        self._seen = self._right = 0  # for a progress bar; figures are counted from the answers
 
     def add(self, record: dict) -> int:
-        """Enter a batch {"start": place, "top": [[class, ...] or error text]}; returns how many were new."""
-        start, top = record["start"], record["top"]
-        places = range(start, start + len(top))
-        if start < 0 or places.stop > len(self.targets):
-            raise MmrefError(f"batch must lie in 0..{len(self.targets)}, got {places}")
+        """Enter a batch {"start": place, key: [answer or error text, one per picture]}; returns how many were new."""
+        start, answers = record["start"], record[self.key]
+        places = range(start, start + len(answers))
+        if start < 0 or places.stop > len(self.done):
+            raise MmrefError(f"batch must lie in 0..{len(self.done)}, got {places}")
         new = 0
-        for place, answer in zip(places, top, strict=True):
+        for place, answer in zip(places, answers, strict=True):
             if self.done[place]:
                 continue
             new += 1
@@ -48,10 +47,42 @@ class Tally:
             if isinstance(answer, str):
                 self.errors[place] = answer
             else:
-                self.answers[place] = answer
-                self._seen += 1
-                self._right += answer[0] == self.targets[place]
+                self.enter(place, answer)
         return new
+
+    def check_answered(self, answered: int) -> None:
+        """Raise MmrefError, with the first error, where no picture was answered."""
+        if not answered:
+            raise MmrefError(f"no picture could be read of {len(self.done)}"
+                             + (f", first: {self.errors[min(self.errors)]}" if self.errors else ""))
+
+
+class Tally(Progress):
+    """The answers to `targets`, each at its picture's place: a batch that comes twice changes nothing.
+
+    targets  (pictures,) int32
+    topk     how many classes of an answer are kept
+    """
+
+    key = "top"
+
+    def __init__(self, targets: np.ndarray, class_names: Sequence[str], topk: int = 5):
+        super().__init__(len(targets))
+        self.targets, self.class_names = targets, tuple(class_names)
+        self.topk = topk
+        self.answers = np.full((len(targets), min(topk, len(self.class_names))), -1, np.int32)
+        self._seen = self._right = 0  # for a progress bar; figures are counted from the answers
+
+    def enter(self, place: int, answer: list) -> None:
+        """Enter the classes of a picture."""
+        self.answers[place] = answer
+        self._seen += 1
+        self._right += answer[0] == self.targets[place]
+
+    @property
+    def running(self) -> str:
+        """What a progress bar shows."""
+        return f"top-1 {self.running_top1:.2f} %"
 
     @property
     def running_top1(self) -> float:
@@ -74,9 +105,7 @@ class Tally:
     def summary(self) -> dict:
         """Accuracies in percent under timm's names; `top5` is called after `topk` where that is another."""
         answered, first, among = self.counts()
-        if not answered:
-            raise MmrefError(f"no picture could be read of {len(self.targets)}"
-                             + (f", first: {self.errors[min(self.errors)]}" if self.errors else ""))
+        self.check_answered(answered)
         top1, topk = round(100 * first / answered, 4), round(100 * among / answered, 4)
         name = f"top{self.topk}"
         figures = {"top1": top1, "top1_err": round(100 - top1, 4)}

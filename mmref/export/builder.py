@@ -53,9 +53,11 @@ class GraphBuilder:
         return self.node("Transpose", [x], perm=axes)
 
     def graph(self, name: str, inputs, outputs):
-        """The finished GraphProto; inputs and outputs are (name, dimensions), dimensions numbers, symbols or None."""
+        """The finished GraphProto; inputs and outputs are (name, dimensions), dimensions numbers, symbols or None, and
+        outputs may have a type behind that, where it is not float32."""
         def describe(value):
-            return helper.make_tensor_value_info(value[0], TensorProto.FLOAT, value[1])
+            name, dims, *kind = value
+            return helper.make_tensor_value_info(name, *(kind or [TensorProto.FLOAT]), dims)
         tensors = [numpy_helper.from_array(array, name) for name, array in self.initialisers.items()]
         return helper.make_graph(self.nodes, name, [describe(v) for v in inputs], [describe(v) for v in outputs],
                                  tensors)

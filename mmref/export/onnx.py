@@ -29,7 +29,7 @@ try:
     import onnx
     from onnx import helper
 
-    from mmref.export import operations, scans  # noqa: F401  (they register their emitters)
+    from mmref.export import operations, scans, tokens  # noqa: F401  (they register their emitters)
     from mmref.export.graph import dimensions, graph_of
     from mmref.export.lowering import Lowering
 except ImportError as error:
@@ -53,16 +53,22 @@ def export_onnx(model: Network, path, opset: int = OLDEST_OPSET, **options) -> o
 
 
 def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int] | None = None,
-            function: Callable | None = None, inputs: dict[str, tuple] | None = None) -> onnx.ModelProto:
+            function: Callable | None = None, inputs: dict[str, tuple] | None = None,
+            behind: Callable | None = None) -> onnx.ModelProto:
     """The model, as it is now, as a float32 ModelProto.
 
     fixed     (height, width), for a network that computes otherwise for every size: then the graph takes this one
-    function  what to export: called with the model and its inputs, it returns an activation or several (in tuples and
-              lists, which come one after another). Default: the model's forward
+    function  what to export: called with the model and its inputs, it returns an activation or several (in tuples,
+              lists and dictionaries, which come one after another). Default: the model's forward
     inputs    {name: dimensions} of the function's inputs: a number, or a symbol that stands for any size; the batch
               comes first, then channels, which are a number. Default: input (batch, in_chans, height, width)
+    behind    what is appended: called with the `mmref.export.lowering.Lowering` and the function's result, ONNX values
+              in the place of activations, it returns {name: (value, dimensions)} of the graph's outputs, or
+              (value, dimensions, ONNX type)
 
-    The output is called "logits" if it is (batch, num_classes), any other "features"; several are "output_0" and so on.
+    The output is called "logits" if it is (batch, num_classes), or a whole network's (batch, num_classes, height,
+    width), any other "features"; several are "output_0" and so on, those of a dictionary by its keys, "cls_0" for the
+    first of a list under "cls".
     Metadata: model, img_size, mean, std, transform, class_names, mmref_version (JSON where not text). The graph has
     passed onnx's checker with strict shape inference. Raises ValueProblem (an opset that onnx does not know or older
     than 17, not a NumPy model, a size below 1) and NotTraceable, naming the layer, for what is no operation of mmref
@@ -76,19 +82,30 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     check_numpy_model(model)
     model, config = model.frozen(), model.config
     inputs = _dimensions_of(inputs, fixed, config)
-    function = check_callable("function", function or Layer.__call__, "a function of the model and its inputs, or None")
+    whole = function is None                     # of a whole network, also a map may be logits
+    function = check_callable("function", Layer.__call__ if whole else function,
+                              "a function of the model and its inputs, or None")
     shapes = list(inputs.values())
     graph, names = graph_of(partial(function, model), model, shapes, config.img_size)
     if not graph.outputs:
         raise ValueProblem("function must return an activation or several, got none")
     g, outputs = Lowering(names, model.state_dict()), []
-    values = g.lower(graph, list(inputs))
-    for i, (value, node) in enumerate(zip(values, graph.outputs, strict=True)):
-        dims = dimensions(node, shapes, graph)
-        name = LOGITS if config.num_classes and dims[1:] == (config.num_classes,) else FEATURES
-        name = g.unique(f"output_{i}" if len(values) > 1 else name)
+    values, names = g.lower(graph, list(inputs)), _names_of(graph.structure)
+    if behind is None:
+        ends = {}
+        for value, node, name in zip(values, graph.outputs, names, strict=True):
+            dims = dimensions(node, shapes, graph)
+            if not name:
+                classes = dims[1:2 if whole else None]
+                name = LOGITS if config.num_classes and classes == (config.num_classes,) else FEATURES
+            ends[name] = value, dims
+    else:
+        g.scope = ""
+        ends = behind(g, graph.arrange(values))
+    for name, (value, *described) in ends.items():
+        name = g.unique(name)
         g.nodes.append(helper.make_node("Identity", [value], [name], name=name))
-        outputs.append((name, dims))
+        outputs.append((name, *described))
     opsets = [helper.make_opsetid("", opset)]
     proto = helper.make_model(g.graph(config.name, inputs.items(), outputs), opset_imports=opsets,
                               ir_version=helper.find_min_ir_version_for(opsets),
@@ -96,6 +113,19 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     helper.set_model_props(proto, metadata(model))
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _names_of(structure) -> list[str]:
+    """Names of outputs in the order in which a structure has them; an empty one for the only output."""
+    found, keyed = [], isinstance(structure, dict)
+
+    def walk(part, path):
+        if isinstance(part, int):
+            found.append("_".join(path))
+        for key, inner in part.items() if isinstance(part, dict) else enumerate(() if isinstance(part, int) else part):
+            walk(inner, (*path, str(key)))
+    walk(structure, ())
+    return found if keyed or len(found) == 1 and not found[0] else [f"output_{i}" for i in range(len(found))]
 
 
 def _dimensions_of(inputs, fixed, config):

@@ -5,15 +5,19 @@ Letters: B batch, C channels, H x W pixels.
 
 from __future__ import annotations
 
+import numpy as np
+from onnx import TensorProto, helper
+
 from mmref.export.lowering import PIXELS, STEPS, emits
 from mmref.nn import functional as F
-from mmref.nn import wavelet
+from mmref.nn import resize as R
+from mmref.nn import transposed, wavelet
 
 # ------------------------------------------------------------------------------------- convolutions, norms, means
 
 @emits(F._conv2d)
-def conv2d(g, x, weight, bias=None, *, stride, padding, groups):
-    return _convolution(g, "Conv", (x, weight, bias), stride, [padding] * 4, groups)
+def conv2d(g, x, weight, bias=None, *, stride, padding, groups, dilation):
+    return _convolution(g, "Conv", (x, weight, bias), stride, [padding] * 4, groups, dilations=[dilation] * 2)
 
 
 @emits(F.depthwise_conv2d)
@@ -26,9 +30,14 @@ def depthwise_conv_transpose2d(g, x, weight, *, groups, stride, padding):
     return _convolution(g, "ConvTranspose", (x, weight), stride, [padding] * 4, groups)
 
 
-def _convolution(g, op, operands, stride, pads, groups):
+@emits(transposed.conv_transpose2d)
+def conv_transpose2d(g, x, weight, bias=None, *, stride, padding):
+    return _convolution(g, "ConvTranspose", (x, weight, bias), stride, [padding] * 4, 1)
+
+
+def _convolution(g, op, operands, stride, pads, groups, **more):
     kernel = operands[1].shape[2:]
-    return g.node(op, _given(g, operands), kernel_shape=kernel, strides=[stride] * 2, pads=pads, group=groups)
+    return g.node(op, _given(g, operands), kernel_shape=kernel, strides=[stride] * 2, pads=pads, group=groups, **more)
 
 
 def _given(g, operands):
@@ -57,6 +66,57 @@ def global_average_pool(g, x, keep_axes):
     return means if keep_axes else g.node("Flatten", [means])
 
 
+# ------------------------------------------------------------------------------------------- pooling, resizing
+
+@emits(R.resize)
+def resize(g, x, height, width, mode):
+    sizes = g.sizes(g.axis(x, 0), x.shape[1], height, width)
+    return g.node("Resize", [g.take(x), "", "", sizes], **SOURCES[mode])
+
+
+@emits(R.upsample)
+def upsample(g, x, factor, mode):
+    scales = g.constant(f"scales/{factor}", np.float32([1, 1, factor, factor]))
+    return g.node("Resize", [g.take(x), "", scales], **SOURCES[mode])
+
+
+SOURCES = {"bilinear": dict(mode="linear", coordinate_transformation_mode="half_pixel"),
+           "nearest": dict(mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")}
+
+
+@emits(R.adaptive_average_pool)
+def adaptive_average_pool(g, x, rows, columns):
+    """ONNX knows no such thing for sizes that show only when the graph runs: a product with matrices of averages, one
+    from the left for the rows and one from the right for the columns."""
+    down, across = _averages(g, g.axis(x, 2), rows), _averages(g, g.axis(x, 3), columns)
+    return g.node("MatMul", [g.node("MatMul", [down, g.take(x)]), g.transpose(across, 1, 0)])
+
+
+def _averages(g, length, count):
+    """(count, length): in row i, one over its length for the pixels of part i of `mmref.nn.resize.bins`."""
+    if isinstance(length, int):
+        matrix = np.zeros((count, length), np.float32)
+        for i, (start, stop) in enumerate(R.bins(length, count)):
+            matrix[i, start:stop] = 1 / (stop - start)
+        return g.constant(f"averages/{count}_of_{length}", matrix)
+    size, parts = g.sizes(length), g.integers(count)
+    first = g.constant(f"parts/{count}", np.arange(count)[:, None])
+    start = g.node("Div", [g.node("Mul", [first, size]), parts])
+    stop = g.node("Mul", [g.constant(f"parts/{count}_next", np.arange(1, count + 1)[:, None]), size])
+    stop = g.node("Div", [g.node("Add", [stop, g.integers(count - 1)]), parts])
+    ones = g.node("ConstantOfShape", [size], value=helper.make_tensor("one", TensorProto.INT64, [1], [1]))
+    pixel = g.node("CumSum", [ones, g.constant("axis/0", np.int64(0))], exclusive=1)  # 0, 1, ..., without a scalar size
+    inside = g.node("And", [g.node("GreaterOrEqual", [pixel, start]), g.node("Less", [pixel, stop])])
+    inside, number = (g.node("Cast", [value], to=TensorProto.FLOAT)
+                      for value in (inside, g.node("Sub", [stop, start])))
+    return g.node("Div", [inside, number])
+
+
+@emits(R.max_pool2d)
+def max_pool2d(g, x, kernel, stride, padding):
+    return g.node("MaxPool", [g.take(x)], kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4)
+
+
 # ------------------------------------------------------------------------------------- pointwise, taking apart
 
 def elementwise(operation, op):
@@ -72,9 +132,20 @@ elementwise(F.add, "Add")
 elementwise(F.multiply, "Mul")
 
 
+@emits(F.relu6)
+def relu6(g, x):
+    bounds = [g.constant(f"clip/{bound}", np.float32(bound)) for bound in (0, 6)]
+    return g.each(lambda value: g.node("Clip", [value, *bounds]), g.form(x), x)
+
+
 @emits(F.silu)
 def silu(g, x):
     return g.each(lambda value: g.node("Mul", [value, g.node("Sigmoid", [value])]), g.form(x), x)
+
+
+@emits(F.flatten)
+def flatten(g, x):
+    return g.node("Flatten", [g.take(x)])
 
 
 @emits(F.slice_axis)

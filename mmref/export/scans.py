@@ -66,10 +66,14 @@ def _blocks(g, x, side):
     """A map in blocks, zeros where they reach beyond it."""
     if side == 1:
         return g.take(x, PIXELS)
+    return g.transpose(g.node("SpaceToDepth", [padded_to(g, x, side)], blocksize=side), 2, 3, 0, 1)
+
+
+def padded_to(g, x, side):
+    """A map with zeros at the bottom and right until its sides are multiples of `side`."""
     sizes = g.sizes(g.axis(x, 2), g.axis(x, 3))
     lacking = g.node("Mod", [g.node("Neg", [sizes]), g.integers(side)])
-    padded = g.node("Pad", [g.take(x), g.concatenate([g.integers(*[0] * 6), lacking], 0)])
-    return g.transpose(g.node("SpaceToDepth", [padded], blocksize=side), 2, 3, 0, 1)
+    return g.node("Pad", [g.take(x), g.concatenate([g.integers(*[0] * 6), lacking], 0)])
 
 
 def _taken(g, blocks, one, channels):

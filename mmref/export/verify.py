@@ -17,7 +17,8 @@ ROUNDING = 16     # times mmref's own float32 error that a runtime may have wher
 
 @dataclass(frozen=True)
 class Comparison:
-    """One runtime on one input. Errors are against mmref in float64: the largest, over the largest logit.
+    """One runtime on one input. Errors are against mmref in float64: the largest, over the largest logit (of several
+    outputs that which is worst).
 
     `own` is the error of mmref in float32. With trained weights it is below 1e-6; parameters that let rounding grow
     (untrained ones of the deeper variants: 1e-5) do so in every runtime, which says nothing about the graph.
@@ -63,23 +64,41 @@ def verify(model, path, shapes=None) -> list[Comparison]:
 
 
 def _error(actual, expected):
+    if isinstance(expected, (list, tuple, dict)):
+        actual, expected = _flat(actual), _flat(expected)
+        if len(actual) != len(expected):
+            return float("inf")
+        return max(_error(*pair) for pair in zip(actual, expected, strict=True))
     if actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("inf")
     return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30))
 
 
+def _flat(results) -> list[np.ndarray]:
+    """The arrays of a structure, in its order."""
+    if not isinstance(results, (list, tuple, dict)):
+        return [results]
+    parts = results.values() if isinstance(results, dict) else results
+    return [array for part in parts for array in _flat(part)]
+
+
+def _only(results):
+    """The one result of a graph, or the list of several."""
+    return results[0] if len(results) == 1 else results
+
+
 def open_onnxruntime(path):
-    """A callable x -> logits; ONNX Runtime on the CPU."""
+    """A callable x -> logits, or the list of all outputs where there are several; ONNX Runtime on the CPU."""
     import onnxruntime
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {"input": x})[0]
+    return lambda x: _only(session.run(None, {"input": x}))
 
 
 def open_openvino(path):
     """A callable x -> logits; OpenVINO on the CPU, held to float32 (it would take bfloat16 where the CPU has it)."""
     import openvino
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda x: compiled(x)[0]
+    return lambda x: _only(list(compiled(x).values()))
 
 
 def open_openvino_fixed(path):
@@ -90,7 +109,7 @@ def open_openvino_fixed(path):
     def run(x):
         model = core.read_model(str(path))
         model.reshape(list(x.shape))
-        return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x)[0]
+        return _only(list(core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x).values()))
     return run
 
 

@@ -14,6 +14,7 @@ from mmref.nn.operation import operation
 from mmref.nn.recurrence import selective_scan
 from mmref.nn.scan_order import cross_merge, cross_scan
 from mmref.nn.ss2d import project
+from mmref.nn.tokens import causal_conv
 from mmref.nn.wavelet import HAAR, analysis, synthesis
 
 FUSED: dict[str, object] = {}
@@ -24,11 +25,14 @@ def _like_the_first(*arrays, **named):
     return next(iter((*arrays, *named.values()))).shape
 
 
-@operation(lambda x, weight, bias=None, shortcut=None, shortcut2=None, *, stride=1, padding=0, activation="none":
-           shapes.conv2d(x, weight, bias, stride=stride, padding=padding), registry=FUSED)
-def convolution(x, weight, bias=None, shortcut=None, shortcut2=None, *, stride=1, padding=0, activation="none"):
+@operation(lambda x, weight, bias=None, shortcut=None, shortcut2=None, *, stride=1, padding=0, dilation=1,
+           activation="none": shapes.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation),
+           registry=FUSED)
+def convolution(x, weight, bias=None, shortcut=None, shortcut2=None, *, stride=1, padding=0, dilation=1,
+                activation="none"):
     """activation(conv2d(x) + bias + shortcuts): channels mix, every output is one sum."""
-    return _finish(F.conv2d(x, weight, bias, stride=stride, padding=padding), shortcut, shortcut2, activation)
+    y = F.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
+    return _finish(y, shortcut, shortcut2, activation)
 
 
 @operation(lambda x, weight, bias=None, shortcut=None, shortcut2=None, *, activation="none":
@@ -87,3 +91,28 @@ def norm_gate(y, weight, bias, z, *, eps=1e-5):
 def gate(x, values):
     """x times sigmoid(values), values (B, C, 1, 1)."""
     return x * F.sigmoid(values)
+
+
+@operation(lambda x, weight, bias, *, order, activation="none": shapes.cross_scan(x, order), registry=FUSED)
+def path_conv(x, weight, bias, *, order, activation="none"):
+    """activation(causal_conv of the map x (B, D, H, W) read off in that order); weight (K, D, k), bias (K, D)."""
+    return ACTIVATIONS[activation](causal_conv(cross_scan(x, order), weight, bias))
+
+
+@operation(lambda u, coefficients, dt_weight, dt_bias, A, D, factor=None, *, order, height, width:
+           shapes.cross_merge(u, order, height, width), registry=FUSED)
+def sequence_scan(u, coefficients, dt_weight, dt_bias, A, D, factor=None, *, order, height, width):
+    """`path_scan` of sequences u (B, K, D, L) that are no pixels of a map, laid back on one and added up, times a
+    factor (B, D, H, W); coefficients (B, K, R + 2*N, L), the others as there."""
+    R, N = dt_weight.shape[2], A.shape[2]
+    dt, B, C = F.split(coefficients, (R, N, N), axis=2)
+    delta = F.softplus(project(dt_weight, dt) + dt_bias[:, :, None])
+    y = cross_merge(selective_scan(u, delta, A, B, C, D), order, height, width)
+    return y if factor is None else y * factor
+
+
+@operation(lambda x, weight, bias, *, eps=1e-5, keep_axes=False: shapes.global_average_pool(x, keep_axes),
+           registry=FUSED)
+def norm_mean(x, weight, bias, *, eps=1e-5, keep_axes=False):
+    """The mean over the pixels of layer norm of x over its channels."""
+    return F.global_average_pool(F.layer_norm_channels(x, weight, bias, eps), keep_axes)

@@ -84,7 +84,7 @@ class Node(Shaped):
 @dataclass
 class Graph:
     """Nodes in order; `inputs` first. `outputs` lie in `structure` as the traced function returned them: an index of
-    `outputs`, or a tuple or list of such."""
+    `outputs`, or tuples, lists and dictionaries of such."""
 
     nodes: list[Node]
     inputs: list[Node]
@@ -104,8 +104,9 @@ class Graph:
                 readers[operand].append(node)
         return readers
 
-    def run(self, *arrays: np.ndarray):
-        """The graph computed in NumPy, operation by operation, on arrays of its inputs' shapes."""
+    def run(self, *arrays: np.ndarray, seen: Callable[[Node, dict, np.ndarray], None] | None = None):
+        """The graph computed in NumPy, operation by operation, on arrays of its inputs' shapes. `seen` is called for
+        every node with the values of its operands by name, and its own."""
         values = dict(zip(self.inputs, arrays, strict=True))
         for node in self.nodes:
             if node.operation is not None:
@@ -113,13 +114,23 @@ class Graph:
                             for name, operand in node.operands.items()}
                 attributes = {name: getattr(value, "value", value) for name, value in node.attributes.items()}
                 values[node] = apply(node.operation, operands, attributes)
+                if seen is not None:
+                    seen(node, operands, values[node])
         return self.arrange([values[node] for node in self.outputs])
 
     def arrange(self, results):
         """Values of `outputs`, in the structure in which the traced function returned them."""
-        def place(part):
-            return results[part] if isinstance(part, int) else type(part)(place(inner) for inner in part)
-        return place(self.structure)
+        return _arranged(self.structure, results)
+
+
+def _arranged(part, results):
+    """No function within `arrange` that calls itself: it would be a cycle, which keeps results alive until Python looks
+    for such, and the logits of a large picture are 150 MB."""
+    if isinstance(part, int):
+        return results[part]
+    if isinstance(part, dict):
+        return {name: _arranged(inner, results) for name, inner in part.items()}
+    return type(part)(_arranged(inner, results) for inner in part)
 
 
 def rewrite(graph: Graph, rule: Callable[[Node, Callable[[Node], bool]], Node | None]) -> Graph:

@@ -169,6 +169,22 @@ def relu_before_concatenation(node, only):
     return replaced(node, joined, joined.operation, parts, **joined.attributes)
 
 
+@rule_for("linear")
+def linear_of_whole_map(node, only):
+    """A linear layer on all values of a map is a convolution with filters as large as the map, whose weights may lie in
+    the order in which the map does."""
+    flat = node.operands["x"]
+    if not _is(flat, "flatten") or not only(flat) or flat.operands["x"].shape[2:] == (1, 1):
+        return None
+    x, weight = flat.operands["x"], node.operands["weight"]
+    shape = weight.shape[0], *x.shape[1:]
+    filters = derived(f"as filters {shape[1:]}", shape, lambda weight: weight.reshape(shape), weight)
+    conv = Node(OPERATIONS["conv2d"], {**node.operands, "x": x, "weight": filters},
+                {"stride": 1, "padding": 0, "groups": 1, "dilation": 1}, node.layer, (*node.shape, 1, 1), node.dtype,
+                (*node.elsewhere, 1, 1))
+    return replaced(node, node, flat.operation, {"x": conv})
+
+
 # --------------------------------------------------------------------------------------------------- epilogues
 
 @rule_for("conv2d", "depthwise_conv2d", "linear", "relu", "silu", "add")
@@ -239,18 +255,35 @@ def _is_haar(bank):
     return np.array_equal(filters, np.broadcast_to(HAAR, filters.shape))
 
 
+@rule_for("silu", "causal_conv")
+def path_convs(node, only):
+    """A map read off along paths and convolved along the steps, then SiLU: one operation."""
+    x = node.operands.get("x")
+    if node.name == "silu" and _is(x, "path_conv") and only(x) and x.attributes["activation"] == "none":
+        return replaced(node, x, x.operation, x.operands, **{**x.attributes, "activation": "silu"})
+    sequences = node.operands.get("sequences")
+    if node.name == "causal_conv" and _is(sequences, "cross_scan") and only(sequences):
+        operands = {"x": sequences.operands["x"], "weight": node.operands["weight"], "bias": node.operands["bias"]}
+        if all(isinstance(operands[name], Constant) for name in ("weight", "bias")):
+            return replaced(node, node, fused_operations.path_conv, operands, order=sequences.attributes["order"],
+                            activation="none")
+    return None
+
+
 @rule_for("cross_merge")
 def scans(node, only):
-    """SS2D's scan: the coefficients of all directions are one 1x1 convolution of the map, since every sequence holds
-    the map's own pixels; reading off, step sizes, recurrence and laying back are one operation."""
-    if node.name != "cross_merge" or not _is(node.operands["y"], "selective_scan"):
+    """SS2D's scan, and those like it: step sizes, recurrence and laying back are one operation, which takes the
+    coefficients of all steps from one product. Where sequences hold the map's own pixels, reading off is a part of it,
+    and the product is a 1x1 convolution of the map."""
+    scan = node.operands.get("y")
+    if node.name != "cross_merge" or not _is(scan, "selective_scan") or not only(scan):
         return None
-    scan = node.operands["y"]
-    u, delta, low = scan.operands["u"], scan.operands["delta"], None
-    if not _is(u, "cross_scan") or u.attributes["order"] != node.attributes["order"] or not _is(delta, "softplus"):
+    u, delta = scan.operands["u"], scan.operands["delta"]
+    if not _is(u, "cross_scan", "path_conv") or u.attributes["order"] != node.attributes["order"] \
+            or u.operands["x"].shape != node.shape or not _is(delta, "softplus"):
         return None
-    x, total = u.operands["x"], delta.operands["x"]
-    if x.shape != node.shape or not _is(total, "add") or not only(scan):
+    total = delta.operands["x"]
+    if not _is(total, "add"):
         return None
     lifted, bias = total.operands["x"], total.operands["y"]
     if not _is(lifted, "project") or not isinstance(bias, Constant) or bias.shape != (1, *lifted.shape[1:3], 1):
@@ -267,24 +300,37 @@ def scans(node, only):
             or cuts != [(0, R, 1), (R, R + N, 1), (R + N, R + 2 * N, 1)] or source.shape[2] != R + 2 * N \
             or not all(isinstance(scan.operands[name], Constant) for name in "AD"):
         return None
-    weight = source.operands["weight"]
+    dt_bias = derived("as (K, D)", bias.shape[1:3], lambda bias: bias[0, :, :, 0], bias)
+    shared = {"dt_weight": lifted.operands["weight"], "dt_bias": dt_bias, "A": scan.operands["A"],
+              "D": scan.operands["D"]}
+    if u.name == "path_conv":
+        return replaced(node, node, fused_operations.sequence_scan, {"u": u, "coefficients": source, **shared},
+                        **node.attributes)
+    x, weight = u.operands["x"], source.operands["weight"]
     K, M, channels = weight.shape
     as_convolution = derived("as a 1x1 convolution", (K * M, channels, 1, 1),
                              lambda weight: weight.reshape(-1, weight.shape[2], 1, 1), weight)
-    dt_bias = derived("as (K, D)", bias.shape[1:3], lambda bias: bias[0, :, :, 0], bias)
     coefficients = Node(OPERATIONS["conv2d"], {"x": x, "weight": as_convolution},
-                        {"stride": 1, "padding": 0, "groups": 1}, node.layer,
+                        {"stride": 1, "padding": 0, "groups": 1, "dilation": 1}, node.layer,
                         (x.shape[0], K * M, *x.shape[2:]), x.dtype,
                         (x.elsewhere[0], K * M, *x.elsewhere[2:]))
-    return replaced(node, node, fused_operations.path_scan,
-                    {"x": x, "coefficients": coefficients, "dt_weight": lifted.operands["weight"],
-                     "dt_bias": dt_bias, "A": scan.operands["A"], "D": scan.operands["D"]},
+    return replaced(node, node, fused_operations.path_scan, {"x": x, "coefficients": coefficients, **shared},
                     order=node.attributes["order"])
+
+
+@rule_for("global_average_pool")
+def norm_means(node, only):
+    """The mean of a layer norm: the normalised map is never written."""
+    x = node.operands.get("x")
+    if node.name == "global_average_pool" and _is(x, "layer_norm_channels") and only(x):
+        return replaced(node, x, fused_operations.norm_mean, x.operands, eps=x.attributes["eps"],
+                        keep_axes=node.attributes["keep_axes"])
+    return None
 
 
 @rule_for("multiply")
 def gates(node, only):
-    """Layer norm times SiLU of a gate; a map times the sigmoid of one value a channel."""
+    """Layer norm times SiLU of a gate; a map times the sigmoid of one value a channel; a scan times another map."""
     if node.name != "multiply":
         return None
     for one, other in (("x", "y"), ("y", "x")):
@@ -297,10 +343,14 @@ def gates(node, only):
         if _is(factor, "sigmoid") and only(factor) and isinstance(x, Node) and x.ndim == 4 \
                 and factor.shape == (*x.shape[:2], 1, 1):
             return replaced(node, factor, fused_operations.gate, {"x": x, "values": factor.operands["x"]})
+        if _is(x, "sequence_scan") and only(x) and "factor" not in x.operands and isinstance(factor, Node) \
+                and factor.shape == x.shape and factor is not x:
+            return replaced(node, x, x.operation, {**x.operands, "factor": factor}, **x.attributes)
     return None
 
 
 GROUPS = ((fold_batch_norm, fold_factors),
-          (shortcut_into_centre_tap, wavelet_branches, scans, gates, relu_before_concatenation),
+          (shortcut_into_centre_tap, wavelet_branches, path_convs, scans, norm_means, gates, relu_before_concatenation,
+           linear_of_whole_map),
           (epilogues,), (pointwise_depthwise,))
 PASSES = tuple(one for group in GROUPS for one in group)

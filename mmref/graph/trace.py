@@ -62,6 +62,8 @@ class Constants:
         self.names, self.places, self.arrays, self.computed = {}, {}, {}, {}
         for name, layer, attribute in model.named_parameters():
             array = getattr(layer, attribute)
+            if array is None:  # a bias that somebody took away; a text that needs it says so
+                continue
             self.names[id(array)] = self.places[_place(array)] = name
             self.arrays[name] = array  # kept, so that its id and its place stay its own
 
@@ -162,8 +164,10 @@ class TracedArray(Symbol):
         shape = infer(operation, values, attributes)
         try:
             elsewhere = infer(operation, values, attributes, elsewhere=True)
-        except ShapeError:  # a constant that goes with this size only
-            tracer.fixed_by, elsewhere = tracer.fixed_by or tracer.layer or "the network itself", shape
+        except ShapeError:  # a constant that goes with this size only; with any batch all the same
+            tracer.fixed_by = tracer.fixed_by or tracer.layer or "the network itself"
+            batch = next(value.elsewhere[:1] for value in values.values() if isinstance(value, Node))
+            elsewhere = (*batch, *shape[1:])
         first = next(iter(values.values()))
         return tracer.symbol(Node(operation, values, attributes, tracer.layer, shape, first.dtype, elsewhere))
 
@@ -252,6 +256,24 @@ class TracedArray(Symbol):
         self.refuse("the truth value")
 
 
+def _refused(sign):
+    def method(self, *others):
+        self.refuse(sign)
+    return method
+
+
+# What an array can and a symbol cannot. `x += y` would bind another symbol where an array changes under all its names.
+for _name, _sign in {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "truediv": "/",
+                     "rtruediv": "/", "floordiv": "//", "rfloordiv": "//", "mod": "%", "rmod": "%", "pow": "**",
+                     "rpow": "**", "matmul": "@", "rmatmul": "@", "abs": "abs()", "iter": "iteration",
+                     "float": "float()", "int": "int()", "index": "an index", "contains": "in", "iadd": "+=",
+                     "isub": "-=", "imul": "*=", "itruediv": "/=", "ipow": "**=", "imatmul": "@=", "ifloordiv": "//=",
+                     "imod": "%=", "setitem": "assignment to elements", "and": "&", "or": "|", "xor": "^",
+                     "invert": "~"}.items():
+    setattr(TracedArray, f"__{_name}__", _refused(_sign))
+TracedArray.__hash__ = object.__hash__
+
+
 def infer(operation, operands: dict, attributes: dict, elsewhere: bool = False) -> tuple[int, ...]:
     """The shape of an operation's result from those of its operands; `elsewhere`: from their other shapes."""
     def size(value):
@@ -275,9 +297,9 @@ class Other(Shaped):
 def trace(function: Callable, model, *shapes: tuple[int, ...], constants: Constants | None = None) -> Graph:
     """The graph of `function` (a method of `model`, or anything made of its layers) for inputs of these shapes.
 
-    `function` gets one symbol for each shape and returns a symbol, or a tuple or list of such. `constants`: those of an
-    earlier trace of the same model, so that equal ones have equal keys. Raises NotTraceable where the text does what
-    no graph can hold, and ShapeError as the operations do.
+    `function` gets one symbol for each shape and returns a symbol, or tuples, lists and dictionaries of such.
+    `constants`: those of an earlier trace of the same model, so that equal ones have equal keys. Raises NotTraceable
+    where the text does what no graph can hold, and ShapeError as the operations do.
     """
     tracer = Tracer(constants or Constants(model))
     inputs = []
@@ -296,7 +318,10 @@ def trace(function: Callable, model, *shapes: tuple[int, ...], constants: Consta
             return len(outputs) - 1
         if isinstance(part, (tuple, list)):
             return type(part)(take(inner) for inner in part)
-        raise NotTraceable(f"a traced function must return activations, or tuples or lists of them, got {part!r}")
+        if isinstance(part, dict):
+            return {name: take(inner) for name, inner in part.items()}
+        raise NotTraceable(f"a traced function must return activations, or tuples, lists or dictionaries of them, got "
+                           f"{part!r}")
     structure = take(returned)
     for node in tracer.nodes:  # the text has run: nobody else will look
         for value in node.attributes.values():

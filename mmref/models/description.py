@@ -1,8 +1,9 @@
 """What is known about weights beside their numbers: how pictures are prepared, what the classes are called.
 
-It comes from the weights' own metadata first, then from a timm-style config.json in their folder. Published weights
-have ImageNet-1k's classes: those that `pretrained=True` takes, and files that are theirs byte for byte. A file's name
-says nothing, nor does a number of classes.
+It comes from the weights' own metadata first, then from a timm-style config.json in their folder, which describes
+classifiers only. Published weights have the classes of their data set, ImageNet-1k's or ADE20K's: those that
+`pretrained=True` takes, and files that are theirs byte for byte. A file's name says nothing, nor does a number of
+classes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ class Description:
 
 
 def default_transform(config: Variant):
-    """The evaluation transform of the published weights, at the variant's size; in grey for one input channel."""
+    """The evaluation transform of the published weights, at the variant's size; in grey for one input channel. A
+    configuration that is not a classifier's brings its own, of another kind."""
+    if hasattr(config, "default_transform"):
+        return config.default_transform()
     from mmref.data.picture import IMAGENET_GREY, Transform
     if config.in_chans == 1:
         return Transform(config.img_size, mean=IMAGENET_GREY[0], std=IMAGENET_GREY[1])
@@ -42,23 +46,30 @@ def describe_weights(checkpoint, config: Variant, pretrained: bool = False) -> D
         transform, names = _of_metadata(metadata, config)
     except (CheckpointError, ValueProblem) as error:
         raise CheckpointError(f"{checkpoint.named}: metadata: {error}") from error
-    if checkpoint.path is not None and not pretrained:
+    if checkpoint.path is not None and not pretrained and isinstance(config, Variant):
         beside = _of_config(checkpoint.path, config, notes, transform is None, names is None)
         transform, names = transform or beside[0], names or beside[1]
-    if names is None and config.num_classes == 1000 and (pretrained or _is_published(checkpoint)):
-        from mmref.data.labels import imagenet_names
-        names = imagenet_names()
+    if names is None and (published := _published_names(config)) and (pretrained or _is_published(checkpoint)):
+        names = published
     return Description(checkpoint.named, tuple(notes), transform, names)
+
+
+def _published_names(config):
+    """What the outputs of the published weights are called, None for a network that has none of their size."""
+    if hasattr(config, "published_names"):
+        return config.published_names()
+    from mmref.data.labels import imagenet_names
+    return imagenet_names() if config.num_classes == 1000 else None
 
 
 def _of_metadata(metadata, config):
     """(transform, class names) of a safetensors file's metadata, each None where it says nothing."""
     from mmref.data.labels import check_class_names
-    from mmref.data.picture import Transform
     from mmref.weights.json_file import parse_json
     transform = names = None
     if "transform" in metadata:
-        transform = Transform.from_dict(parse_json(metadata["transform"].encode("utf-8", "replace"), "transform"))
+        kind = type(default_transform(config))
+        transform = kind.from_dict(parse_json(metadata["transform"].encode("utf-8", "replace"), "transform"))
     if "class_names" in metadata and config.num_classes:
         names = check_class_names("class_names", parse_json(metadata["class_names"].encode("utf-8", "replace"),
                                                             "class_names"), config.num_classes)

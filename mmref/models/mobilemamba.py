@@ -16,10 +16,21 @@ import copy
 
 from mmref.arguments import check_flag, check_kind
 from mmref.models.mrffi import MRFFI, nearest_multiple
-from mmref.models.network import Network, check_features, take_indices
+from mmref.models.network import Network, check_features
 from mmref.models.variants import Variant
 from mmref.nn import functional as F
-from mmref.nn.layer import BatchNorm, Conv2d, ConvBN, Layer, Linear, ReLU, Residual, Sequential, Sigmoid
+from mmref.nn.layer import (
+    BatchNorm,
+    Conv2d,
+    ConvBN,
+    Layer,
+    Linear,
+    ReLU,
+    Residual,
+    Sequential,
+    Sigmoid,
+    computes_as,
+)
 
 
 class FFN(Layer):
@@ -119,6 +130,9 @@ class Head(Layer):
         return self.l(self.bn(x))
 
     def fold_batchnorm(self):
+        if not (computes_as(self, Head) and computes_as(self.bn, BatchNorm) and computes_as(self.l, Linear)
+                and (self.l.bias is None) == (self.l.weight is None)):  # neither is there before loading
+            return super().fold_batchnorm()
         folded = copy.copy(self.l)
         if self.l.weight is not None:
             scale, shift = self.bn.scale_and_shift()
@@ -134,9 +148,17 @@ def downsampling_trio(c_in, c_out):
 
 
 class MobileMamba(Network):
-    """The network. Build it with `mmref.create_model`; `model(x)` gives the logits.
+    """The network; build it with `mmref.create_model`. `model(x)` gives the logits.
 
     `config` is its Variant, `transform` how a picture becomes its input, `class_names` its labels (may be None).
+
+    Examples
+    --------
+    >>> import mmref, numpy as np
+    >>> model = mmref.create_model("mobilemamba_t2", num_classes=0)      # untrained, without a head
+    >>> last, maps = model.forward_intermediates(np.zeros((1, 3, 64, 64), np.float32))
+    >>> [m.shape[1:] for m in maps]                                      # strides 16, 16, 32, 64
+    [(144, 4, 4), (144, 4, 4), (272, 2, 2), (368, 1, 1)]
     """
 
     strides = (16, 16, 32, 64)
@@ -166,33 +188,12 @@ class MobileMamba(Network):
         """
         return self.forward_head(self.forward_features(x))
 
-    def forward_features(self, x):
-        """The last feature map, (B, C3, H/64, W/64)."""
-        for stage in self.stages():
-            x = stage(x)
-        return x
-
     def forward_head(self, x, pre_logits: bool = False):
         """Logits of a last feature map; with `pre_logits` its pooled features (B, C3). Raises ShapeError."""
         check_features(x, self.config.widths[-1], self.dtype)
         pre_logits = check_flag("pre_logits", pre_logits)
         pooled = F.global_average_pool(x)
         return pooled if pre_logits else self.head(pooled)
-
-    def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
-        """Feature maps of the stem (0) and the three stages (1, 2, 3), strides 16, 16, 32, 64.
-
-        `indices`: which (negative ones count from the end), an int n for the last n, None for all four.
-        Returns (last feature map, list of the maps asked for), or the list alone. Raises ShapeError and ValueProblem.
-        """
-        wanted = take_indices(indices, 4)
-        intermediates_only = check_flag("intermediates_only", intermediates_only)
-        maps = []
-        for stage in self.stages():
-            x = stage(x)
-            maps.append(x)
-        chosen = [maps[i] for i in wanted]
-        return chosen if intermediates_only else (x, chosen)
 
     def stages(self):
         """Stem, checking its input first, and the three stages."""

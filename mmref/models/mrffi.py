@@ -13,7 +13,7 @@ import numpy as np
 
 from mmref.errors import ValueProblem
 from mmref.nn import functional as F
-from mmref.nn.layer import BatchNorm, Conv2d, ConvBN, Layer, ReLU, Scale, Sequential
+from mmref.nn.layer import BatchNorm, Conv2d, ConvBN, Layer, ReLU, Scale, Sequential, computes_as, foldable
 from mmref.nn.ss2d import SS2D
 from mmref.nn.wavelet import add_to_low_low, analysis, filter_bank, low_low, synthesis
 
@@ -95,6 +95,9 @@ class LocalConv(Layer):
         return self.bn2(self.dwconv1x1(F.relu(self.bn1(self.dwconv3x3(x)))))
 
     def fold_batchnorm(self):
+        if not (computes_as(self, LocalConv) and foldable(self.dwconv3x3, self.bn1)
+                and foldable(self.dwconv1x1, self.bn2)):
+            return super().fold_batchnorm()
         return Sequential(self.dwconv3x3.folded_with(self.bn1), ReLU(), self.dwconv1x1.folded_with(self.bn2))
 
 

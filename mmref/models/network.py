@@ -7,7 +7,15 @@ import math
 
 import numpy as np
 
-from mmref.arguments import check_array, check_dtype, check_integer, check_integers, check_kind, check_ndarray
+from mmref.arguments import (
+    check_array,
+    check_dtype,
+    check_flag,
+    check_integer,
+    check_integers,
+    check_kind,
+    check_ndarray,
+)
 from mmref.errors import ShapeError, ValueProblem
 from mmref.nn.layer import BatchNorm, Layer
 from mmref.nn.operation import Symbol
@@ -31,6 +39,34 @@ class Network(Layer):
         if not np.isfinite(x).all():
             raise_not_finite()
 
+    def stages(self) -> tuple:
+        """Functions of a map that make up the network up to its last map, the first of which checks the input; a
+        network with stages has `strides`, the pixels of the picture that a pixel of each one's result stands for."""
+        raise NotImplementedError
+
+    def forward_features(self, x):
+        """The last feature map, (B, C, H/stride, W/stride)."""
+        for stage in self.stages():
+            x = stage(x)
+        return x
+
+    def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
+        """Feature maps of the stages, at `strides`; the first is that of the stem.
+
+        `indices`: which (negative ones count from the end), an int n for the last n, None for all.
+        Returns (last feature map, list of the maps asked for), or the list alone. Raises ShapeError and ValueProblem.
+        """
+        wanted = take_indices(indices, len(self.strides))
+        intermediates_only = check_flag("intermediates_only", intermediates_only)
+        maps = []
+        for stage in self.stages():
+            if intermediates_only and len(maps) > max(wanted, default=-1):
+                break                                # nobody will see what follows
+            x = stage(x)
+            maps.append(x)
+        chosen = [maps[i] for i in wanted]
+        return chosen if intermediates_only else (x, chosen)
+
     def initialise(self, seed: int = 0, dtype=np.float32) -> Network:
         """Give the network the starting values of training, the same for the same seed, in place; returns it."""
         rng = np.random.default_rng(seed)
@@ -38,10 +74,16 @@ class Network(Layer):
             setattr(layer, attribute, layer.initial(attribute, rng).astype(dtype))
         return self
 
-    def frozen(self) -> Network:
-        """A copy of the tree of layers that shares the parameters: layers exchanged in one are not in the other."""
-        clone = _copy_tree(self)
+    def frozen(self, parameters: bool = False) -> Network:
+        """A copy of the tree of layers that shares the parameters: layers exchanged in one are not in the other. With
+        `parameters` these are copied too (one that several layers share stays one)."""
+        clone, copies = _copy_tree(self), {}
         clone.name_layers()
+        for _, layer, attribute in clone.named_parameters() if parameters else ():
+            array = getattr(layer, attribute)
+            if id(array) not in copies:
+                copies[id(array)] = array, array.copy()  # the array beside, so that its id stays its own
+            setattr(layer, attribute, copies[id(array)][1])
         return clone
 
     @property

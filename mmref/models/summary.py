@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +33,12 @@ def summarize(model: Network, height: int | None = None, width: int | None = Non
     check_numpy_model(model)
     height = model.config.img_size if height is None else check_integer("height", height, 1)
     width = height if width is None else check_integer("width", width, 1)
-    shapes = {}
-    with recording(lambda name, y, layer: shapes.setdefault(name, y.shape)):
+    shapes, calls = {}, Counter()  # a layer may run several times: a gate that serves four directions
+
+    def see(name, y, layer):
+        shapes.setdefault(name, y.shape)
+        calls[name] += 1
+    with recording(see):
         model(np.zeros((1, model.config.in_chans, height, width), model.dtype))
     rows = []
     for path, layer in model.walk():
@@ -42,5 +47,6 @@ def summarize(model: Network, height: int | None = None, width: int | None = Non
             rows.append(Row(path, type(layer).__name__, shapes[path][1:],
                             sum(math.prod(inner.shapes[name]) for _, inner in layer.walk() for name in inner.shapes
                                 if inner.learned(name)),
-                            sum(inner.macs(np.broadcast_to(np.float32(0), shapes[name])) for name, inner in inside)))
+                            sum(calls[name] * inner.macs(np.broadcast_to(np.float32(0), shapes[name]))
+                                for name, inner in inside)))
     return rows

@@ -18,18 +18,40 @@ MOST_CHANNELS = 4096
 class Variant:
     """What determines a network's parameters and shapes; tuples are by stage.
 
-    img_size      side of the pictures it was trained on, 1 to 4096 pixels
-    widths        channels, 16 to 8192
-    depths        blocks, 0 to 1000
-    kernels       sides of the local and sub-band convolutions, odd, 1 to 63
-    global_ratio, local_ratio  shares of the channels in (0, 1], see `mmref.models.mrffi.split_channels`
-    ssm_ratio     inner channels of the scan for each of its channels, 1 to 64; d_state: states of each, 1 to 1024
-    scan_order    a name or a tuple of directions, see `mmref.nn.paths`
-    wavelet       a discrete wavelet that PyWavelets knows, and how often it is applied (wavelet_levels, 1 to 16)
-    num_classes   outputs of the head, 0 to 1,000,000; 0 for no head
-    in_chans      channels of the pictures, 1 to 4096
+    Parameters
+    ----------
+    img_size
+        side of the pictures it was trained on, 1 to 4096 pixels
+    widths
+        channels, 16 to 8192
+    depths
+        blocks, 0 to 1000
+    kernels
+        sides of the local and sub-band convolutions, odd, 1 to 63
+    global_ratio, local_ratio
+        shares of the channels in (0, 1], see `mmref.models.mrffi.split_channels`
+    ssm_ratio
+        inner channels of the scan for each of its channels, 1 to 64; d_state: states of each, 1 to 1024
+    scan_order
+        a name or a tuple of directions, see `mmref.nn.paths`
+    wavelet
+        a discrete wavelet that PyWavelets knows, and how often it is applied (wavelet_levels, 1 to 16)
+    num_classes
+        outputs of the head, 0 to 1,000,000; 0 for no head
+    in_chans
+        channels of the pictures, 1 to 4096
 
-    Raises ValueProblem for anything else, and for ratios that leave no channel to one of the branches.
+    Raises
+    ------
+    ValueProblem
+        for anything else, and for ratios that leave no channel to one of the branches
+
+    Examples
+    --------
+    >>> import mmref
+    >>> config = mmref.create_model("mobilemamba_nano").config
+    >>> config.widths, config.d_state, config.scan_order
+    ((64, 128, 160), 1, 'bidirectional')
     """
 
     name: str

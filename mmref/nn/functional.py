@@ -49,28 +49,28 @@ def pad_pixels(x: np.ndarray, top: int, bottom: int, left: int, right: int) -> n
     return out
 
 
-def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: int = 1):
-    """2-D cross-correlation, `torch.nn.functional.conv2d` with square stride and padding.
+def conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: int = 1, dilation: int = 1):
+    """2-D cross-correlation, `torch.nn.functional.conv2d` with square stride, padding and dilation.
 
-    x (B, C_in, H, W); weight (C_out, C_in / groups, k_h, k_w); bias (C_out,) or None.
-    Returns (B, C_out, (H + 2*padding - k_h) // stride + 1, likewise for W), of x's dtype.
+    x (B, C_in, H, W); weight (C_out, C_in / groups, k_h, k_w), its taps `dilation` pixels apart; bias (C_out,) or None.
+    Returns (B, C_out, (H + 2*padding - dilation*(k_h - 1) - 1) // stride + 1, likewise for W), of x's dtype.
     Raises ShapeError where ranks, dtypes, channels or groups disagree or the kernel is larger than the padded picture,
-    ValueProblem for a stride, padding or number of groups that is not an integer or too small.
+    ValueProblem for a stride, padding, dilation or number of groups that is not an integer or too small.
     """
     check_rank("x", x, "batch channels height width")
     check_rank("weight", weight, "out_channels in_channels/groups k_h k_w")
     stride, padding = shapes.check_steps(stride, padding)
-    groups = check_integer("groups", groups, 1)
-    if groups == x.shape[1] == weight.shape[0] and weight.shape[1] == 1:
+    groups, dilation = check_integer("groups", groups, 1), shapes.check_dilation(dilation)
+    if groups == x.shape[1] == weight.shape[0] and weight.shape[1] == 1 and dilation == 1:
         return depthwise_conv2d(x, weight, bias, stride=stride, padding=padding)
-    return _conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
+    return _conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups, dilation=dilation)
 
 
 @operation(shapes.conv2d, name="conv2d")
-def _conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: int = 1):
+def _conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: int = 1, dilation: int = 1):
     """`conv2d` as one matrix product per group: the neighbourhoods are copied side by side."""
     (c_out, c_group, k_h, k_w) = weight.shape
-    windows = _windows(x, k_h, k_w, stride, padding)                        # (B, H', W', k_h, k_w, C_in)
+    windows = _windows(x, k_h, k_w, stride, padding, dilation)              # (B, H', W', k_h, k_w, C_in)
     out_shape = windows.shape[:3]
     columns = windows.reshape(-1, k_h * k_w, groups, c_group).transpose(2, 0, 1, 3)
     columns = columns.reshape(groups, -1, k_h * k_w * c_group)              # (groups, B*H'*W', k_h*k_w*C_in/groups)
@@ -82,10 +82,11 @@ def _conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, groups: 
     return channels_first(y)
 
 
-def _windows(x, k_h, k_w, stride, padding):
+def _windows(x, k_h, k_w, stride, padding, dilation):
     """View (B, H', W', k_h, k_w, C) of the k_h x k_w neighbourhoods that a convolution visits."""
     x = pad_pixels(channels_last(x), padding, padding, padding, padding)
-    windows = np.lib.stride_tricks.sliding_window_view(x, (k_h, k_w), axis=(1, 2))
+    spans = dilation * (k_h - 1) + 1, dilation * (k_w - 1) + 1
+    windows = np.lib.stride_tricks.sliding_window_view(x, spans, axis=(1, 2))[..., ::dilation, ::dilation]
     return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
 
 
@@ -93,10 +94,40 @@ def _windows(x, k_h, k_w, stride, padding):
 def depthwise_conv2d(x, weight, bias=None, *, stride: int = 1, padding: int = 0, backend: str = "numpy"):
     """Every channel correlated with its own k_h x k_w filter (groups = channels).
 
-    x (B, C, H, W); weight (C, 1, k_h, k_w); bias (C,) or None. Returns (B, C, H', W') of x's dtype.
-    `backend="numba"` and `backend="cuda"` run the compiled kernels of mmref.kernels (float32 only).
-    Raises ShapeError where shapes or dtypes disagree, ValueProblem for a stride or padding that is not an integer or
-    too small, MissingBackend where the backend is not installed.
+    Parameters
+    ----------
+    x
+        (B, C, H, W)
+    weight
+        (C, 1, k_h, k_w)
+    bias
+        (C,) or None
+    stride, padding
+        pixels, the same along both axes
+    backend
+        "numpy", or "numba" and "cuda" for the compiled kernels of mmref.kernels (float32 only)
+
+    Returns
+    -------
+    y
+        (B, C, H', W') of x's dtype
+
+    Raises
+    ------
+    ShapeError
+        where shapes or dtypes disagree
+    ValueProblem
+        for a stride or padding that is not an integer or too small
+    MissingBackend
+        where the backend is not installed
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mmref import depthwise_conv2d
+    >>> x, box = np.ones((1, 1, 3, 3), np.float32), np.ones((1, 1, 3, 3), np.float32)
+    >>> depthwise_conv2d(x, box, padding=1)[0, 0].astype(int).tolist()
+    [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
     """
     if check_backend(backend) != "numpy":
         from mmref.kernels import load_op
@@ -192,6 +223,12 @@ def relu(x):
 
 
 @operation(shapes.elementwise)
+def relu6(x):
+    """min(max(x, 0), 6), elementwise. NaN stays NaN."""
+    return np.clip(x, 0, 6)
+
+
+@operation(shapes.elementwise)
 def sigmoid(x):
     """1 / (1 + exp(-x)), elementwise; exp(-x) may overflow to infinity, whose reciprocal is the right 0."""
     with np.errstate(over="ignore"):
@@ -235,6 +272,12 @@ def global_average_pool(x, keep_axes: bool = False):
     """Mean over the pixels: (B, C, H, W) -> (B, C), or (B, C, 1, 1) with `keep_axes`."""
     means = channels_last(x).mean((1, 2), dtype=x.dtype)
     return means[:, :, None, None] if keep_axes else means
+
+
+@operation(shapes.flatten)
+def flatten(x):
+    """A map's values side by side: (B, C, H, W) -> (B, C*H*W), by channel, row, column."""
+    return np.ascontiguousarray(x).reshape(len(x), shapes.flatten(x)[1])
 
 
 @operation(shapes.slice_axis)

@@ -26,11 +26,41 @@ from mmref.nn.operation import operation
 def selective_scan(u, delta, A, B, C, D, *, backend: str = "numpy"):
     """Run the recurrence over every sequence.
 
-    Letters: batch, K directions, D channels, N states per channel, L steps.
-    u, delta (batch, K, D, L); A (K, D, N), negative for a stable system; B, C (batch, K, N, L); D (K, D).
-    delta is the step size itself: softplus and bias have been applied. One dtype for all, float32 or float64.
-    `backend="numba"` and `backend="cuda"` run the compiled kernels of mmref.kernels (float32 only).
-    Returns y (batch, K, D, L). Raises ShapeError where shapes disagree, MissingBackend where the backend cannot run.
+    Letters: batch, K directions, D channels, N states per channel, L steps. One dtype for all, float32 or float64.
+
+    Parameters
+    ----------
+    u, delta
+        (batch, K, D, L): input and step size; softplus and bias have been applied to the latter
+    A
+        (K, D, N), negative for a stable system
+    B, C
+        (batch, K, N, L)
+    D
+        (K, D)
+    backend
+        "numpy", or "numba" and "cuda" for the compiled kernels of mmref.kernels (float32 only)
+
+    Returns
+    -------
+    y
+        (batch, K, D, L)
+
+    Raises
+    ------
+    ShapeError
+        where shapes disagree
+    MissingBackend
+        where the backend cannot run
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mmref import selective_scan
+    >>> u, half = np.float64([8, 0, 0]).reshape(1, 1, 1, 3), np.full((1, 1, 1, 3), np.log(2))
+    >>> y = selective_scan(u, half, -np.ones((1, 1, 1)), 1 / half, np.ones((1, 1, 1, 3)), np.zeros((1, 1)))
+    >>> y.ravel().round(6).tolist()                                      # a step leaves one half
+    [8.0, 4.0, 2.0]
     """
     if check_backend(backend) != "numpy":
         from mmref.kernels import load_op

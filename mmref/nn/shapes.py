@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from mmref.arguments import (
     check_array,
+    check_choice,
     check_flag,
     check_integer,
     check_ndarray,
@@ -17,14 +18,15 @@ from mmref.arguments import (
     check_rank,
     check_vector,
 )
-from mmref.errors import ShapeError
+from mmref.errors import ShapeError, ValueProblem
 from mmref.nn.paths import paths
 
 MOST_PADDING = 65_535  # pixels on each side
+MOST_SIDE = 1_000_000  # of a map after resizing: kernels compute with twice the product of two sides in 64 bits
 
 # ------------------------------------------------------------------------------------------------ convolutions
 
-def conv2d(x, weight, bias=None, *, stride=1, padding=0, groups=1):
+def conv2d(x, weight, bias=None, *, stride=1, padding=0, groups=1, dilation=1):
     check_array("x", x, "batch channels height width")
     check_array("weight", weight, "out_channels in_channels/groups k_h k_w", x.dtype)
     check_steps(stride, padding)
@@ -35,18 +37,26 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, groups=1):
                          f"out_channels a multiple of groups={groups}, got shape {weight.shape}")
     if bias is not None:
         check_vector("bias", bias, c_out, x.dtype)
-    return x.shape[0], c_out, *_correlated(x.shape[2:], kernel, stride, padding)
+    check_dilation(dilation)
+    return x.shape[0], c_out, *_correlated(x.shape[2:], kernel, stride, padding, dilation)
+
+
+def check_dilation(dilation) -> int:
+    return check_integer("dilation", dilation, 1, MOST_PADDING)
 
 
 def check_steps(stride, padding) -> tuple[int, int]:
     return check_integer("stride", stride, 1), check_integer("padding", padding, 0, MOST_PADDING)
 
 
-def _correlated(size, kernel, stride, padding):
+def _correlated(size, kernel, stride, padding, dilation=1):
     padded = [side + 2 * padding for side in size]
-    if padded[0] < kernel[0] or padded[1] < kernel[1]:
-        raise ShapeError(f"kernel {kernel[0]}x{kernel[1]} is larger than the padded picture {padded[0]}x{padded[1]}")
-    return [(side - k) // stride + 1 for side, k in zip(padded, kernel, strict=True)]
+    spans = [dilation * (k - 1) + 1 for k in kernel]
+    if padded[0] < spans[0] or padded[1] < spans[1]:
+        dilated = "" if dilation == 1 else f" with dilation {dilation}"
+        raise ShapeError(f"kernel {kernel[0]}x{kernel[1]}{dilated} is larger than the padded picture "
+                         f"{padded[0]}x{padded[1]}")
+    return [(side - span) // stride + 1 for side, span in zip(padded, spans, strict=True)]
 
 
 def depthwise_conv2d(x, weight, bias=None, *, stride=1, padding=0, backend="numpy"):
@@ -79,6 +89,23 @@ def depthwise_conv_transpose2d(x, weight, *, groups, stride=1, padding=0):
         raise ShapeError(f"x {height}x{width} with a kernel {k_h}x{k_w} and stride {stride} leaves no pixel within "
                          f"padding {padding}")
     return x.shape[0], groups, *sides
+
+
+def conv_transpose2d(x, weight, bias=None, *, stride=1, padding=0):
+    check_array("x", x, "batch channels height width")
+    check_array("weight", weight, "in_channels out_channels k_h k_w", x.dtype)
+    check_steps(stride, padding)
+    c_in, c_out, *kernel = weight.shape
+    if c_in != x.shape[1] or 0 in weight.shape:
+        raise ShapeError(f"weight must be ({x.shape[1]}, out_channels, k_h, k_w), each >= 1, to go with x {x.shape}, "
+                         f"got shape {weight.shape}")
+    if bias is not None:
+        check_vector("bias", bias, c_out, x.dtype)
+    sides = [(side - 1) * stride + k - 2 * padding for side, k in zip(x.shape[2:], kernel, strict=True)]
+    if 0 in x.shape[2:] or min(sides) <= 0:
+        raise ShapeError(f"x {x.shape[2]}x{x.shape[3]} with a kernel {kernel[0]}x{kernel[1]} and stride {stride} "
+                         f"leaves no pixel within padding {padding}")
+    return x.shape[0], c_out, *sides
 
 
 def linear(x, weight, bias=None):
@@ -129,14 +156,52 @@ def broadcast(x, y):
 
 
 def global_average_pool(x, keep_axes=False):
-    check_array("x", x, "batch channels height width")
     check_flag("keep_axes", keep_axes)
-    if 0 in x.shape[2:]:
-        raise ShapeError(f"x must have at least one pixel, got shape {x.shape}")
+    _check_pixels(x)
     return (*x.shape[:2], 1, 1) if keep_axes else x.shape[:2]
 
 
+# ------------------------------------------------------------------------------------------ pooling, resizing
+
+def adaptive_average_pool(x, rows, columns):
+    _check_pixels(x)
+    return *x.shape[:2], check_integer("rows", rows, 1, MOST_SIDE), check_integer("columns", columns, 1, MOST_SIDE)
+
+
+def max_pool2d(x, kernel, *, stride=1, padding=0):
+    _check_pixels(x)
+    check_integer("kernel", kernel, 1, MOST_PADDING)
+    check_steps(stride, padding)
+    if padding > kernel // 2:
+        raise ValueProblem(f"padding must be at most half the kernel of {kernel}, so that every window holds a pixel, "
+                           f"got {padding}")
+    return *x.shape[:2], *_correlated(x.shape[2:], (kernel, kernel), stride, padding)
+
+
+def resize(x, height, width, *, mode="bilinear"):
+    _check_pixels(x)
+    check_choice("mode", mode, ("bilinear", "nearest"))
+    return *x.shape[:2], check_integer("height", height, 1, MOST_SIDE), check_integer("width", width, 1, MOST_SIDE)
+
+
+def upsample(x, factor, *, mode="bilinear"):
+    check_rank("x", x, "batch channels height width")
+    factor = check_integer("factor", factor, 1, MOST_SIDE)
+    return resize(x, factor * x.shape[2], factor * x.shape[3], mode=mode)
+
+
+def _check_pixels(x):
+    check_array("x", x, "batch channels height width")
+    if 0 in x.shape[2:]:
+        raise ShapeError(f"x must have at least one pixel, got shape {x.shape}")
+
+
 # -------------------------------------------------------------------------------------- taking apart, joining
+
+def flatten(x):
+    check_array("x", x, "batch channels height width")
+    return x.shape[0], x.shape[1] * x.shape[2] * x.shape[3]
+
 
 def slice_axis(x, axis, start, stop, step=1):
     check_array("x", x)
@@ -163,9 +228,7 @@ def concatenate(*parts, axis=1):
 # ------------------------------------------------------------------------------------------------ wavelets
 
 def analysis(x, bank):
-    check_array("x", x, "batch channels height width")
-    if 0 in x.shape[2:]:
-        raise ShapeError(f"x must have at least one pixel, got shape {x.shape}")
+    _check_pixels(x)
     _check_bank(bank, 4 * x.shape[1], x.dtype)
     return x.shape[0], 4 * x.shape[1], *(-(-side // 2) for side in x.shape[2:])
 
@@ -243,3 +306,39 @@ def selective_scan(u, delta, A, B, C, D, *, backend="numpy"):
         if array.shape != expected:
             raise ShapeError(f"{name} must have shape {expected} to go with u {u.shape}, got {array.shape}")
     return u.shape
+
+
+# ------------------------------------------------------------------------------------------ tokens (tokens.py)
+
+def rms_norm_channels(x, weight, eps=1e-5):
+    return layer_norm_channels(x, weight, weight, eps)
+
+
+def causal_conv(sequences, weight, bias):
+    check_array("sequences", sequences, "batch directions channels length")
+    check_array("weight", weight, "directions channels taps", sequences.dtype)
+    check_array("bias", bias, "directions channels", sequences.dtype)
+    wanted = tuple(sequences.shape[1:3])
+    if weight.shape[:2] != wanted or not weight.shape[2]:
+        raise ShapeError(f"weight must be {(*wanted, 'k')}, k >= 1, to go with sequences {sequences.shape}, "
+                         f"got shape {weight.shape}")
+    if bias.shape != wanted:
+        raise ShapeError(f"bias must have shape {wanted} to go with sequences {sequences.shape}, got {bias.shape}")
+    return sequences.shape
+
+
+def rotary(x, cos, sin):
+    check_array("x", x, "batch channels height width")
+    if x.shape[1] % 2:
+        raise ShapeError(f"x must have an even number of channels, which turn in pairs, got shape {x.shape}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_array(name, table, "1 channels height width", x.dtype)
+        if table.shape != (1, *x.shape[1:]):
+            raise ShapeError(f"{name} must have shape {(1, *x.shape[1:])} to go with x {x.shape}, got {table.shape}")
+    return x.shape
+
+
+def pad_to_multiple(x, side):
+    check_array("x", x, "batch channels height width")
+    check_integer("side", side, 1, MOST_PADDING)
+    return *x.shape[:2], *(-(-length // side) * side for length in x.shape[2:])

@@ -14,7 +14,7 @@ from mmref.nn import functional as F
 from mmref.nn import shapes
 from mmref.nn.layer import Conv2d, ConvBN, Layer, LayerNorm
 from mmref.nn.operation import operation
-from mmref.nn.paths import directions
+from mmref.nn.paths import directions, paths
 from mmref.nn.recurrence import selective_scan
 from mmref.nn.scan_order import cross_merge, cross_scan
 
@@ -66,7 +66,7 @@ class SS2D(Layer):
 
     def macs(self, y):
         weights = self.shapes["x_proj_weight"], self.shapes["dt_projs_weight"]
-        return sum(math.prod(shape) for shape in weights) * y.shape[2] * y.shape[3]
+        return sum(math.prod(shape) for shape in weights) * paths(self.order, *y.shape[2:]).shape[1]
 
 
 @operation(shapes.project)

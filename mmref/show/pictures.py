@@ -3,11 +3,6 @@
 Each function draws one matplotlib Figure from a model and a picture; `draw` picks among them. Maps have a sixteenth of
 the picture's side or less, so the picture is shown to the network larger than it was trained on (SIZE) unless asked
 otherwise; every figure says how large.
-
-The effective receptive field (paper figure 1; Luo et al. 2016) is the gradient of the features at the map's centre
-with respect to the pixels. mmref runs forward only, so it is measured with finite differences in float64, a forward
-one of step STEP: pixels are moved a cell at a time, by random signs, and what the features move by is drawn. The signs
-make the square of that the expected sum of the squared gradients of all features for all pixels of the cell.
 """
 
 from __future__ import annotations
@@ -20,12 +15,12 @@ from mmref.errors import MissingBackend, ValueProblem
 from mmref.models.mobilemamba import Block
 from mmref.models.network import check_numpy_model
 from mmref.nn.wavelet import analysis
+from mmref.show.field import fields
 from mmref.validate.trace import run_recorded
 
 WHAT = ("wavelet", "scan", "delta", "erf", "features")
 SIZE = 512   # pixels; erf, which runs the network for every cell, takes about the model's own size: an odd multiple
              # of 64, so that the last map has a middle
-STEP = 1e-4  # of erf's differences, in units of the normalised input
 BANDS = ("low-low: average", "high along H: horizontal edges", "high along W: vertical edges", "high-high: corners")
 _GREY, _HEAT = "gray", "viridis"
 
@@ -207,32 +202,16 @@ def effective_receptive_field(model, x, shown, layer, cells, seen=None):
 def gradient_norms(model, x, layer, cells, seen=None, batch=16):
     """((cells, cells) root of the summed squared gradients of all centre features for a cell's pixels, centre (y, x)).
 
-    model and x (1, 3, H, W) in float64. An estimate from one draw of signs a cell, see the module's docstring."""
+    model and x (1, 3, H, W) in float64. An estimate from one draw of signs a cell, see mmref.show.field."""
     stages = ("patch_embed", "blocks1", "blocks2", "blocks3")
     if layer not in stages:
         raise ValueProblem(f"--layer must be one of {', '.join(stages)} for erf, got {layer!r}")
-    height, width = x.shape[2:]
-    if not 1 <= cells <= min(height, width):
-        raise ValueProblem(f"--cells must be 1 to {min(height, width)}, the picture's side, got {cells}")
 
-    def centre(batch):
+    def run(pictures):
         for name in stages[:stages.index(layer) + 1]:
-            batch = getattr(model, name)(batch)
-        return batch[:, :, batch.shape[2] // 2, batch.shape[3] // 2], batch.shape[2:]
-    base, (rows, columns) = centre(x)
-    signs = np.random.default_rng(0).choice((-STEP, STEP), x.shape[1:])
-    edges = [np.linspace(0, n, cells + 1).astype(int) for n in (height, width)]
-    places, moved = [(i, j) for i in range(cells) for j in range(cells)], []
-    for start in range(0, len(places), batch):
-        inputs = np.repeat(x, len(places[start:start + batch]), 0)
-        for one, (i, j) in zip(inputs, places[start:start + batch], strict=True):
-            cell = np.s_[:, edges[0][i]:edges[0][i + 1], edges[1][j]:edges[1][j + 1]]
-            one[cell] += signs[cell]
-        moved.append((centre(inputs)[0] - base) / STEP)
-        if seen is not None:
-            seen(len(inputs))
-    norms = np.sqrt(np.square(np.concatenate(moved)).sum(1)).reshape(cells, cells)
-    return norms, ((rows // 2 + 0.5) * height / rows, (columns // 2 + 0.5) * width / columns)
+            pictures = getattr(model, name)(pictures)
+        return {layer: pictures}
+    return fields(run, x, cells, seen, batch)[layer]
 
 
 def features(model, records, shown, layer=None, columns=8):

@@ -1,8 +1,8 @@
 """A callable against the network, on inputs that break ports: failures are shrunk to the smallest input.
 
 The size and batch that the network is used with come first, then Hypothesis draws shapes, batch sizes, ranges and
-seeds; NumPy draws the values. It is an extra: `pip install hypothesis`. What the callable prints goes to standard error,
-and a failure is tried again, first among other inputs, so that a flaky callable is called that.
+seeds; NumPy draws the values. It is an extra: `pip install hypothesis`. What the callable prints goes to standard
+error, and a failure is tried again, first among other inputs, so that a flaky callable is called that.
 """
 
 from __future__ import annotations

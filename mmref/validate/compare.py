@@ -136,9 +136,11 @@ def compare(reference: Trace, candidate: Trace, mapping=None, model=None, precis
         result.blind_spots = blind_spots(result, exercise)
     recorded = [row.name for row in result.rows if row.verdict == "RECORDING"]
     if recorded:
-        result.note = (f"{len(recorded)} records ({', '.join(recorded[:3])}{', ...' if len(recorded) > 3 else ''}) hold "
-                       f"something else, yet what was computed from them agrees: recording, not arithmetic (overwritten "
-                       f"in place after it was recorded?)")
+        shown = ", ".join(recorded[:3]) + (", ..." if len(recorded) > 3 else "")
+        result.note = (
+            f"{len(recorded)} records ({shown}) hold something else, yet what was computed from them agrees: "
+            f"recording, not arithmetic (overwritten in place after it was recorded?)"
+        )
     if not result.same and diagnose:
         from mmref.validate.diagnose import diagnose as find
         result.diagnoses, result.causes, note = find(model_of(label, model), records, candidate, result, units)

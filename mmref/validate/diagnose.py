@@ -71,10 +71,11 @@ def _inputs(candidate, rows):
 
 def _only_if_wanted(search, comparison):
     if not search.misfits:
-        return ("every record follows from the candidate's own earlier ones: a difference grows from below what shows in "
-                "any one of them")
+        return ("every record follows from the candidate's own earlier ones: a difference grows from below what shows "
+                "in any one of them")
     if search.spent >= search.budget:
-        return "no mistake that mmref knows reproduces this difference, of those that could be tried: record more layers"
+        return ("no mistake that mmref knows reproduces this difference, of those that could be tried: record more "
+                "layers")
     return "no mistake that mmref knows reproduces this difference"
 
 
@@ -83,7 +84,8 @@ def _why_not(row):
     if row is None:
         return ""
     if row.verdict == "SHAPE":
-        return f"{row.figures['text']}, expected {'x'.join(map(str, row.shape))}: padding, stride or a split of channels"
+        expected = "x".join(map(str, row.shape))
+        return f"{row.figures['text']}, expected {expected}: padding, stride or a split of channels"
     if row.verdict == "NOT FINITE":
         from mmref.validate.statistics import said
         return f"{row.name} is the first record that is not finite: {said(row.figures)}"
@@ -213,8 +215,9 @@ class Search:
                         break
                     left = self.explains(node, self._plant(fault, nodes))
                     if left is not None:
-                        at = nodes[0].layer if len(nodes) == 1 else f"{len(nodes)} layers up to {self.name_of[node]}"
-                        found.append((Diagnosis(fault.key, fault.text, at, left), fault))
+                        layers = dict.fromkeys(one.layer for one in nodes)
+                        at = f"{len(layers)} layers up to {self.name_of[node]}" if len(layers) > 1 else nodes[0].layer
+                        found.append((Diagnosis(fault.key, fault.text, at or self.name_of[node], left), fault))
         found += [(diagnosis, None) for diagnosis in self._others_parameters(node, suspects)]
         if np.isfinite(got).all():
             expected = self.replay.expected[node]
@@ -344,7 +347,11 @@ def _kind(node):
 
 def _with(other):
     constants = {name: value for name, value in other.operands.items() if isinstance(value, Constant)}
-    return lambda o, a: apply(other.operation, {**o, **{n: c.value().astype(o[n].dtype) for n, c in constants.items()}}, a)
+
+    def computed(operands, attributes):
+        theirs = {name: value.value().astype(operands[name].dtype) for name, value in constants.items()}
+        return apply(other.operation, {**operands, **theirs}, attributes)
+    return computed
 
 
 def overflows_alike(array, got):

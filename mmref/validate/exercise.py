@@ -12,16 +12,18 @@ from mmref.errors import NotTraceable, ShapeError
 from mmref.validate.replay import graph_of, observe
 
 CHUNK = 512       # the longest common chunk of a scan; fewer steps cannot show a state that is not passed on
+BEND = 6.0       # of a ReLU6
 OVERFLOW = 88.0   # exp of more overflows float32
 THOROUGH = ((83, 145), (259, 547), (515, 1043))  # odd maps, not square; tried until a scan is longer than CHUNK
 
 
 def exercise(model, x) -> dict:
-    """{batch, size, samples_differ, scan_lengths, softplus [low, high], odd [height, width], relu_max} of a float64
-    model on x; what the network does not have is left out. A network that cannot be traced declares its input alone."""
+    """What a float64 model does with x: {batch, size, samples_differ, scan_lengths, softplus [low, high], odd [height,
+    width], relu [ReLUs that nothing near BEND came to, ReLUs]}; what the network does not have is left out. A network
+    that cannot be traced declares its input alone."""
     found = {"batch": len(x), "size": list(x.shape[2:]),
              "samples_differ": len(x) > 1 and not any(np.array_equal(x[0], other) for other in x[1:])}
-    lengths, odd, step, bend = set(), [False, False], [], None
+    lengths, odd, step, relus = set(), [False, False], [], []
     try:
         graph, _ = graph_of(model, x.shape)
         for node, value, operands in observe(graph, np.asarray(x, model.dtype)):
@@ -32,14 +34,14 @@ def exercise(model, x) -> dict:
             elif node.name == "analysis":
                 odd = [was or bool(n % 2) for was, n in zip(odd, operands["x"].shape[2:], strict=True)]
             elif node.name == "relu" and value.size:
-                bend = max(bend or 0.0, float(value.max()))
+                relus.append(float(value.max()))
         has_bands = any(node.name == "analysis" for node in graph)
     except (NotTraceable, ShapeError):
         return found
     found |= {"scan_lengths": sorted(lengths)} if lengths else {}
     found |= {"softplus": [min(step), max(step)]} if step else {}
     found |= {"odd": odd} if has_bands else {}
-    return found | ({} if bend is None else {"relu_max": bend})
+    return found | ({"relu": [sum(largest <= BEND for largest in relus), len(relus)]} if relus else {})
 
 
 def declared(found: dict, smallest: float | None = None) -> list[str]:
@@ -68,8 +70,10 @@ def not_exercised(found: dict) -> list[str]:
     for word, seen in zip(("height", "width"), found.get("odd", ()), strict=False):
         if not seen:
             lines.append(f"padding of odd maps: no map had an odd {word} (83 x 145 pixels give both)")
-    if found.get("relu_max", 7) <= 6:
-        lines.append("ReLU6 in place of ReLU: nothing came near 6 (multiply the input)")
+    low, count = found.get("relu") or (0, 0)
+    if low:
+        lines.append(f"ReLU6 in place of ReLU in {low} of {count} places: nothing above 6 came there (multiply "
+                     f"the input)")
     longest = max(found.get("scan_lengths") or (CHUNK + 1,))
     if longest <= CHUNK:
         lines.append(f"a scan in chunks of {longest} steps or more that does not pass its state on: no scan is longer "

@@ -93,7 +93,8 @@ def _twice(a):
 
 
 gives(CONVOLUTIONS, "padding-side",
-      "padding on the wrong side: all of it at the bottom and right, as TensorFlow's SAME", _padded(_none, _twice), _pads)
+      "padding on the wrong side: all of it at the bottom and right, as TensorFlow's SAME", _padded(_none, _twice),
+      _pads)
 gives(CONVOLUTIONS, "padding-side", "padding on the wrong side: all of it at the top and left", _padded(_twice, _none),
       _pads)
 for _mode, _word in (("edge", "repeated (edge)"), ("reflect", "reflected"), ("wrap", "wrapped round")):
@@ -113,7 +114,8 @@ gives(CONVOLUTIONS, "stride", "every second pixel taken from the second on, wher
       lambda result, o, a: np.pad(result(stride=1)[:, :, 1:, 1:], ((0, 0), (0, 0), (0, 1), (0, 1)))[:, :, ::2, ::2],
       lambda g, n: n.attributes.get("stride") == 2 and all(side % 2 == 0 for side in n.operands["x"].shape[2:]))
 gives(CONVOLUTIONS, "dilation", "dilation left out",
-      lambda result, o, a: result(dilation=1, padding=_kernel_of(o) // 2), lambda g, n: n.attributes.get("dilation", 1) > 1)
+      lambda result, o, a: result(dilation=1, padding=_kernel_of(o) // 2),
+      lambda g, n: n.attributes.get("dilation", 1) > 1)
 for _text, _key, _turn in (
         ("kernel turned round: convolution where cross-correlation is meant", "kernel-flipped",
          lambda w: w[:, :, ::-1, ::-1]),

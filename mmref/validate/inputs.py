@@ -9,6 +9,7 @@ import itertools
 
 import numpy as np
 
+from mmref.validate.faults import bfloat16, float16
 from mmref.validate.findings import Diagnosis
 from mmref.validate.trace import largest
 
@@ -47,7 +48,7 @@ def of_input(expected, got) -> tuple[list[Diagnosis], str]:
         if fits is not None:
             return [_fitted(geometry, order, fits, moved[:, order], got)], ""
     return next(filter(None, (found(expected, got) for found in (
-        _samples, _rounded, _curve, _clipped, _dead, _cropped))), None) or ([], _likeness(expected, got))
+        _rounded, _samples, _curve, _clipped, _dead, _cropped))), None) or ([], _likeness(expected, got))
 
 
 def _orders(channels):
@@ -65,15 +66,21 @@ def _fitted(geometry, order, fits, moved, got):
         said.append(f"mean, deviation or range of the pixels differ: got {lines}")
     if not said:  # the same, but for rounding
         return Diagnosis("rounded", f"rounded: {_rounding(moved, got)}", "input", 0.0)
-    return Diagnosis("input-permuted" if geometry or order != sorted(order) else "normalisation", "; ".join(said), "input",
-                     0.0)
+    key = "input-permuted" if geometry or order != sorted(order) else "normalisation"
+    return Diagnosis(key, "; ".join(said), "input", 0.0)
 
 
 def _rounding(expected, got):
-    for name, dtype in (("float16", np.float16),):
-        if np.array_equal(expected.astype(np.float32).astype(dtype).astype(np.float64), got):
+    return _stored(expected, got) or (
+        f"differs by at most {largest(got - expected):.2e}, as fewer bits or another order of the arithmetic make")
+
+
+def _stored(expected, got):
+    """In which of fewer bits the reference's pixels are the candidate's, in words."""
+    for name, rounding in (("float16", float16), ("bfloat16", bfloat16)):
+        if np.array_equal(rounding(expected), got):
             return f"the reference's pixels stored in {name}"
-    return f"differs by at most {largest(got - expected):.2e}, as fewer bits or another order of the arithmetic make"
+    return ""
 
 
 def _fits(expected, got):
@@ -99,13 +106,17 @@ def _samples(expected, got):
         return None
     limit = EXACT * largest(expected)
     nearest = [min(range(len(expected)), key=lambda i, one=one: np.abs(expected[i] - one).max()) for one in got]
-    if all(np.abs(expected[i] - one).max() <= limit for i, one in zip(nearest, got, strict=True)):
+    if nearest != list(range(len(got))) and all(
+            np.abs(expected[i] - one).max() <= limit for i, one in zip(nearest, got, strict=True)):
         return _found("batch-mixed", f"samples in another order, or some of them more than once: {nearest[:12]}")
     return None
 
 
 def _rounded(expected, got):
-    """Pixels on fewer levels."""
+    """Pixels in fewer bits, or on fewer levels."""
+    stored = _stored(expected, got)
+    if stored:
+        return _found("rounded", f"rounded: {stored}")
     step = float(np.median(np.abs(expected))) or 1.0
     levels = np.unique(np.round(got[0, 0].ravel(), 6)).size
     if largest(got - expected) < 0.05 * step and levels <= 256 < np.unique(np.round(expected[0, 0].ravel(), 6)).size:
@@ -129,7 +140,8 @@ def _curve(expected, got):
     if max(flat) > 0.02:
         return _found("range", f"values saturate: {max(flat):.0%} of a channel lie at its ends (range cut off or "
                                f"integers that saturate)")
-    return _found("curve", "every pixel is one rising curve of the reference's, no straight line: gamma, or linear light")
+    return _found("curve",
+                  "every pixel is one rising curve of the reference's, no straight line: gamma, or linear light")
 
 
 def _clipped(expected, got):
@@ -183,7 +195,8 @@ def _likeness(expected, got):
     third = max(1, spectrum.shape[0] // 6)
     low = float(spectrum[:third, :third].mean() / max(spectrum.mean(), 1e-30))
     if similar > 0.5:
-        where = "in fine detail (resize filter, antialiasing, crop)" if low < 3 else "in broad areas (colours, brightness)"
-        return (f"nothing known reproduces this input: the pictures are alike (correlation {similar:.3f}), the difference "
-                f"is {where}")
+        where = ("in fine detail (resize filter, antialiasing, crop)" if low < 3 else
+                 "in broad areas (colours, brightness)")
+        return (f"nothing known reproduces this input: the pictures are alike (correlation {similar:.3f}), the "
+                f"difference is {where}")
     return "the two runs had different inputs"

@@ -17,7 +17,7 @@ import numpy as np
 
 from mmref.errors import ValueProblem
 from mmref.validate.layouts import arranged, layouts
-from mmref.validate.names import paired
+from mmref.validate.names import behind, paired
 from mmref.validate.trace import canonical
 
 MAX_ALIGNED = 1000  # records per side; alignment takes the product of the two in steps
@@ -80,11 +80,11 @@ def match(reference, candidate, agrees, mapping=None, aliases=None) -> Matched:
     chosen, believed = by_name(reference, candidate, names, by_value)
     pairs, how = {}, {}
     for name in reference:
-        if name in by_value:
+        if name in chosen:
+            pairs[name], how[name] = chosen[name], "name"
+        elif name in by_value:
             own = [theirs for theirs in names.get(name, ()) if theirs in by_value[name]]
             pairs[name], how[name] = (own or by_value[name])[0], "name" if own and believed else "value"
-        elif name in chosen:
-            pairs[name], how[name] = chosen[name], "name"
     guesses = {}
     if not believed:
         used = set(pairs.values())
@@ -136,8 +136,8 @@ def _equal(name, expected, got, agrees):
 
 
 def by_name(reference, candidate, names, by_value) -> tuple[dict[str, str], bool]:
-    """({reference's name: the candidate's record of that name} for those that agree with none, whether names are
-    believed).
+    """({reference's name: the candidate's record of that name} for those whose own record agrees with nothing, whether
+    names are believed).
 
     Believed are names that the agreeing records bear out; where no record agrees (another checkpoint), names that are
     the reference's own, letter by letter."""
@@ -153,9 +153,12 @@ def by_name(reference, candidate, names, by_value) -> tuple[dict[str, str], bool
     believed = right >= BORNE_OUT * len(judged) if judged else literal >= 2 or literal == len(candidate) - 1 > 0
     chosen = {}
     for name, found in names.items():
-        if name in by_value or name not in reference:
+        if name not in reference:
             continue
-        if believed or name in ("input", "output"):
+        if name in by_value:  # the value is there, but what the candidate calls by this very name is something else
+            if (believed or name in ("input", "output")) and found == [name] and name not in equals:
+                chosen[name] = name
+        elif believed or name in ("input", "output"):
             # a record that is another of the reference's is no evidence against the one it is named after, unless
             # the names are the reference's own
             free = [theirs for theirs in found if theirs not in equals or theirs in reference]
@@ -166,22 +169,28 @@ def by_name(reference, candidate, names, by_value) -> tuple[dict[str, str], bool
 
 def moved(names, equals) -> dict[str, list[str]]:
     """`names` with whole kinds of records renamed whose values are regularly another's: an exporter that folds batch
-    norms calls the result after the convolution. A kind is the last part of a name."""
-    turns: dict[str, Counter] = defaultdict(Counter)
+    norms calls the result after the convolution, and one that fuses a layer's last operation calls it after that. A
+    kind is the last part of a name with the operation behind it; one whose layer's value is regularly found elsewhere
+    is a value inside the layer, and left out."""
+    turns: dict[tuple, Counter] = defaultdict(Counter)
+    found_again = {name for records in equals.values() for name in records}
     for name, found in names.items():
         stem, _, last = name.rpartition(".")
         for theirs in found:
             near = [other for other in equals.get(theirs, ()) if other == name or
-                    other.rpartition(".")[0] == stem or other == stem]
+                    other.rpartition(".")[0] == stem or other.partition(":")[0] in (stem, name)]
             if near:
                 chosen = name if name in near else max(near, key=len)
-                turns[last][chosen[len(stem):] if chosen.startswith(stem) else f".{last}"] += 1
+                turns[last, behind(theirs, last)][chosen[len(stem):] if chosen.startswith(stem) else f".{last}"] += 1
+            elif name in found_again:
+                turns[last, behind(theirs, last)][None] += 1
     result: dict[str, list[str]] = {}
     for name, found in names.items():
         stem, _, last = name.rpartition(".")
-        (turn, _), = turns[last].most_common(1) or [(f".{last}", 0)] if last in turns else [(f".{last}", 0)]
-        target = name if turn == f".{last}" or not stem else stem + turn
-        result.setdefault(target, []).extend(found)
+        for theirs in found:
+            turn = max(turns[last, behind(theirs, last)].items(), key=lambda item: item[1], default=(f".{last}", 0))[0]
+            if turn is not None:
+                result.setdefault(name if turn == f".{last}" or not stem else stem + turn, []).append(theirs)
     return result
 
 

@@ -36,24 +36,32 @@ def tokens(name: str) -> list[str]:
     return parts
 
 
+def behind(name: str, word: str) -> tuple[str, ...]:
+    """The words of a name behind the last `word` in it, all of them where it is not: the operation of a layer."""
+    words = tokens(name)
+    word = (tokens(word) or [""])[-1]
+    return tuple(words[len(words) - words[::-1].index(word):] if word in words else words)
+
+
 def paired(reference, candidate) -> dict[str, list[str]]:
     """{reference's name: the candidate's names that read like it, likeliest last} with the prefix that most names share
     left out on either side, and operations behind a layer's name. A layer's value is the last that carries its name."""
     exact = set(candidate) & set(reference)
-    if len(exact - {"input", "output"}) >= 2:
-        return {name: [name] for name in reference if name in exact}
+    if len(exact - {"input", "output"}) < 2:
+        exact = set()
     ours: dict[tuple, str] = {}
     for name in reference:
         ours.setdefault(tuple(tokens(name)), name)
+    ours = {key: name for key, name in ours.items() if name not in exact}
     lengths = sorted({len(key) for key in ours})
-    words = {name: tuple(tokens(name)) for name in candidate}
+    words = {name: tuple(tokens(name)) for name in candidate if name not in exact}
     prefixes: Counter = Counter()
     for key in words.values():
         for start in range(min(len(key), 6)):
             if _longest(key[start:], ours, lengths):
                 prefixes[key[:start]] += 1
     prefix = max(prefixes, key=lambda p: (prefixes[p], -len(p))) if prefixes else ()
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {name: [name] for name in reference if name in exact}
     for name, key in words.items():
         if key[:len(prefix)] == prefix and prefix:
             name_of = _longest(key[len(prefix):], ours, lengths) if len(key) > len(prefix) else ours.get(("output",))
@@ -74,8 +82,8 @@ def _longest(key, ours, lengths):
     return None
 
 
-OPERATION = re.compile(r"\d+|output|input|conv\w*|relu\w*|add\w*|mul\w*|gemm|matmul|batch\w*|norm\w*|sigmoid|concat|cat|"
-                       r"reduce\w*|global\w*pool|layer\w*|identity|clip|silu|div|sub|slice|split|transpose|reshape|"
+OPERATION = re.compile(r"\d+|output|input|conv\w*|relu\w*|add\w*|mul\w*|gemm|matmul|batch\w*|norm\w*|sigmoid|concat|"
+                       r"cat|reduce\w*|global\w*pool|layer\w*|identity|clip|silu|div|sub|slice|split|transpose|reshape|"
                        r"flatten|softplus|pointwise|myelin|reformat|out|fused|convolution|elementwise|kernel|bn|act")
 
 

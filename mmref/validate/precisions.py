@@ -39,8 +39,9 @@ MOST = 0.7
 
 
 def references(reference, candidate, model, precision, limit, exact=lambda: False):
-    """(label, records, unit of every record) of what the candidate may be a faithful copy of, sharpest first. `exact()`,
-    asked after float32: whether some record agrees as it is."""
+    """(label, records, unit of every record) of what the candidate may be a faithful copy of, sharpest first.
+
+    `exact()`, asked after float32: whether some record agrees as it is."""
     records = {name: np.asarray(array, np.float64) for name, array in reference.records.items()}
     noise, half = noises(reference, candidate, model)
     held = [array for name, array in candidate.records.items() if name != "input" and array.size

@@ -1,8 +1,8 @@
 """Records that hold something else than the candidate computed with: overwritten in place after they were kept.
 
-A record that differs although what was computed from it agrees is suspicious, but a fault may fade on its way, too. So a
-record is only set aside where it holds what the next operation made of it (an in-place ReLU, a sum in place), or where
-its values, had they been used, would have shown in a later record that agrees.
+A record that differs although what was computed from it agrees is suspicious, but a fault may fade on its way, too. So
+a record is only set aside where it holds what the next operation made of it (an in-place ReLU, a sum in place), or
+where its values, had they been used, would have shown in a later record that agrees.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def recovered(node, values, got, fits):
     columns = _columns(product, values[product.operands["x"]], weight)
     if columns is None:
         return None
-    theirs = _solve(columns, got, weight.shape, product.attributes.get("groups", 1) if product.name == "conv2d" else
+    theirs = _solve(columns, got, ours, product.attributes.get("groups", 1) if product.name == "conv2d" else
                     weight.shape[0] if product.name == "depthwise_conv2d" else 1, fits)
     return None if theirs is None else ("weight", ours, theirs)
 
@@ -96,25 +96,26 @@ def _columns(product, x, weight):
     return columns if pixels >= SPARE * (unknowns + 1) and unknowns <= MAX_UNKNOWNS else None
 
 
-def _solve(columns, got, shape, groups, fits):
+def _solve(columns, got, ours, groups, fits):
+    """Weights nearest to `ours` that give `got`: where an input is zero, or two are alike, the reference's are kept."""
     out = F.channels_last(got).reshape(-1, got.shape[1]) if got.ndim == 4 else got
     parts, again = [], np.empty(out.shape)
-    each = shape[0] // groups
+    each = ours.shape[0] // groups
+    known = ours.reshape(groups, each, -1)
     for group, x in enumerate(columns):
-        mean = x.mean(0)
+        x = x - x.mean(0)
         y = out[:, group * each:(group + 1) * each]
+        left = y - y.mean(0) - x @ known[group].T
         try:
-            weights, _, rank, _ = np.linalg.lstsq(x - mean, y - y.mean(0), rcond=1e-7)
+            weights = known[group].T + np.linalg.lstsq(x, left, rcond=1e-7)[0]
         except np.linalg.LinAlgError:
             return None
-        if rank < x.shape[1]:
-            return None
         parts.append(weights.T)
-        again[:, group * each:(group + 1) * each] = (x - mean) @ weights + y.mean(0)
+        again[:, group * each:(group + 1) * each] = x @ weights + y.mean(0)
     back = again.reshape(*F.channels_last(got).shape) if got.ndim == 4 else again
     if not fits(F.channels_first(back) if got.ndim == 4 else back):
         return None
-    return np.concatenate(parts).reshape(shape)
+    return np.concatenate(parts).reshape(ours.shape)
 
 
 def described(kind, ours, theirs) -> str:
@@ -138,13 +139,13 @@ def described(kind, ours, theirs) -> str:
         return f"output channels in another order, the first ones from {', '.join(map(str, order[:4]))}, ..."
     factors = (rows * others).sum(1) / np.maximum((rows * rows).sum(1), 1e-30)
     if np.abs(others - factors[:, None] * rows).max() < 2e-3 * np.abs(others).max() and rows.shape[1] > 2:
-        return (f"every output channel scaled by a factor of its own, {factors.min():.3g} to {factors.max():.3g}: a norm "
-                f"folded otherwise (twice, or with other statistics)")
+        return (f"every output channel scaled by a factor of its own, {factors.min():.3g} to {factors.max():.3g}: a "
+                f"norm folded otherwise (twice, or with other statistics)")
     if related < RELATED:
-        return f"its weights have nothing to do with the reference's (correlation {related:.2f}): another checkpoint, " \
-               f"or this layer was not loaded"
-    return f"its weights differ everywhere (correlation {related:.5f}): another state of the training (a moving average " \
-           f"in place of the raw weights, or the other way round), or rounded coarsely"
+        return (f"its weights have nothing to do with the reference's (correlation {related:.2f}): another checkpoint, "
+                f"or this layer was not loaded")
+    return (f"its weights differ everywhere (correlation {related:.5f}): another state of the training (a moving "
+            f"average in place of the raw weights, or the other way round), or rounded coarsely")
 
 
 def correlation(a, b) -> float:

@@ -26,7 +26,8 @@ def statistics(expected: np.ndarray, got: np.ndarray, allowed: float) -> dict:
     if expected.ndim == 2 and expected.shape[1] > 1 and fine.all():
         for count in (1, 5):
             if count < expected.shape[1]:
-                ours, theirs = (np.sort(np.argsort(-array, 1, kind="stable")[:, :count], 1) for array in (expected, got))
+                ours, theirs = (np.sort(np.argsort(-array, 1, kind="stable")[:, :count], 1)
+                                for array in (expected, got))
                 found[f"top{count}"] = float((ours == theirs).all(1).mean())
     return found
 

@@ -45,8 +45,8 @@ def record_name(name: str, layer) -> str:
 
 def aliases_of(model) -> dict[str, str]:
     """{name of a layer once batch norms are folded: the name its records are compared under}, where they differ."""
-    folded = model.fold_batchnorm()
-    return {path: record_name(path, layer) for path, layer in folded.walk() if path and record_name(path, layer) != path}
+    stands_for = {path: record_name(path, layer) for path, layer in model.fold_batchnorm().walk() if path}
+    return {path: name for path, name in stands_for.items() if name != path}
 
 
 def run_recorded(model, x, keep=None, seen=None) -> dict[str, np.ndarray]:

@@ -43,8 +43,8 @@ from mmref.kernels.cuda import compiler, launch
 CAPABILITIES = ((7, 5), (8, 0), (9, 0), (10, 0))
 MAIN = ((9, 0),)
 BUDGET = Path(__file__).parent / "registers.json"
-MODULES = ("depthwise", "epilogue", "join", "layout", "matmul", "norm_gate", "plain", "pool", "rows", "scan",
-           "selective_scan", "squeeze_excite", "stem", "wavelet_branch")
+MODULES = ("depthwise", "epilogue", "join", "layout", "maps", "matmul", "norm_gate", "plain", "pool", "rows", "scan",
+           "selective_scan", "squeeze_excite", "stem", "tokens", "wavelet_branch")
 
 
 class Shape:
@@ -104,7 +104,7 @@ def kernels(launches=None) -> dict[str, Launched]:
     with contextlib.ExitStack() as patches:
         for module in modules.values():
             patches.enter_context(patch.object(module, "build", record))
-            for name in ("no_map", "no_vector"):
+            for name in ("no_map", "no_vector", "no_table"):
                 if hasattr(module, name):
                     patches.enter_context(patch.object(module, name, lambda: None))
         if launches:
@@ -149,6 +149,12 @@ def _alone(modules):
     modules["rows"].repeat_rows(x, x)
     modules["rows"].compare_rows(x, x, one)
     _plain(modules["plain"], x, one)
+    _tokens(modules["tokens"], x, one)
+    sizes = dict(height=8, width=8, out_height=8, out_width=8)
+    for nearest in (False, True):
+        modules["maps"].resize(x, x, nearest=nearest, **sizes)
+    modules["maps"].adaptive_mean(x, x, height=8, width=8, rows=2, columns=2)
+    modules["maps"].maximum_pool(x, x, kernel=3, stride=2, padding=1, **sizes)
     for states in (0, 1, 4, 16, 17):
         u, few = Shape(1, 2, 64, 64), Shape(1, 2, states, 64)
         modules["selective_scan"].scan_states(u, u, Shape(2, 64, states), few, few, Shape(2, 64), u)
@@ -157,7 +163,7 @@ def _alone(modules):
 def _plain(plain, x, one):
     for add in (False, True):
         plain.move(x, x, one, sizes=(1, 8, 8, 64), add=add)
-    for operation in ("copy", "relu", "sigmoid", "silu", "softplus", "add", "multiply"):
+    for operation in ("copy", "relu", "relu6", "sigmoid", "silu", "softplus", "gelu", "add", "multiply"):
         plain.combine(x, x, x, operation=operation, length=1)
     plain.norm(x, one, one, one, x)
     plain.gather(x, Shape(4, 64), x, images=1)
@@ -168,6 +174,20 @@ def _plain(plain, x, one):
     for states in (0, 1, 2, 5, 16, 17, 32):
         plain.path_scan(x, x, one, one, one, one, one, x, images=1, rank=4, states=states)
         plain.scan_rows(x, x, one, x, x, one, x, length=64, states=states)
+
+
+def _tokens(tokens, x, one):
+    weight, table = Shape(1, 5, 64), Shape(1, 64)
+    for active in (False, True):
+        for path in (table, None):
+            tokens.path_conv(x, weight, path, x, length=64, images=1, active=active)
+    for states in (0, 1, 2, 5, 16, 17, 32):
+        for factor in (None, x):
+            tokens.sequence_scan(x, x, one, one, one, one, table, factor, x, images=1, rank=4, states=states)
+    tokens.rms_norm(x, one, one, x)
+    tokens.row_stats(x, one, x)
+    tokens.norm_mean(x, x, one, one, x, length=64)
+    tokens.rotary(x, x, x, x)
 
 
 def compile_kernel(kernel: compiler.Kernel, capability, ptxas: str) -> dict:

@@ -14,7 +14,7 @@ from mmref.engine.cuda.weights import DeviceWeights
 from mmref.graph.passes import fused
 from mmref.graph.trace import Constants, trace
 from mmref.models.parameters import random_parameters
-from mmref.models.variants import VARIANTS
+from mmref.models.registry import models
 
 
 class _Host:
@@ -32,11 +32,12 @@ def launch_forwards(batches=(1, 32, 256)) -> None:
           patch.object(device, "prepare", lambda launches: None),
           patch.object(device_weights, "cuda", _Host)):
         known = {}  # b1, b2 and b4 are the same at other sizes
-        for config in VARIANTS.values():
-            if config.widths not in known:
+        for config in models().values():
+            key = getattr(config, "widths", config.name)
+            if key not in known:
                 model = random_parameters(config)
-                known[config.widths] = model, Constants(model), DeviceWeights()
-            model, constants, weights = known[config.widths]
+                known[key] = model, Constants(model), DeviceWeights()
+            model, constants, weights = known[key]
             shape = 1, config.in_chans, config.img_size, config.img_size
             for call in (model.forward, model.forward_features):
                 graph = fused(trace(call, model, shape, constants=constants))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from strategies import normal, seeds
 
 from mmref.errors import ShapeError
-from mmref.kernels.cuda import plain, twins
+from mmref.kernels.cuda import maps, plain, twins
 from mmref.kernels.cuda import scan as scan_module
 from mmref.kernels.cuda.depthwise import depthwise
 from mmref.kernels.cuda.driver import SIMULATOR, cuda
@@ -299,6 +299,55 @@ def test_stem(images, height, width, c_in, columns, nchw, relu, filter_shape, st
           **more)
 
 
+@pytest.mark.parametrize("dilation, filter_shape, stride, padding, nchw", [
+    (2, (3, 3), 1, 2, False), (5, (3, 3), 1, 5, False), (3, (2, 3), 2, 3, True), (2, (9, 8), 1, 8, False)])
+def test_dilated_stem(dilation, filter_shape, stride, padding, nchw):
+    """Catches taps side by side, and a dilated tap of the next row taken for one inside."""
+    images, height, width, c_in = 2, 7, 8, 2
+    x = normal(1, images, c_in, height, width) if nchw else normal(1, images * height * width, c_in)
+    rows = images * np.prod([(side + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+                             for side, k in zip((height, width), filter_shape, strict=True)])
+    check(stem, "out", x=x, weight=normal(2, filter_shape[0] * filter_shape[1] * c_in, 5), bias=normal(3, 5),
+          out=blank(rows, 5), images=images, height=height, width=width, c_in=c_in, filter_shape=filter_shape,
+          stride=stride, padding=padding, dilation=dilation, nchw=nchw)
+
+
+@pytest.mark.parametrize("nearest", [False, True])
+@pytest.mark.parametrize("height, width, out_height, out_width, channels", [
+    (1, 1, 3, 2, 1), (3, 5, 6, 10, 3), (4, 2, 7, 3, 35), (6, 7, 2, 3, 2), (5, 4, 5, 4, 1)])
+def test_resize(height, width, out_height, out_width, channels, nearest):
+    """Catches a source of the next row or picture, rows and columns exchanged, weights the wrong way round."""
+    pixels, results = 2 * height * width, 2 * out_height * out_width
+    check(maps.resize, "out", x=normal(1, pixels, channels), out=blank(results, channels), height=height, width=width,
+          out_height=out_height, out_width=out_width, nearest=nearest)
+
+
+@pytest.mark.parametrize("height, width, rows, columns, channels", [(1, 1, 2, 3, 1), (7, 5, 3, 2, 33), (4, 6, 6, 6, 2)])
+def test_adaptive_mean(height, width, rows, columns, channels):
+    """Catches parts that leave pixels out, or reach into the next row or picture."""
+    check(maps.adaptive_mean, "out", x=normal(1, 2 * height * width, channels), out=blank(2 * rows * columns, channels),
+          height=height, width=width, rows=rows, columns=columns)
+
+
+@pytest.mark.parametrize("height, width, size, stride, padding", [(1, 1, 3, 2, 1), (7, 5, 3, 2, 1), (4, 6, 2, 2, 0),
+                                                                  (5, 5, 1, 2, 0)])
+def test_maximum_pool(height, width, size, stride, padding):
+    """Catches padding that counts as zeros (all values are below), and windows of the next row."""
+    out_height, out_width = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
+    check(maps.maximum_pool, "out", x=normal(1, 2 * height * width, 3) - 9, out=blank(2 * out_height * out_width, 3),
+          height=height, width=width, out_height=out_height, out_width=out_width, kernel=size, stride=stride,
+          padding=padding)
+
+
+def test_maximum_of_nan():
+    """Catches NaN lost in a comparison, whichever side of it it is on."""
+    x, out = np.zeros((4, 4), np.float32), cuda.to_device(blank(1, 4))
+    x[range(4), range(4)] = np.nan
+    maps.maximum_pool(cuda.to_device(x), out, height=2, width=2, out_height=1, out_width=1, kernel=2, stride=1,
+                      padding=0)
+    assert np.isnan(out.copy_to_host()).all()
+
+
 # ------------------------------------------------------------------------------------------ plain kernels
 
 @pytest.mark.parametrize("add", [False, True])
@@ -309,7 +358,7 @@ def test_move(add):
           add=add)
 
 
-@pytest.mark.parametrize("operation", ["copy", "relu", "sigmoid", "silu", "softplus", "add", "multiply"])
+@pytest.mark.parametrize("operation", ["copy", "relu", "relu6", "sigmoid", "silu", "softplus", "add", "multiply"])
 @pytest.mark.parametrize("rows, channels, count, length", [(1, 1, 1, 1), (70, 3, 70, 1), (12, 33, 3, 4), (9, 2, 3, 1)])
 def test_combine(operation, rows, channels, count, length):
     """Catches a row of another picture, a column beyond the map, an operation taken for another."""

@@ -62,6 +62,17 @@ def test_every_variant(name):
             == [op.layer for op in plans[1].operations if op.kernel != "picture"])
 
 
+@pytest.mark.parametrize("head", ["fpn", "deeplabv3", "pspnet"])
+def test_segmentation(head):
+    """Catches a size, dilation or mode of resizing that is handed over wrongly; maps that `forward_head` mixes up."""
+    model = lively(f"mobilemamba_nano_{head}")
+    ours = DeviceModel(model, matmul="own")
+    for shape in ((1, 3, 33, 130), (2, 3, 65, 47), (1, 3, 1, 1)):
+        x = normal(1, *shape)
+        assert_close(ours(x), *rounding(of_layer(model, x)), dtype=np.float32)
+    assert_close(ours.forward_head(ours.forward_features(x)), model.forward_head(model.forward_features(x)), 1e-4)
+
+
 @given(seeds, st.integers(0, 5), st.integers(1, 70), st.integers(1, 70))
 @settings(max_examples=15)
 def test_any_batch_and_size(nano, seed, batch, height, width):

@@ -34,7 +34,7 @@ class DeviceModel(EngineModel):
     """A network on an NVIDIA GPU, float32, any batch and picture size; `create_model(name, backend="cuda")`.
 
     model   a network of mmref, folded or not, float32. What runs is the model as it is now, whatever layers it is made
-            of; its parameters are shared, not copied, and must not be changed in place afterwards
+            of; its parameters are copied
     graph   run a plan's launches as a CUDA graph from the second forward of an input shape on: True, False, or None for
             batches up to 64
     matmul  "cublas"; "cublaslt": bias, shortcut and ReLU inside its products, one algorithm for all batches; or "own":

@@ -32,7 +32,7 @@ from mmref.engine.lowering import (
 from mmref.engine.memory import Arena, Map, Place
 from mmref.engine.schedule import Schedule, channel_axis, rows_of, schedule
 from mmref.errors import OutOfDeviceMemory
-from mmref.graph.graph import Constant, Graph, Node
+from mmref.graph.graph import Constant, Graph, Node, derived
 from mmref.kernels.cuda import norm_gate, scan, wavelet_branch
 from mmref.kernels.target import FLOAT_BYTES, round_up
 from mmref.nn.paths import PADDING, paths
@@ -42,9 +42,12 @@ from mmref.nn.wavelet import HAAR
 KERNELS = {"stem": ("stem", "stem"), "depthwise": ("depthwise", "depthwise"), "scan": ("scan", "scan"),
            "wavelet_branch": ("wavelet_branch", "wavelet_branch"), "norm_gate": ("norm_gate", "norm_gate"),
            "copy_relu": ("join", "copy_relu"), "mean": ("pool", "mean"), "gate": ("squeeze_excite", "gate"),
-           "result": ("layout", "to_channels_first"),
+           "result": ("layout", "to_channels_first"), "resize": ("maps", "resize"),
+           "adaptive_mean": ("maps", "adaptive_mean"), "maximum_pool": ("maps", "maximum_pool"),
            **{name: ("plain", name) for name in ("move", "combine", "norm", "gather", "project", "analysis",
-                                                 "synthesis", "path_scan", "scan_rows")}}
+                                                 "synthesis", "path_scan", "scan_rows")},
+           **{name: ("tokens", name) for name in ("path_conv", "sequence_scan", "rms_norm", "rotary", "row_stats",
+                                                  "norm_mean")}}
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,9 @@ class DeviceLowering(Lowering):
         pitches = FLOAT_BYTES * x.columns if given else self.map_of(x).pitch, self.map_of(out).pitch
         box = np.concatenate([steps(pitches[0], start, strides), steps(pitches[1], to, target)], axis=1)
         box[:, 1::2] //= FLOAT_BYTES
-        count = None if isinstance(out, Node) else out.size // out.pitch
-        return dict(x=x if given else self.view(x), out=self.view(out, count), sizes=sizes, add=add,
+        def seen(value):
+            return self.view(value, None if isinstance(value, Node) else value.size // value.pitch)
+        return dict(x=x if given else seen(x), out=seen(out), sizes=sizes, add=add,
                     box=self.weights.table(box, ("box", *box.ravel().tolist()), np.int64))
 
     # -------------------------------------------------------------------------------- matrix products
@@ -180,7 +184,27 @@ class DeviceLowering(Lowering):
                   x=Input(self.graph.inputs.index(x)) if nchw else self.view(x), weight=matrix.weight, bias=matrix.bias,
                   out=self.view(node), images=self.images, height=height, width=width, c_in=c_in,
                   filter_shape=filter_shape, stride=node.attributes["stride"], padding=node.attributes["padding"],
-                  nchw=nchw, residual=residual, residual2=residual2, relu=node.attributes.get("activation") == "relu")
+                  dilation=node.attributes["dilation"], nchw=nchw, residual=residual, residual2=residual2,
+                  relu=node.attributes.get("activation") == "relu")
+
+    def lower_conv_transpose2d(self, node, x, weight, bias=None):
+        """Filters side by side: one product gives all their taps, which are then moved to where they lie."""
+        stride, (c_in, c_out), (_, _, height, width) = self.tiling_stride(node, weight), weight.shape[:2], x.shape
+        count = stride ** 2
+        taps = derived("taps as rows", (count * c_out, c_in), lambda w: w.transpose(2, 3, 1, 0).reshape(-1, c_in),
+                       weight)
+        biases = bias and derived(f"{count} times", (count * c_out,), lambda b: np.tile(b, count), bias)
+        matrix, rows = self.weights.matrix(taps, biases), self.rows(x)
+        product = self.temporary(rows, matrix.columns)
+        self.emit("matmul", *product_cost(rows, c_in, matrix.columns), (x,), (product,), a=self.map(x), matrix=matrix,
+                  out=product, rows=rows, residual=None, residual2=None, relu=False, scratch=None)
+        pitch, out = product.pitch, self.map(node)
+        target = [step * (stride if i > 1 else 1) for i, step in enumerate(self.strides(node))]
+        for tap in range(count):
+            i, j = divmod(tap, stride)
+            self.move(product, [height * width * pitch, FLOAT_BYTES, width * pitch, pitch],
+                      (x.shape[0], c_out, height, width), node, target, start=tap * c_out * FLOAT_BYTES,
+                      to=(i * width * stride + j) * out.pitch)
 
     def lower_project(self, node, weight, sequences):
         K, M, D = weight.shape
@@ -248,6 +272,29 @@ class DeviceLowering(Lowering):
             self.emit("path_scan", *cost, (x, coefficients), (node,), **fields, A=self.weights.swapped(A), states=N,
                       table=self.weights.table(table, ("paths", order, *table.shape, *node.shape[2:])))
 
+    def lower_sequence_scan(self, node, u, coefficients, dt_weight, dt_bias, A, D, factor=None):
+        order, (K, inner, rank), N = node.attributes["order"], dt_weight.shape, A.shape[2]
+        table, reads = paths(order, *node.shape[2:]), [u, coefficients, *(() if factor is None else (factor,))]
+        self.emit("sequence_scan", *scan_cost(self.images * table.size, K, inner, rank), reads, (node,),
+                  u=self.view(u), coefficients=self.view(coefficients), dt_weight=self.weights.swapped(dt_weight),
+                  dt_bias=self.weights.array(dt_bias), A=self.weights.swapped(A), D=self.weights.array(D),
+                  table=self.weights.table(table, ("paths", order, *table.shape, *node.shape[2:])),
+                  factor=None if factor is None else self.view(factor), out=self.view(node), images=self.images,
+                  rank=rank, states=N)
+
+    def lower_path_conv(self, node, x, weight, bias):
+        table, order = paths(node.attributes["order"], *x.shape[2:]), node.attributes["order"]
+        self.sequence_conv(node, x, weight, bias, self.weights.table(table, ("paths", order, *table.shape,
+                                                                             *x.shape[2:])))
+
+    def lower_causal_conv(self, node, sequences, weight, bias):
+        self.sequence_conv(node, sequences, weight, bias, None)
+
+    def sequence_conv(self, node, x, weight, bias, table):
+        self.emit("path_conv", *depthwise_cost(self.images, x, node, weight.shape[2]), (x,), (node,), x=self.view(x),
+                  weight=self.weights.causal_taps(weight, bias), table=table, out=self.view(node),
+                  length=node.shape[3], images=self.images, active=node.attributes.get("activation") == "silu")
+
     def lower_selective_scan(self, node, u, delta, A, B, C, D):
         _, _, dim, length = u.shape
         states, rows = A.shape[2], self.rows(u)
@@ -272,6 +319,24 @@ class DeviceLowering(Lowering):
         self.emit("gather", 0, 8 * self.images * table.size * node.shape[channel_axis(node)], (x,), (node,),
                   x=self.view(x), table=self.weights.table(table, key), out=self.view(node), images=self.images)
 
+    # ---------------------------------------------------------------------------------- pooling, resizing
+
+    def lower_resize(self, node, x):
+        self.over_maps("resize", node, x, out_height=node.shape[2], out_width=node.shape[3],
+                       nearest=node.attributes["mode"] == "nearest")
+
+    lower_upsample = lower_resize
+
+    def lower_adaptive_average_pool(self, node, x):
+        self.over_maps("adaptive_mean", node, x, rows=node.shape[2], columns=node.shape[3])
+
+    def lower_max_pool2d(self, node, x):
+        self.over_maps("maximum_pool", node, x, out_height=node.shape[2], out_width=node.shape[3], **node.attributes)
+
+    def over_maps(self, operation, node, x, /, **more):
+        self.emit(operation, 0, FLOAT_BYTES * self.images * (prod(x.shape[1:]) + prod(node.shape[1:])), (x,), (node,),
+                  x=self.view(x), out=self.view(node), height=x.shape[2], width=x.shape[3], **more)
+
     # ------------------------------------------------------------------------------- norms, elementwise
 
     def lower_norm_gate(self, node, y, weight, bias, z):
@@ -281,9 +346,28 @@ class DeviceLowering(Lowering):
                   z=self.view(z), weight=self.weights.array(weight), bias=self.weights.array(bias), out=self.view(node))
 
     def norm_fields(self, x, weight, bias, eps, out):
-        epsilon = self.weights.once("epsilon", lambda: self.weights.put([eps]), options=eps)
-        return dict(x=self.view(x), weight=self.weights.array(weight), bias=self.weights.array(bias), epsilon=epsilon,
-                    out=self.view(out))
+        return dict(x=self.view(x), weight=self.weights.array(weight), bias=self.weights.array(bias),
+                    epsilon=self.epsilon(eps), out=self.view(out))
+
+    def epsilon(self, eps):
+        return self.weights.once("epsilon", lambda: self.weights.put([eps]), options=eps)
+
+    def lower_rms_norm_channels(self, node, x, weight):
+        self.emit("rms_norm", 0, 8 * self.rows(node) * node.shape[1], (x,), (node,), x=self.view(x),
+                  weight=self.weights.array(weight), epsilon=self.epsilon(node.attributes["eps"]), out=self.view(node))
+
+    def lower_norm_mean(self, node, x, weight, bias):
+        rows, moved = self.rows(x), FLOAT_BYTES * self.rows(x) * x.shape[1]
+        stats = self.view(self.temporary(rows, 2), rows)
+        self.emit("row_stats", 0, moved, (x,), (), x=self.view(x), epsilon=self.epsilon(node.attributes["eps"]),
+                  out=stats)
+        self.emit("norm_mean", 0, moved, (x,), (node,), x=self.view(x), stats=stats, weight=self.weights.array(weight),
+                  bias=self.weights.array(bias), out=self.view(node), length=rows_of(x))
+
+    def lower_rotary(self, node, x, cos, sin):
+        self.emit("rotary", 0, 8 * self.rows(node) * node.shape[1], (x,), (node,), x=self.view(x),
+                  cos=self.weights.rows(cos, 1, cos.shape), sin=self.weights.rows(sin, 1, sin.shape),
+                  out=self.view(node))
 
     def gate_fields(self, x, values):
         return dict(x=self.view(x), gates=self.view(values), images=self.images, length=rows_of(x))

@@ -93,6 +93,11 @@ class DeviceWeights(Kept):
             return self.put(values if values.size else np.zeros((len(values), 1, values.shape[2])))
         return self.once("channels last", make, constant)
 
+    def causal_taps(self, weight: Constant, bias: Constant):
+        """(K, D, k) and (K, D) -> (K, k + 1, D), the bias last."""
+        return self.once("causal taps", lambda w, b: self.put(np.concatenate([w.swapaxes(1, 2), b[:, None]], axis=1)),
+                         weight, bias)
+
     def array(self, constant: Constant, *shape: int):
         """The values as they are, or in another shape."""
         return self.once("array", lambda values: self.put(values.reshape(shape or values.shape)), constant,

@@ -1,0 +1,1 @@
+"""Boxes: from a detector's raw maps to boxes, labels and masks. Plain NumPy; nothing here knows a network."""

@@ -1,0 +1,1 @@
+"""A run of a network as one page that people can walk through."""
