@@ -201,7 +201,8 @@ add("layout", "both directions read forwards", "direction", text(
     B2 + SCAN, "scan_sequences(x, self.order)", "torch.stack([x.flatten(2)] * 2, 1)"))
 add("layout", "backward result not turned round", "direction", text(
     B1 + SCAN, "scan_merge(y, self.order, height, width)", "(y[:, 0] + y[:, 1]).reshape(len(y), -1, height, width)"))
-add("layout", "map mirrored before the scan", (), text(B4 + SCAN, "self.in_proj(x)", "self.in_proj(x.flip(3))"))
+add("layout", "map mirrored before the scan", ("permuted",), text(
+    B4 + SCAN, "self.in_proj(x)", "self.in_proj(x.flip(3))"))
 
 
 def _merge_columns(module):
@@ -276,7 +277,7 @@ add("weights", "a moving average in place of the raw weights", ("weights", ""), 
 
 # ----------------------------------------------------------------------------------------------------- preparation
 PICTURES = (
-    ("gamma", (), lambda x: np.sign(x) * np.abs(x) ** 0.8),
+    ("gamma", ("curve",), lambda x: np.sign(x) * np.abs(x) ** 0.8),
     ("limited range", ("normalisation",), lambda x: x * (219 / 255) + 0.1),
     ("float16", ("rounded",), lambda x: x.astype(np.float16).astype(np.float32)),
     ("saturated", ("range",), lambda x: np.clip(x, -1, 1)), ("a dead row", ("region",), lambda x: _dead(x)),
@@ -316,7 +317,7 @@ for where in ("blocks2.1.se", "blocks3.1.se"):
 add("batch", "pooling mixes samples", ("batch-mixed",), text(
     "", ".mean((2, 3))", ".mean((0, 2, 3), keepdim=True)[:, :, 0, 0].expand(x.shape[0], -1)"))
 add("batch", "shortcut of the first sample for all", (), text(f"{B2}.dw0", "x + self.m(x)", "x[:1] + self.m(x)"))
-add("batch", "samples of the merge reversed", (), text(
+add("batch", "samples of the merge reversed", ("batch-mixed",), text(
     B3 + SCAN, "y = scan_merge(y, self.order, height, width)", "y = scan_merge(y.flip(0), self.order, height, width)"))
 add("batch", "state carried into the next sample", ("scan-reset",), at(B2 + SCAN, lambda m: setattr(m, "scan",
     _carried)))

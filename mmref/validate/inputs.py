@@ -9,8 +9,8 @@ import itertools
 
 import numpy as np
 
-from mmref.validate.faults import bfloat16, float16
 from mmref.validate.findings import Diagnosis
+from mmref.validate.roundings import bfloat16, float16
 from mmref.validate.trace import largest
 
 EXACT = 1e-3  # of the input's largest value: what a named change may leave unexplained

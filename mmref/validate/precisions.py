@@ -18,8 +18,8 @@ from __future__ import annotations
 import numpy as np
 
 from mmref.errors import MmrefError, ValueProblem
-from mmref.validate.faults import bfloat16, float16, tf32
 from mmref.validate.layouts import arranged
+from mmref.validate.roundings import bfloat16, float16, tf32
 from mmref.validate.trace import half_noise, largest, rms, rounding_noise, run_recorded
 
 _SMALLER = 2.0 ** -29  # float64's rounding beside float32's
