@@ -23,6 +23,8 @@ from mmref.validate.trace_file import TraceError, read_trace, write_trace
 BLOCK = "blocks2.3"
 SCAN = f"{BLOCK}.mixer.m.attn.global_op.global_atten"
 
+STEM = "patch_embed.2.c"
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -175,9 +177,6 @@ def noise(w):
     return w.std() * np.random.default_rng(1).standard_normal(w.shape)
 
 
-STEM = "patch_embed.2.c"
-
-
 @pytest.mark.parametrize("change, key, word", [
     (parameter(STEM, "weight", noise), "weights", "nothing to do with"),
     (parameter(STEM, "weight", lambda w: w + 0.05 * noise(w)), "weights", "another state of the training"),
@@ -196,6 +195,43 @@ def test_the_inside_of_the_scan_is_replayed(model, reference):
     """Catches a known mistake that is never held against records of the scan's inside."""
     result = compare(reference, Trace(changed(model, reference, parameter(SCAN, "Ds", np.zeros_like))), model=model)
     assert result.first == f"{SCAN}:y" and result.diagnoses[0].text == "skip term Ds * u left out"
+
+
+class GateApart(BatchNorm):
+    """Another eps for the second half of the channels, which is the gate."""
+
+    def forward(self, x):
+        right, half = super().forward(x), x.shape[1] // 2
+        self.eps, eps = 1e-2, self.eps
+        wrong = super().forward(x)
+        self.eps = eps
+        return np.concatenate([right[:, :half], wrong[:, half:]], 1)
+
+
+def test_diagnoses_contradict_no_record(model, reference):
+    """Catches a mistake that reproduces one record and would have changed another, which is right."""
+    records = changed(model, reference, lambda m: setattr(layer(m, f"{SCAN}.in_proj.bn"), "__class__", GateApart))
+    kept = {name: array for name, array in records.items() if not name.startswith(f"{SCAN}.in_proj")}
+    result = compare(reference, Trace(kept), model=model)
+    assert result.first == f"{SCAN}.out_proj.c" and f"{SCAN}.conv2d" in [row.name for row in result.rows]
+    assert not [d for d in result.diagnoses if d.layer.startswith(f"{SCAN}.in_proj")], result.diagnoses
+
+
+def test_every_mistake_has_words():
+    """Catches a diagnosis without a text."""
+    from mmref.validate.search import FAULTS
+    assert FAULTS and all(fault.key.strip() and fault.text.strip() for faults in FAULTS.values() for fault in faults)
+
+
+@pytest.mark.parametrize("wrong, cause", [("patch_embed.0.bn", "patch_embed.1"), (STEM, STEM)])
+def test_inputs_of_layers_tell_a_wrong_input_from_a_wrong_layer(model, reference, wrong, cause):
+    """Catches a layer blamed for what came into it, where nothing between was recorded."""
+    records = changed(model, reference, parameter(wrong, "weight", lambda w: w * np.linspace(0.5, 2, w.size).reshape(
+        w.shape)))
+    kept = {key: records[key] for key in ("input", STEM, "blocks1", "output")}
+    result = compare(reference, Trace({**kept, f"{STEM}:in": records["patch_embed.1"]}), model=model)
+    assert result.first == STEM and result.causes == [cause]
+    assert [d.key for d in result.diagnoses if d.layer == STEM] == (["weights"] if wrong == STEM else [])
 
 
 def test_several_causes_are_listed(model, reference):

@@ -23,7 +23,7 @@ LIMIT = 60.0      # units of rounding noise within which a mistake reproduces th
 CLOSER = 0.02     # and the share of the difference it may leave unexplained;
 FAINT = 8.0, 0.3  # or fewer units and a larger share: a difference that hardly stands out of the noise
 SHOWN = 3         # diagnoses of one cause, and causes that are searched
-WORK = 400        # values that may be computed in the search, in runs of the whole network
+WORK = 150        # values that may be computed in the search, in runs of the whole network
 # Ways to say the same: where one of the first explains, the second are left out.
 WEAKER = ("wiring", "permuted", "weights", "zero")
 
@@ -104,17 +104,14 @@ class Search:
         suspects, found = self.replay.suspects(node), []
         if not np.isfinite(got).any():
             return []
-        for kind in {one.name for one in suspects}:
-            for fault in FAULTS.get(kind, ()):
-                same = [one for one in suspects if one.name == kind]
-                for nodes in ([same] if len(same) > 1 else []) + [[one] for one in same]:
-                    if self.spent > self.budget:
-                        break
-                    left = self.explains(node, self._plant(fault, nodes))
-                    if left is not None:
-                        layers = dict.fromkeys(one.layer for one in nodes)
-                        at = f"{len(layers)} layers up to {self.name_of[node]}" if len(layers) > 1 else nodes[0].layer
-                        found.append((Diagnosis(fault.key, fault.text, at or self.name_of[node], left), fault))
+        for fault, nodes in _plants(suspects):
+            if self.spent > self.budget:
+                break
+            left = self.explains(node, self._plant(fault, nodes))
+            if left is not None:
+                layers = dict.fromkeys(one.layer for one in nodes)
+                at = f"{len(layers)} layers up to {self.name_of[node]}" if len(layers) > 1 else nodes[0].layer
+                found.append((Diagnosis(fault.key, fault.text, at or self.name_of[node], left), fault))
         found += [(diagnosis, None) for diagnosis in self._others_parameters(node, suspects)]
         if np.isfinite(got).all():
             expected = self.replay.expected[node]
@@ -219,6 +216,18 @@ class Search:
             kind, ours, theirs = weights
             yield Diagnosis("weights", f"right arithmetic, other weights: {described(kind, ours, theirs)}",
                             self.name_of[node], 0.0)
+
+
+def _plants(suspects):
+    """(mistake, the operations it is made in): in all of a kind at once, then in one at a time, last ones first."""
+    kinds = {}
+    for one in suspects:
+        kinds.setdefault(one.name, []).append(one)
+    for kind, nodes in kinds.items():
+        if len(nodes) > 1:
+            yield from ((fault, nodes) for fault in FAULTS.get(kind, ()))
+    for one in suspects:
+        yield from ((fault, [one]) for fault in FAULTS.get(one.name, ()))
 
 
 class _Known:
