@@ -357,9 +357,9 @@ add("subtle", "base scale on the sum", (), text(B3 + WAVE, "self.base_scale(self
 add("subtle", "variance over n - 1 in a layer norm", "layer-norm", calls(f"{B2}{SCAN}.out_norm", lambda m, x: (
     (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + m.eps) * m.weight + m.bias)))
 add("subtle", "local branch without ReLU", "activation", text(B1 + LOCAL, "F.relu(", "("))
-add("subtle", "branch taken from before the shortcut", (), text(B2, "self.dw1(self.mixer(self.ffn0(self.dw0(x))))",
-                                                                "self.dw1(self.mixer(self.ffn0(x)))"))
-add("subtle", "channel mixing left out", (), text(B3, "self.ffn1(self.dw1(", "(self.dw1("))
+add("subtle", "branch taken from before the shortcut", "shortcut", text(
+    B2, "self.dw1(self.mixer(self.ffn0(self.dw0(x))))", "self.dw1(self.mixer(self.ffn0(x)))"))
+add("subtle", "channel mixing left out", "shortcut", text(B3, "self.ffn1(self.dw1(", "(self.dw1("))
 add("subtle", "outer shortcut left out", "shortcut", text(B4, "x + self.ffn1", "self.ffn1"))
 add("subtle", "outer shortcut twice", "shortcut", text(B1, "x + self.ffn1", "x + x + self.ffn1"))
 

@@ -114,8 +114,8 @@ def text(result, every=False) -> str:
         lines.append(f"DIFFERS first at {result.first}; last that agrees: {result.last or 'none'}; output: "
                      f"{result.output}")
         if not result.located:
-            lines.append(f"  somewhere after {result.last or 'the input'} and up to {result.first}: records were found "
-                         f"by their values, and this one was not found again")
+            lines.append(f"  somewhere after {result.last or 'the input'}: records were found by their values, and "
+                         f"{result.first} is the first that was not found again, or was not recorded")
         lines += [f"  {row.name}: {said(row.figures)}" for row in result.rows
                   if row.name in (result.first, "output") and row.verdict == "DIFFERS"]
         lines += [f"  reproduced by: {d.text} (at {d.layer or 'the network'}) [{d.key}]" for d in result.diagnoses]

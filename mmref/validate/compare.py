@@ -28,9 +28,10 @@ from mmref.validate.precisions import FLIPS, HALVED, model_of, references
 from mmref.validate.recordings import overwritten
 from mmref.validate.replay import Indexed
 from mmref.validate.statistics import not_finite, statistics
-from mmref.validate.trace import Trace, largest, rms
+from mmref.validate.trace import Trace, is_parameter, largest, rms
 
 LIMIT = 24.0  # units
+SURE = 6.0     # units within which a right record nearly always lies: a faint fault may stay within LIMIT
 FADING = 0.05  # what a record that was not found counts against one that agrees behind it
 
 
@@ -56,9 +57,9 @@ class Comparison:
     """What `compare` found: rows in network order, `first` the name of the first record that differs (None: none does),
     `last` that of the last one before it that agrees, `output` "agrees", "differs" or "not compared".
 
-    `located`: `first` differs by name; else it is the first that was not found again after `last`, and the mistake is
-    somewhere after `last` and up to `first`. `causes`: the records that do not follow from the candidate's own ones
-    before them."""
+    `located`: `first` differs by name; else it is the first that was not found again after `last`, perhaps because it
+    was not recorded, and the mistake is somewhere after `last`. `causes`: the records that do not follow from the
+    candidate's own ones before them."""
 
     rows: list[Row]
     matched_by: str
@@ -226,10 +227,12 @@ def _verdict(rows, matched, records, candidate, graph, model, allowed) -> Compar
                         guesses=matched.guesses)
     result.output = {None: "not compared", "same": "agrees"}.get(outcome, "differs")
     if wrong and wrong[0] != "input" and not matched.named and matched.summary != "mapping":
-        result.first, result.located = _not_found(records, agree, graph) or wrong[0], False
+        sure = [row.name for row in rows if row.verdict == "same" and row.error <= SURE]
+        result.first, result.located = _not_found(records, sure or agree, graph) or wrong[0], False
     before = list(records)[:_place(records, result.first) if wrong else len(records)]
     follows = _ancestors(graph, [result.first]) if wrong else None
-    result.last = next((name for name in reversed(before) if name in agree and (not follows or name in follows)), None)
+    result.last = next((name for name in reversed(before) if name in agree and not is_parameter(name)
+                        and (not follows or name in follows)), None)
     return result
 
 
@@ -262,6 +265,7 @@ def _not_found(records, agree, graph):
     and what they were computed from. Single records that agree far behind do not count: a fault may fade."""
     def kind(name):
         return re.sub(r"\d+", "#", name)
+    records = [name for name in records if not is_parameter(name)]
     kinds, found = {kind(name) for name in agree}, set(agree)
     best, total, turn = 0.0, 0.0, 0
     for i, name in enumerate(records):

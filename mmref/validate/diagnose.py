@@ -9,6 +9,8 @@ first. Without one nothing is said but where.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from mmref.errors import MmrefError
@@ -117,4 +119,5 @@ def _patterns(first, reference, values, noise):
             return None
         left = largest(array - got)
         return left / unit if left <= min(CLOSER * error, LIMIT * unit) else None
-    return list(patterns(first, reference[first], reference, explains))
+    earlier = dict(itertools.takewhile(lambda item: item[0] != first, reference.items()))
+    return list(patterns(first, reference[first], earlier, explains))

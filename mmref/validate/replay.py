@@ -114,6 +114,10 @@ class Replay(Indexed):
                     pending.append(source)
         return sorted(found, key=self.index.get, reverse=True)
 
+    def before(self, node: Node) -> set[Node]:
+        """The recorded nodes that `node` is computed from without another record between."""
+        return {source for one in self.suspects(node) for source in one.sources if source in self.own}
+
     def reached(self, nodes) -> list[Node]:
         """The recorded nodes that depend on `nodes` without another record between, in order."""
         found, seen, pending = set(), set(), list(nodes)

@@ -66,17 +66,22 @@ class Search:
         """(diagnoses, names of the causes)."""
         found: list[Diagnosis] = []
         plants: dict[str, tuple] = {}
-        searched = 0
+        explained, searched = set(), 0
         for node in self.misfits:
             again = [diagnosis for diagnosis, fault in plants.values() if self._again(node, fault)]
+            for diagnosis in again:
+                diagnosis.explains += 1
             if again:
-                for diagnosis in again:
-                    diagnosis.explains += 1
-                continue
-            if searched >= SHOWN:
+                explained.add(node)
+            if again or searched >= SHOWN:
                 continue
             searched += 1
-            for diagnosis, fault in self.causes(node):
+            # what stands on a record that nothing explains may be a part of the same mistake
+            wanted = {other for other in self.replay.before(node) if other in self.misfits} - explained
+            for diagnosis, fault, reproduced in self.causes(node):
+                if not wanted <= reproduced:
+                    continue
+                explained |= reproduced | {node}
                 found.append(diagnosis)
                 if fault is not None:
                     plants[diagnosis.text] = diagnosis, fault
@@ -98,8 +103,8 @@ class Search:
             changes |= fault.plant(self.replay, node) or {}
         return changes
 
-    def causes(self, node) -> list[tuple[Diagnosis, Fault | None]]:
-        """Diagnoses of one record, ranked."""
+    def causes(self, node) -> list[tuple[Diagnosis, Fault | None, set]]:
+        """(diagnosis, the mistake if it is one that is planted, the misfits it reproduces) of one record, ranked."""
         got = self.replay.own[node]
         suspects, found = self.replay.suspects(node), []
         if not np.isfinite(got).any():
@@ -107,36 +112,40 @@ class Search:
         for fault, nodes in _plants(suspects):
             if self.spent > self.budget:
                 break
-            left = self.explains(node, self._plant(fault, nodes))
-            if left is not None:
+            explained = self.explains(node, self._plant(fault, nodes))
+            if explained is not None:
                 layers = dict.fromkeys(one.layer for one in nodes)
                 at = f"{len(layers)} layers up to {self.name_of[node]}" if len(layers) > 1 else nodes[0].layer
-                found.append((Diagnosis(fault.key, fault.text, at or self.name_of[node], left), fault))
-        found += [(diagnosis, None) for diagnosis in self._others_parameters(node, suspects)]
+                left, reproduced = explained
+                found.append((Diagnosis(fault.key, fault.text, at or self.name_of[node], left), fault, reproduced))
+        found += [(diagnosis, None, {node}) for diagnosis in self._others_parameters(node, suspects)]
         if np.isfinite(got).all():
             expected = self.replay.expected[node]
-            found += [(diagnosis, None) for diagnosis in patterns(
-                self.name_of[node], expected, self._known(), lambda array: self._left(node, array))]
+            found += [(diagnosis, None, {node}) for diagnosis in patterns(
+                self.name_of[node], expected, self._earlier(node), lambda array: self._left(node, array))]
             if not found:
-                found += [(diagnosis, None) for diagnosis in self._recovered(node)]
+                found += [(diagnosis, None, {node}) for diagnosis in self._recovered(node)]
         return self._ranked(node, found)
 
     def _ranked(self, node, found):
         """The best few; none where a difference is so faint that mistakes of several kinds would do."""
         if not found:
             return []
-        least = min(diagnosis.left for diagnosis, _ in found)
+        least = min(item[0].left for item in found)
         best = [item for item in found if item[0].left <= max(8 * least, 4.0)]
         if any(item[0].key not in WEAKER for item in best):
             best = [item for item in best if item[0].key not in WEAKER]
-        best.sort(key=lambda item: item[0].left)
+        best.sort(key=lambda item: (-len(item[2]), item[0].left))
         error = self._error(node)
         if least > CLOSER * error and len({item[0].key for item in best}) > 1:
             return []
         return list({item[0].key + item[0].text: item for item in reversed(best)}.values())[::-1][:SHOWN]
 
-    def _known(self):
-        return {self.name_of[node]: value for node, value in self.replay.own.items() if node in self.name_of}
+    def _earlier(self, node):
+        """{name: value} of the candidate's records before one."""
+        index = self.replay.index
+        return {self.name_of[other]: value for other, value in self.replay.own.items()
+                if other in self.name_of and index[other] < index[node]}
 
     def _error(self, node):
         """How far the record is from what follows from the ones before it, in units."""
@@ -155,26 +164,29 @@ class Search:
         fits = left <= min(CLOSER * error, LIMIT) or left <= min(FAINT[1] * error, FAINT[0])
         return left if fits else None
 
-    def explains(self, node, changes) -> float | None:
-        """Units that changes leave unexplained of a record; None where they do not reproduce it, or contradict
-        another record."""
+    def explains(self, node, changes) -> tuple[float, set] | None:
+        """(units that changes leave unexplained of a record, the misfits they reproduce, this one among them); None
+        where they do not reproduce it, or contradict another record."""
         if not changes:
             return None
-        found, finite = None, bool(np.isfinite(self.replay.own[node]).all())
+        left, reproduced, finite = None, set(), bool(np.isfinite(self.replay.own[node]).all())
         with np.errstate(all="ignore"):
             try:
                 for other, value in self.replay.changed(changes, None if finite else np.float32):
                     self.spent += value.size
-                    if other is node:
-                        found = self._left(node, value)
-                        if found is None:
-                            return None
-                    elif other in self.units and other not in self.misfits and finite:
-                        if largest(value - self.replay.own[other]) > LIMIT * self.units[other]:
+                    if other in self.units and other not in self.misfits:
+                        if finite and largest(value - self.replay.own[other]) > LIMIT * self.units[other]:
                             return None  # a record that was found right would be wrong
+                        continue
+                    fits = self._left(other, value) if other in self.units else None
+                    if other is node and fits is None:
+                        return None
+                    if fits is not None:
+                        reproduced.add(other)
+                        left = fits if other is node else left
             except (MmrefError, ValueError, IndexError, KeyError):  # a mistake that cannot be made with these shapes
                 return None
-        return found
+        return None if left is None else (left, reproduced)
 
     def _others_parameters(self, node, suspects):
         """Another layer's parameters in place of a layer's own: of one operation, or of all in a layer around it."""
@@ -190,9 +202,9 @@ class Search:
                     theirs = self._with_constants(other)
                     if [_kind(one) for one in theirs] != [_kind(one) for one in mine]:
                         continue
-                    left = self.explains(node, {a: _with(b) for a, b in zip(mine, theirs, strict=True)})
-                    if left is not None:
-                        yield Diagnosis("weights-exchanged", f"holds the parameters of {other}", place, left)
+                    explained = self.explains(node, {a: _with(b) for a, b in zip(mine, theirs, strict=True)})
+                    if explained is not None:
+                        yield Diagnosis("weights-exchanged", f"holds the parameters of {other}", place, explained[0])
 
     def _with_constants(self, place):
         if not hasattr(self, "_places"):

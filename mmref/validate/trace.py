@@ -49,6 +49,11 @@ def aliases_of(model) -> dict[str, str]:
     return {path: name for path, name in stands_for.items() if name != path}
 
 
+def is_parameter(name: str) -> bool:
+    """Whether a record is a parameter, which belongs to no sample and follows from no other record: a scan's A."""
+    return name.endswith(":A")
+
+
 def run_recorded(model, x, keep=None, seen=None) -> dict[str, np.ndarray]:
     """{canonical name: output} of one run of `model` on x, `input` first.
 
@@ -112,7 +117,7 @@ def estimate(model, x, pattern: str = "*") -> tuple[int, int]:
 
     def measure(name, value):
         if keep(name):
-            shared = name.endswith(":A")  # the one record that belongs to no sample
+            shared = is_parameter(name)
             sizes[name] = value.size * (1 if shared else len(x)) * model.dtype.itemsize
     run_recorded(model, np.asarray(x[:1], model.dtype), lambda name: False, measure)
     return len(sizes), sum(sizes.values())
