@@ -81,6 +81,14 @@ STATES = _record("u delta A B C D out states directions sequences length channel
 # `nothing`: zeros for a row of either. shared 1: rates are multiples of the first. `factor` (0: none) times the result.
 STATE_SCAN = _record("u pitch coefficients coefficients_pitch rank states directions parameters table length pixels "
                      "out out_pitch vectors images scratch scratch_size by_path nothing shared factor factor_pitch")
+STATE_BLOCK = 8  # steps for which its states are registers
+
+
+def state_scan_scratch_bytes(states):
+    """`scratch_size`: what one thread needs: the states, and of a block of steps delta, delta * u, y and addresses."""
+    return (states + 3 * STATE_BLOCK + 2) * VECTOR_BYTES
+
+
 
 # tokens.py. PATH_CONV: `weights` by direction: `taps` rows of all channels, then their bias; by_path, table, nothing as
 # above, but `nothing` is one vector. ROTARY: `count` rows of angles, row r's is r % count. ROW_STATS: two floats a row.

@@ -24,7 +24,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
-from mmref.kernels.records import STATE_SCAN
+from mmref.kernels.records import STATE_BLOCK, STATE_SCAN
 from mmref.kernels.target import VECTOR_BYTES
 from mmref.kernels.vector import (
     FLOAT,
@@ -45,14 +45,7 @@ from mmref.kernels.vector import (
 )
 from mmref.kernels.vector_math import emit_exp2, softplus_each
 
-STEPS = 8
 SIDE_BY_SIDE = 4  # exponentials that are computed in step
-BLOCK_BYTES = (3 * STEPS + 2) * VECTOR_BYTES  # scratch of a block of steps: delta, delta * u, y; addresses
-
-
-def scratch_bytes(states: int) -> int:
-    """`scratch_size`: what one thread needs."""
-    return states * VECTOR_BYTES + BLOCK_BYTES
 
 
 @intrinsic
@@ -92,10 +85,10 @@ def _advance(states: int, shared: bool):
             def at(base, index, size=VECTOR_BYTES):
                 return builder.add(base, INT64(index * size))
             h = [cgutils.alloca_once_value(builder, emit_load(builder, at(h_at, n))) for n in range(states)]
-            with cgutils.for_range(builder, ir.Constant(INT64, STEPS)) as step:
+            with cgutils.for_range(builder, ir.Constant(INT64, STATE_BLOCK)) as step:
                 place = builder.add(block, builder.mul(step.index, INT64(VECTOR_BYTES)))
-                delta, drive = emit_load(builder, place), emit_load(builder, at(place, STEPS))
-                y, y_at = [emit_load(builder, at(place, 2 * STEPS)), None], at(place, 2 * STEPS)
+                delta, drive = emit_load(builder, place), emit_load(builder, at(place, STATE_BLOCK))
+                y, y_at = [emit_load(builder, at(place, 2 * STATE_BLOCK)), None], at(place, 2 * STATE_BLOCK)
                 entry = builder.add(where, builder.mul(step.index, INT64(16)))
                 row = builder.load(builder.inttoptr(entry, INT64.as_pointer()))
                 B, C = builder.add(row, B_offset), builder.add(row, C_offset)
@@ -161,11 +154,11 @@ def _prepare(where, block, weights, bias, D, rank):
     for r in range(rank):
         delta = _fma_broadcast_at(delta, c, 4 * r, load(weights + r * VECTOR_BYTES))
     delta = softplus_each(delta)
-    for s in range(STEPS):
+    for s in range(STATE_BLOCK):
         u = load(load_integer(where + 16 * s + 8))
         store(block + s * VECTOR_BYTES, delta[s])
-        store(block + (STEPS + s) * VECTOR_BYTES, delta[s] * u)
-        store(block + (2 * STEPS + s) * VECTOR_BYTES, D * u)
+        store(block + (STATE_BLOCK + s) * VECTOR_BYTES, delta[s] * u)
+        store(block + (2 * STATE_BLOCK + s) * VECTOR_BYTES, D * u)
 
 
 def state_scan(record, thread, threads):
@@ -174,7 +167,7 @@ def state_scan(record, thread, threads):
     rank, states, length = op.rank, op.states, op.length
     h_at = op.scratch + thread * op.scratch_size
     block = h_at + states * VECTOR_BYTES
-    where = block + 3 * STEPS * VECTOR_BYTES  # for each step the addresses of its coefficients and of its u
+    where = block + 3 * STATE_BLOCK * VECTOR_BYTES  # for each step the addresses of its coefficients and of its u
     items = op.images * op.vectors
     for item in range(items * thread // threads, items * (thread + 1) // threads):
         image, column = item // op.vectors, item % op.vectors * VECTOR_BYTES
@@ -191,8 +184,8 @@ def state_scan(record, thread, threads):
                 own = direction * (rank + 2 * states) * 4
             for n in range(states):
                 store(h_at + n * VECTOR_BYTES, zeros())
-            for first in range(0, length, STEPS):
-                for s in range(STEPS):
+            for first in range(0, length, STATE_BLOCK):
+                for s in range(STATE_BLOCK):
                     row = -1  # beyond the last step, as on a pixel of zeros: all coefficients are 0
                     if first + s < length:
                         row = (image * op.directions + direction) * length + first + s
@@ -207,11 +200,11 @@ def state_scan(record, thread, threads):
                     store_integer(where + 16 * s + 8, u)
                 _prepare(where, block, weights, bias, D, rank)
                 _eight_steps(h_at, weights + (rank + 2) * VECTOR_BYTES, block, where, rank, states, op.shared)
-                for s in range(min(STEPS, length - first)):
+                for s in range(min(STATE_BLOCK, length - first)):
                     pixel = load_integer(table + (first + s) * 8)
                     if pixel >= 0:
                         place = out + pixel * op.out_pitch
-                        store(place, load(place) + load(block + (2 * STEPS + s) * VECTOR_BYTES))
+                        store(place, load(place) + load(block + (2 * STATE_BLOCK + s) * VECTOR_BYTES))
         if op.factor != 0:
             factor = op.factor + image * op.pixels * op.factor_pitch + column
             for pixel in range(op.pixels):

@@ -12,6 +12,7 @@ from PIL import Image
 import mmref
 from mmref.data.frame import Frame, filled_up, to_frame
 from mmref.data.resize import resize
+from mmref.engine import CompiledModel
 from mmref.errors import ParameterMismatch, ShapeError, ValueProblem
 from mmref.models.parameters import expected_shapes
 from mmref.models.registry import resolve
@@ -192,3 +193,15 @@ def test_other_weights_are_named(shared_golden):
         mmref.create_model("mobilemamba_b1_retinanet", state, num_classes=7)
     assert mmref.create_model("mobilemamba_b1_retinanet", num_classes=3)(np.zeros((1, 3, 9, 9), np.float32))["cls"][
         0].shape[1] == 27
+
+
+@pytest.mark.parametrize("name", ["mobilemamba_b1_ssdlite", "mobilemamba_b1_mask_rcnn"])
+def test_backbone_maps(name):
+    """Catches `forward_features` that a detector does not have, and a backend that gives other maps."""
+    model = mmref.create_model(name)
+    x = np.random.default_rng(0).standard_normal((2, 3, 70, 64)).astype(np.float32)
+    maps, ours = model.forward_features(x), CompiledModel(model).forward_features(x)
+    assert [y.shape[2:] for y in maps] == [(5, 4), (3, 2), (2, 1)]
+    for ours_, y in zip(ours, maps, strict=True):
+        assert ours_.dtype == np.float32
+        np.testing.assert_allclose(ours_, y, atol=1e-4 * np.abs(y).max(), rtol=0)

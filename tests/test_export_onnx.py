@@ -38,7 +38,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
-from mmref.export.onnx import export_onnx, to_onnx  # noqa: E402
+from mmref.export.onnx import export_onnx, metadata, to_onnx  # noqa: E402
 from mmref.export.verify import OPENERS, ROUNDING, TOLERANCE, verify  # noqa: E402
 
 SMALL = Variant("small", 64, (48, 64, 80), num_classes=7)
@@ -148,6 +148,15 @@ def test_names_and_types(nano):
     assert [(v.name, shape(v)) for v in graph.input] == [("input", ["batch", 3, "height", "width"])]
     assert [(v.name, shape(v)) for v in graph.output] == [("logits", ["batch", 10])]
     assert {node.op_type for node in graph.node} >= {"Scan", "LayerNormalization", "ConvTranspose"}
+
+
+@pytest.mark.parametrize("name, side", [("mobilemamba_b1_ssdlite", "320"), ("mobilemamba_nano_fpn", None)])
+def test_metadata_of_dense_networks(name, side):
+    """Catches metadata that only a classifier's transform has: an AttributeError, or a method written as a size."""
+    model = mmref.create_model(name)
+    props = metadata(model)
+    assert props["img_size"] == (side or str(model.config.img_size))
+    assert type(model.transform).from_dict(json.loads(props["transform"])) == model.transform
 
 
 def test_metadata(tmp_path):
@@ -315,7 +324,8 @@ def test_oddities(name):
     model, fixed = AnyDtype(layer), name in FOR_ONE_SIZE
     model.config.img_size = 9
     if fixed:
-        with pytest.raises((NotTraceable, ShapeError), match="'layer' computes with the size.*fixed|equal shapes"):
+        with pytest.raises((NotTraceable, ShapeError),
+                           match="'layer' computes with the size.*fixed|to go with x|equal shapes"):
             to_onnx(model)
     check_same(model, to_onnx(model, fixed=(9, 6) if fixed else None), picture(2, 8, 9, 6),
                *() if fixed else (picture(1, 8, 4, 17),))

@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import pickle
 import threading
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from strategies import lively
 
 import mmref
 from mmref.data.picture import Transform, to_array
+from mmref.data.samples import sample_picture
 from mmref.errors import MmrefError, ValueProblem
 from mmref.tasks import task as task_module
 from mmref.tasks.predictor import Prediction, Predictor
@@ -227,3 +229,13 @@ def _bytes():
     buffer = io.BytesIO()
     _noise().save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_answers_that_are_not_finite(backend):
+    """Catches NaN ranked as a probability, and NumPy's warnings, with lines of our source, beside the error."""
+    predict = Predictor("mobilemamba_nano", backend=backend, transform=Transform(128, std=(1e-30, 1e-30, 1e-30)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (answer,) = predict([sample_picture("cat")])
+    assert "the network answered NaN or infinity" in answer.error and not answer.labels

@@ -97,7 +97,7 @@ def test_refused_before_any_work(weights, photos, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     patches(tmp_path / "other" / "a.png", ["red"])
     patches(tmp_path / "labels" / "c.png", ["red"])
-    cases = {"would both become a.png.png": [photos / "a.png", tmp_path / "other" / "a.png", "-o", tmp_path / "x"],
+    cases = {"would both become a.png.*;": [photos / "a.png", tmp_path / "other" / "a.png", "-o", tmp_path / "x"],
              "would replace a picture": [tmp_path / "labels" / "c.png", "-o", tmp_path],
              "got the file": [photos / "a.png", "-o", tmp_path / "file"],
              "--opacity": [photos / "a.png", "-o", tmp_path / "x", "--opacity", "1.5"],

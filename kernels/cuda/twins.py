@@ -114,7 +114,8 @@ def move(x, out, box, *, sizes, add, stream=0):
     host(out)[to, along] = host(out)[to, along] + value if add else value
 
 
-FUNCTIONS = {"gelu": tokens.gelu, **{name: getattr(F, name) for name in ("relu", "sigmoid", "silu", "softplus")}}
+FUNCTIONS = {"gelu": tokens.gelu,
+             **{name: getattr(F, name) for name in ("relu", "relu6", "sigmoid", "silu", "softplus")}}
 
 
 def combine(x, y, out, *, operation, length, stream=0):

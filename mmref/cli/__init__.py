@@ -65,9 +65,9 @@ def _fail(error) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message):  # it repeats what was typed
+    def error(self, message):  # one line, as for any other error; it repeats what was typed
         from mmref.text import printable
-        super().error(printable(message))
+        self.exit(2, f"mmref: error: {printable(message)} ({self.prog} --help says what can be given)\n")
 
 
 def _parser(argv):

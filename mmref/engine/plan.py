@@ -30,7 +30,6 @@ from mmref.engine.schedule import Buffer, Schedule, channel_axis, rows_of, sched
 from mmref.engine.weights import Weights, by_vectors
 from mmref.graph.graph import Constant, Graph, Node, derived
 from mmref.kernels import records
-from mmref.kernels.state_scan import scratch_bytes
 from mmref.kernels.target import FLOAT_BYTES, LANES, TARGET, VECTOR_BYTES, round_up
 from mmref.nn.paths import paths
 
@@ -362,7 +361,7 @@ class CpuLowering(MapLowering):
         """Of a map's own pixels, found `by_path`, or of sequences that were made of them."""
         order, (K, inner, rank), N = node.attributes["order"], dt_weight.shape, A.shape[2]
         u, c, out = self.map(x), self.map(coefficients), self.map(node)
-        length, size = paths(order, *node.shape[2:]).shape[1], scratch_bytes(N)
+        length, size = paths(order, *node.shape[2:]).shape[1], records.state_scan_scratch_bytes(N)
         scratch, gate = self.bytes(self.shares * size), None if factor is None else self.map(factor)
         self.emit("state_scan", *scan_cost(self.images * K * length, K, inner, rank),
                   [x, coefficients, *(() if factor is None else (factor,))], (node, scratch), u=u.place, pitch=u.pitch,

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from mmref.arguments import check_callable, check_integer, check_integers, shown
+from mmref.data.picture import Transform
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.files import replacing
 from mmref.models.network import Network, check_numpy_model
@@ -69,10 +70,11 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     The output is called "logits" if it is (batch, num_classes), or a whole network's (batch, num_classes, height,
     width), any other "features"; several are "output_0" and so on, those of a dictionary by its keys, "cls_0" for the
     first of a list under "cls".
-    Metadata: model, img_size, mean, std, transform, class_names, mmref_version (JSON where not text). The graph has
-    passed onnx's checker with strict shape inference. Raises ValueProblem (an opset that onnx does not know or older
-    than 17, not a NumPy model, a size below 1) and NotTraceable, naming the layer, for what is no operation of mmref
-    and for a network that cannot be exported with free sizes.
+    Metadata: model, img_size (the shorter side where pictures keep their ratio), mean, std, transform, class_names,
+    mmref_version (JSON where not text). The graph has passed onnx's checker with strict shape inference. Raises
+    ValueProblem (an opset that onnx does not know or older than 17, not a NumPy model, a size below 1) and
+    NotTraceable, naming the layer, for what is no operation of mmref and for a network that cannot be exported with
+    free sizes.
     """
     newest = onnx.defs.onnx_opset_version()
     try:
@@ -148,11 +150,12 @@ def _checked(name, dims):
 
 
 def metadata(model: Network) -> dict[str, str]:
-    """What a program needs beside the graph to classify a picture, as text."""
+    """What a program needs beside the graph to make an input of a picture and words of the answer, as text."""
     transform = model.transform
     props = {"model": model.config.name, "mmref_version": _version()}
     if transform is not None:
-        props |= {"img_size": str(transform.size), "mean": json.dumps(transform.mean),
+        side = transform.size if isinstance(transform, Transform) else transform.short
+        props |= {"img_size": str(side), "mean": json.dumps(transform.mean),
                   "std": json.dumps(transform.std), "transform": json.dumps(transform.to_dict())}
     if model.class_names is not None:
         props["class_names"] = json.dumps(list(model.class_names), ensure_ascii=False)

@@ -73,6 +73,10 @@ class DetectionNetwork(Network):
         self.check_input(x)
         return self.backbone.forward_intermediates(x, list(wanted), intermediates_only=True)
 
+    def forward_features(self, x):
+        """The backbone's three maps, [(B, C, H/stride, W/stride) for strides 16, 32, 64]."""
+        return self.maps(x, (1, 2, 3))
+
     def forward_intermediates(self, x, indices: int | list[int] | None = None, intermediates_only: bool = False):
         """As the classifier's (`mmref.models.mobilemamba.MobileMamba`): the stem's map and the three stages'."""
         return self.backbone.forward_intermediates(x, indices, intermediates_only)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 from PIL import Image
 
 from mmref.arguments import check_flag, check_number
@@ -129,7 +130,7 @@ class Detector(Task):
         for members in groups.values():
             arrays, sizes, originals = zip(*(prepared[i][1][:3] for i in members), strict=True)
             x = filled_up(arrays, loaded.transform.multiple).astype(loaded.model.dtype, copy=False)
-            with loaded.busy:
+            with loaded.busy, np.errstate(all="ignore"):  # what is not finite is told as the answer
                 try:
                     results = loaded.model.detect(x, sizes, originals)
                 except MmrefError as error:          # raw maps that are not finite

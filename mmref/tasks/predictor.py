@@ -109,7 +109,7 @@ class Predictor(Task):
         """One per good picture of a batch, which the network sees at once."""
         logits = np.empty((0, 1), np.float32)
         if prepared:
-            with loaded.busy:
+            with loaded.busy, np.errstate(all="ignore"):  # what is not finite is told as the answer
                 logits = np.asarray(loaded.model(np.stack([x for _, x, _ in prepared])))            # (B, classes)
         for (name, _, notes), row in zip(prepared, logits, strict=True):
             yield self._answer_one(name, notes, row, loaded.labels)

@@ -187,7 +187,7 @@ class _NotFinite(ArithmeticError):
 
 def _logits(loaded, x):
     """x (channels, h, w) -> (classes, h, w), in the model's dtype."""
-    with loaded.busy:
+    with loaded.busy, np.errstate(all="ignore"):  # what is not finite is told as the answer
         logits = np.asarray(loaded.model(x[None].astype(getattr(loaded.model, "dtype", x.dtype), copy=False)))[0]
     if not np.isfinite(logits).all():
         raise _NotFinite

@@ -16,6 +16,9 @@ from mmref.graph.trace import Constants, trace
 from mmref.models.parameters import random_parameters
 from mmref.models.registry import models
 
+PIXELS = 2 ** 24
+"""Pixels that a batch has at most here (256 pictures of 256 x 256): the host memory lent to a plan stays below 3 GB."""
+
 
 class _Host:
     """Stands for numba.cuda where weights are uploaded."""
@@ -42,7 +45,8 @@ def launch_forwards(batches=(1, 32, 256)) -> None:
             for call in (model.forward, model.forward_features):
                 graph = fused(trace(call, model, shape, constants=constants))
                 for batch in batches:
-                    plan = make_plan(graph, device_schedule(graph), batch, weights, OwnProducts(0), 0, lambda: False)
+                    images = min(batch, max(1, PIXELS // config.img_size ** 2))
+                    plan = make_plan(graph, device_schedule(graph), images, weights, OwnProducts(0), 0, lambda: False)
                     plan.given = plan.inputs
                     plan.launch()
                     for launch in plan.launches:
