@@ -66,7 +66,10 @@ def hooked(net, x) -> Trace:
 
 def onnx_trace(proto, x, optimised=False) -> Trace:
     """Trace of an ONNX graph in ONNX Runtime by the recipe in the documents; optimised: with all of its fusions."""
-    recipe = RECIPE.replace("ORT_DISABLE_ALL", "ORT_ENABLE_ALL") if optimised else RECIPE
+    threads = "options = onnxruntime.SessionOptions()"  # one: others wait by spinning
+    assert threads in RECIPE
+    recipe = RECIPE.replace(threads, f"{threads}; options.intra_op_num_threads = 1")
+    recipe = recipe.replace("ORT_DISABLE_ALL", "ORT_ENABLE_ALL") if optimised else recipe
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("model.onnx").write_bytes(proto.SerializeToString())
         exec(compile(recipe, "recipe", "exec"), {"x": x})

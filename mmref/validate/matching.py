@@ -145,7 +145,7 @@ def by_name(reference, candidate, names, by_value) -> tuple[dict[str, str], bool
     for name, found in by_value.items():
         for theirs in found:
             equals[theirs].append(name)
-    names = moved(names, equals)
+    names = moved(names, equals, list(reference))
     meant = {theirs: name for name, found in names.items() for theirs in found}
     judged = [theirs for theirs in meant if theirs in equals and meant[theirs] not in ("input", "output")]
     right = sum(meant[theirs] in equals[theirs] for theirs in judged)
@@ -167,31 +167,51 @@ def by_name(reference, candidate, names, by_value) -> tuple[dict[str, str], bool
     return chosen, believed and bool(judged or chosen)
 
 
-def moved(names, equals) -> dict[str, list[str]]:
+def moved(names, equals, order) -> dict[str, list[str]]:
     """`names` with whole kinds of records renamed whose values are regularly another's: an exporter that folds batch
     norms calls the result after the convolution, and one that fuses a layer's last operation calls it after that. A
     kind is the last part of a name with the operation behind it; one whose layer's value is regularly found elsewhere
-    is a value inside the layer, and left out."""
+    is a value inside the layer, and left out. A kind of which none agrees goes by its operation: where that regularly
+    has the value of the record behind (`order`: the reference's names), it has it here."""
+    following = dict(itertools.pairwise(order))
     turns: dict[tuple, Counter] = defaultdict(Counter)
+    habits: dict[tuple, Counter] = defaultdict(Counter)
     found_again = {name for records in equals.values() for name in records}
     for name, found in names.items():
         stem, _, last = name.rpartition(".")
         for theirs in found:
+            operation = behind(theirs, last)
             near = [other for other in equals.get(theirs, ()) if other == name or
                     other.rpartition(".")[0] == stem or other.partition(":")[0] in (stem, name)]
             if near:
                 chosen = name if name in near else max(near, key=len)
-                turns[last, behind(theirs, last)][chosen[len(stem):] if chosen.startswith(stem) else f".{last}"] += 1
+                turns[last, operation][chosen[len(stem):] if chosen.startswith(stem) else f".{last}"] += 1
+                habits[_words(operation)]["follows" if following.get(name) in near and name not in near else ""] += 1
             elif name in found_again:
-                turns[last, behind(theirs, last)][None] += 1
+                turns[last, operation][None] += 1
     result: dict[str, list[str]] = {}
     for name, found in names.items():
         stem, _, last = name.rpartition(".")
         for theirs in found:
-            turn = max(turns[last, behind(theirs, last)].items(), key=lambda item: item[1], default=(f".{last}", 0))[0]
-            if turn is not None:
-                result.setdefault(name if turn == f".{last}" or not stem else stem + turn, []).append(theirs)
+            operation = behind(theirs, last)
+            target = name
+            if turns[last, operation]:
+                turn = _usual(turns[last, operation])
+                target = turn if turn is None else name if turn == f".{last}" or not stem else stem + turn
+            elif operation and _usual(habits[_words(operation)]) == "follows":
+                target = following.get(name, "")
+                target = target if target.rpartition(".")[0] == stem else None
+            if target is not None:
+                result.setdefault(target, []).append(theirs)
     return result
+
+
+def _words(operation):
+    return tuple(word for word in operation if not word.isdigit())
+
+
+def _usual(counter):
+    return max(counter, key=counter.get, default=None)
 
 
 def align(reference, candidate) -> dict[str, str]:
