@@ -7,7 +7,7 @@ people    `printable`: whatever does not show by itself (control characters, lin
           surrogates) becomes an escape, `\\x1b` or `\\u202e`; bytes that were no UTF-8 become `\\xe9`. MmrefError
           does so to every message, `mmref.cli.common.say` to every line of output
 programs  `to_json`: ASCII alone, which is UTF-8 whatever the terminal's encoding; NaN and infinity become null. A
-          name that is no UTF-8 is there as people see it, and exactly in KEY_base64: the base64 of its bytes
+          name that is not UTF-8 is there as people see it, and exactly in KEY_base64: the base64 of its bytes
           (`name_fields`)
 """
 

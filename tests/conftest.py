@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-sys.path.insert(0, str(Path(__file__).parent))
+for folder in (Path(__file__).parents[1] / "weights" / "training", Path(__file__).parent):
+    sys.path.insert(0, str(folder))
 # PyTorch's small operations take forty times as long where its threads share cores with other processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

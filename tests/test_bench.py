@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from mmref.bench import backends, measure
+from mmref.bench import backends, measure, side_by_side
 from mmref.bench.measure import Plan, run_bench, run_sweep
 from mmref.bench.process import WorkerFailed, WorkerProcess
 from mmref.bench.report import TIMM_COLUMNS, to_json, to_text
+from mmref.bench.worker import Worker
 from mmref.bench.worker import test_input as bench_input
 from mmref.cli import main
 from mmref.errors import MissingBackend, ValueProblem
+from mmref.graph.work import work
 from mmref.models.create import create_model
 from mmref.nn.layer import BatchNorm, Conv2d, ReLU, Sequential, recording
 
@@ -243,3 +246,60 @@ def test_plans_refused(changes):
     """A benchmark of nothing that divides by zero after a minute."""
     with pytest.raises(ValueProblem, match="must be 1 or more"):
         Plan(**changes)
+
+
+def test_networks_side_by_side():
+    """Catches a ratio that is upside down or not paired, work of another size, and a network timed at a wrong one."""
+    report = run_bench(Plan(("mobilemamba_nano", "localvim_t"), img_size=32, rounds=3, turn=0.001, threads=1, starts=0,
+                            backends=("torch-eager",), cpu_time=True))
+    found, = report.side_by_side
+    assert report.clock == "processor" and report.left_out == {}
+    assert [(row.model, row.img_size) for row in found.rows] == [("mobilemamba_nano", 32), ("localvim_t", 32)]
+    for row in found.rows:
+        counted = work(create_model(row.model), 32)
+        assert (row.macs, row.state_updates, row.steps, row.bytes) == (
+            counted.macs, counted.state_updates, counted.steps, counted.bytes)
+    first, last = (np.array(row.rounds["torch-eager"]) for row in found.rows)
+    low, middle, high = np.quantile(last / first, (0.25, 0.5, 0.75))
+    lines = to_text(report).split("Networks side by side")[1].splitlines()
+    line = next(line.split() for line in lines if line.startswith("mobilemamba_nano"))
+    assert line[-2:] == [f"{middle:.2f}", f"{low:.2f}-{high:.2f}"]
+    assert line[-4] == f"{1 / np.median(first):.1f}"
+    assert side_by_side.shapes_of(["a", "b"], {"a": 192, "b": 224}.get) == [("a", 192), ("a", 224), ("b", 224)]
+
+
+def test_processor_time(monkeypatch):
+    """Catches the clock's seconds taken for the processor's, and the sum over threads taken for a time."""
+    worker = Worker()
+    worker.forward = lambda: time.sleep(0.02)
+    assert max(worker.run(3, cpu=True)["seconds"]) < min(worker.run(3)["seconds"])
+    for threads in (2, None):
+        with pytest.raises(ValueProblem, match="threads must be 1"):
+            Plan(threads=threads, cpu_time=True)
+
+
+def test_rates_are_those_of_trained_networks():
+    """Catches untrained decay rates timed, for which kernels have a short cut that trained weights do not take."""
+    model = create_model("localvim_t")
+    before = dict(model.walk())["layers.0.mixer"].A_log_0.copy()
+    measure.spread_rates(model)
+    after = dict(model.walk())["layers.0.mixer"].A_log_0
+    rates = np.exp(after)
+    assert after.dtype == np.float32 and not np.array_equal(before, after)
+    assert np.abs(rates / rates[:, :1] - np.arange(1, 17))[:, 1:].min(1).max() > 1e-2
+
+
+def test_the_faster_form_of_the_scan(monkeypatch):
+    """Catches PyTorch's LocalVim timed with the slower form of its recurrence."""
+    from mmref.bench import torch_localvim
+
+    def slow(*arguments):
+        return [torch_localvim.scan_by_steps(*arguments) for _ in range(20)][0]
+    contestant = object.__new__(backends.TorchEager)
+    contestant.module = torch_localvim.LocalVim(16, ("h v", "w2 v_flip"), 5, 64).eval()
+    for scans in ({"slow": slow, "fast": torch_localvim.scan_by_steps}, {"fast": torch_localvim.scan_by_steps,
+                                                                         "slow": slow}):
+        monkeypatch.setattr(torch_localvim, "SCANS", scans)
+        contestant.prepare((1, 3, 64, 64))
+        assert {module.scan for module in contestant.module.modules() if isinstance(module, torch_localvim.Mixer)} == {
+            torch_localvim.scan_by_steps}

@@ -98,7 +98,7 @@ def test_a_picture_from_standard_input(arguments, pictures, tmp_path):
 @pytest.mark.parametrize("argv, message", [
     (["classify"], "at least one file or folder"),
     (["classify", "/nonexistent.jpg"], "nonexistent"),
-    (["classify", "--sample", "moon"], "cat, aero, ascent, camera, got 'moon'"),
+    (["classify", "--sample", "moon"], "cat, scene1, scene2, aero, ascent, camera, got 'moon'"),
     (["classify", "--sample", "cat", "--model", "resnet"], "got 'resnet'"),
     (["classify", "--sample", "cat", "--weights", "/nonexistent.pth"], "/nonexistent.pth"),
     (["classify", "--sample", "cat", "--num-classes", "7"], "must be 10"),

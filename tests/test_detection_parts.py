@@ -169,6 +169,56 @@ def test_pasting_far_and_small(seed, side, height, width):
     assert (ones > 0.25 - 1e-9).all()         # at least one half along each axis
 
 
+def plain_overlap(a, b):
+    sides = [min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in range(2)]
+    common = max(sides[0], 0) * max(sides[1], 0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
+    return common / union if union else 0
+
+
+@given(seed=seeds, count=st.integers(0, 30), side=st.sampled_from([5, 20]), threshold=st.sampled_from([0, 0.3, 0.7]),
+       whole=st.booleans())
+def test_nms_in_plain_words(seed, count, side, threshold, whole):
+    """Catches a box that one that was suppressed itself suppresses, and pairs compared by another measure."""
+    boxes = boxes_of(seed, count, side, 0 if whole else None)
+    scores = np.random.default_rng(seed).integers(0, 5, count)
+    kept = []
+    for i in sorted(range(count), key=lambda i: (-scores[i], i)):
+        if all(plain_overlap(boxes[i], boxes[j]) <= threshold for j in kept):
+            kept.append(i)
+    np.testing.assert_array_equal(nms(boxes, scores, threshold), kept)
+
+
+@given(height=st.integers(0, 5), width=st.integers(0, 5), stride=st.sampled_from([4, 107]))
+def test_anchors_in_plain_words(height, width, stride):
+    """Catches rows and columns exchanged, on maps that are not square, and a map without pixels."""
+    for anchors, offset in ((by_ratio_and_scale(stride, (8, 9), (0.5, 2)), 0), (of_ssd(stride, 20, 45), 0.5)):
+        plain = [[x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+                 for y in [(row + offset) * stride for row in range(height)]
+                 for x in [(column + offset) * stride for column in range(width)] for w, h in anchors.shapes]
+        assert_close(anchors.grid(height, width), np.reshape(plain, (-1, 4)), 1e-12)
+
+
+@given(seed=seeds, side=st.integers(2, 28), height=st.integers(1, 25), width=st.integers(1, 25))
+def test_pasting_beside_pytorch(seed, side, height, width):
+    """Catches half a pixel, and edges that fade otherwise than PyTorch's sampling of the same grid does."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(seed)
+    corners = np.sort(rng.uniform(-5, 30, (2, 2)) + [[0], [0.5]], axis=0)   # x and y, low and high
+    one, box = rng.uniform(0, 1, (side, side)), np.concatenate(corners)
+    steps = [(np.arange(n) + 0.5 - low) / (high - low) * 2 - 1
+             for n, low, high in ((width, *corners[:, 0]), (height, *corners[:, 1]))]
+    grid = np.stack(np.meshgrid(*steps), -1)[None]
+    whole = torch.nn.functional.grid_sample(torch.from_numpy(one)[None, None], torch.from_numpy(grid),
+                                            align_corners=False)[0, 0].numpy()
+    got = paste(one, box, (height, width))
+    x1, y1, x2, y2 = box
+    inside = np.zeros((height, width), bool)     # a pixel around the box is computed, no more
+    inside[max(int(np.floor(y1)) - 1, 0):max(int(np.ceil(y2)) + 1, 0),
+           max(int(np.floor(x1)) - 1, 0):max(int(np.ceil(x2)) + 1, 0)] = True
+    np.testing.assert_allclose(got, np.where(inside, whole, 0), rtol=0, atol=1e-9)
+
+
 def test_what_is_refused():
     """Catches NaN that vanishes in comparisons, and arrays that do not belong together."""
     boxes, scores = np.zeros((2, 4)), np.zeros(2)

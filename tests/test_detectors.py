@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 import mmref
+import mmref.engine
 from mmref.data.frame import Frame, filled_up, to_frame
 from mmref.data.resize import resize
 from mmref.engine import CompiledModel
 from mmref.errors import ParameterMismatch, ShapeError, ValueProblem
 from mmref.models.parameters import expected_shapes
 from mmref.models.registry import resolve
+from mmref.models.summary import summarize
 from mmref.nn.layer import recording
 
 DTYPES = (np.float64, np.float32)
@@ -50,7 +52,7 @@ def test_every_layer_and_every_box(shared_golden, name, dtype):
         assert error <= allowed, tap
     assert detector_files.raw_error(figures, model(x)) <= allowed
     assert all(one.boxes.dtype == one.scores.dtype == dtype and one.labels.dtype == np.int64 for one in found)
-    detector_files.check_detections(figures, found, detector_files.PIXELS[which])
+    detector_files.check_detections(figures, found, which)
 
 
 @pytest.mark.parametrize("name", detector_files.FILES)
@@ -60,8 +62,7 @@ def test_compiled(shared_golden, name):
                                                                                        backend="numba")
     x = detector_files.inputs(shared_golden, name)
     assert detector_files.raw_error(figures, model(x)) <= 1e-5
-    detector_files.check_detections(figures, model.detect(x, figures["img_shape"], figures["ori_shape"]),
-                                    detector_files.PIXELS[1])
+    detector_files.check_detections(figures, model.detect(x, figures["img_shape"], figures["ori_shape"]), 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -78,7 +79,7 @@ def test_from_a_picture(shared_golden, name, dtype):
     x = filled_up([x], model.transform.multiple)
     assert x.shape == tuple(figures["input_shape"]) and x.dtype == np.float32
     found = model.detect(x.astype(dtype), [scaled], [size])
-    detector_files.check_detections(figures, found, detector_files.PIXELS[DTYPES.index(dtype)])
+    detector_files.check_detections(figures, found, DTYPES.index(dtype), rounded=True)
 
 
 def test_sizes_of_pictures(shared_golden):
@@ -133,6 +134,16 @@ def test_learned_parameter_counts(network):
     assert resolve(f"mobilemamba_b1_{network}")[0].build().parameter_count() == LEARNED[network]
 
 
+@pytest.mark.parametrize("network", ["ssdlite", "retinanet"])
+def test_summary(network):
+    """Catches a table without the network where it gives several maps, and a head that is counted on one level only."""
+    from mmref.graph.work import work
+    model = mmref.create_model(f"mobilemamba_b1_{network}")
+    rows = {row.name: row for row in summarize(model, 64)}
+    assert rows[""].parameters == LEARNED[network] and rows[""].macs == work(model, 64).macs
+    assert rows["bbox_head"].shape == () and rows["bbox_head"].macs < rows[""].macs
+
+
 @pytest.mark.parametrize("network", ["ssdlite", "retinanet", "mask_rcnn"])
 def test_folding(shared_golden, network):
     """Catches a norm with another epsilon folded as if it had the usual one, or none."""
@@ -163,6 +174,27 @@ def test_degenerate_input(name):
         model.detect(x)
     with pytest.raises(ShapeError):
         model.detect(np.zeros((1, 4, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_equal_scores_and_boxes_outside(backend):
+    """Catches an order that a sort made up where thousands of scores are equal, and boxes that lie outside of the
+    picture among the answers."""
+    model = mmref.create_model("mobilemamba_b1_retinanet")
+    head = model.bbox_head
+    for layer in (head.retina_cls, head.retina_reg):
+        layer.weight, layer.bias = np.zeros_like(layer.weight), np.zeros_like(layer.bias)
+    x = np.zeros((1, 3, 96, 64), np.float32)
+
+    def found():
+        ready = model if backend == "numpy" else mmref.engine.CompiledModel(model)
+        return ready.detect(x, [(80, 60)])[0]
+    equal = found()
+    assert len(equal) == 100 and (equal.scores == 0.5).all()
+    np.testing.assert_array_equal(equal.labels[:80], np.arange(80))         # the first anchor shows every class
+    assert (equal.boxes[:80] == equal.boxes[0]).all() and (equal.boxes[80:] == equal.boxes[80]).all()
+    head.retina_reg.bias = np.tile(np.float32([1000, 0, 0, 0]), 9)
+    assert found().boxes.shape == (0, 4)
 
 
 def test_nothing_found(shared_golden):

@@ -187,5 +187,5 @@ def test_ctrl_c(data, tmp_path, way):
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does
     err = child.stderr.read()
     assert child.wait(60) == 130 and "Traceback" not in err
-    assert f"kept in {journal}: the same command goes on there" in err
+    assert f"kept in {journal}: the same command resumes from there" in err
     assert "img/s" in err or "s/img" in err

@@ -22,6 +22,7 @@ from mmref.explain.drawing import halvings, untouched
 from mmref.explain.formula import FORMULAS, mathml
 from mmref.explain.pack import map_record, parameter_record, share
 from mmref.explain.page import explain
+from mmref.explain.photograph import network_input, photograph
 from mmref.explain.run import observe
 from mmref.nn.operation import OPERATIONS
 
@@ -138,3 +139,25 @@ def test_without_jinja_it_says_what_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert main(["explain", "--sample", "cat", "-o", str(tmp_path / "x.html")]) == 2
     assert 'pip install "mmref[explain]"' in capsys.readouterr().err
+
+
+def test_detectors_are_refused_by_name():
+    """Catches a page made of one of a detector's maps, or a KeyError in its place."""
+    with pytest.raises(mmref.errors.ValueProblem, match="mobilemamba_nano_ssdlite gives 12 maps"):
+        explain(mmref.create_model("mobilemamba_nano_ssdlite"), sample_picture("cat"), "cat", cells=2)
+
+
+@pytest.mark.parametrize("transform", [mmref.Transform(64), mmref.KeepRatio(48), mmref.Frame(48, 96), mmref.Frame(
+    48, 96, mean=(0.4,), std=(0.2,))], ids=["square", "whole", "filled", "grey"])
+@pytest.mark.parametrize("size", [(90, 60), (60, 130), (900, 5)], ids=str)
+def test_the_photograph_covers_what_the_network_sees(transform, size):
+    """Catches marks that point beside what they mean: a photograph cut or filled up otherwise than the input."""
+    picture = sample_picture("cat").convert("RGB").resize(size)
+    x, shown = network_input(picture, transform), photograph(picture, transform)
+    height, width = x.shape[1:]
+    assert 1 <= max(shown.shape) <= 4 * 384 and shown.min() >= 0 and shown.max() <= 1
+    assert abs(shown.shape[1] / shown.shape[0] * height / width - 1) < 0.05          # rounding, on a slender one
+    rows, columns = (np.arange(n) * m // n for n, m in zip((height, width), shown.shape[:2], strict=True))
+    coarse = shown[rows][:, columns].transpose(2, 0, 1)[:len(x)]
+    seen = x * np.reshape(transform.std, (-1, 1, 1)) + np.reshape(transform.mean, (-1, 1, 1))
+    assert np.abs(coarse - seen).mean() < 0.06                # a mirrored one is 0.1 and more away

@@ -219,15 +219,31 @@ def test_pages_of_other_networks(clean, tmp_path, changes):
               "window.mmref.stops.forEach((_, i) => window.mmref.set({tour: i + 1})); })()")
 
 
+def test_page_of_t2(clean, tmp_path):
+    """Catches a page that shows only small networks: maps whose channels are not all there, a thousand classes."""
+    page = tmp_path / "page.html"
+    page.write_text(explain(mmref.create_model("mobilemamba_t2"), sample_picture("cat"), "cat", cells=2), "utf-8")
+    assert 1e6 < page.stat().st_size < 12e6
+    opened(clean, page)
+    assert clean.run("window.mmref.data.answer.of") == 1000
+    assert clean.run("window.mmref.data.scans.map(window.mmref.mismatches).every(n => n === 0)")
+    assert sum(row[2] >= 1 for row in checked(clean, "everyLayer()")) > 200
+
+
 def test_page_of_a_segmenter(clean, tmp_path):
     """Catches a page that cannot show a network whose backbone is called in pieces, or no map of labels."""
     page = tmp_path / "page.html"
     page.write_text(explain(mmref.create_model("mobilemamba_nano_fpn"), sample_picture("cat"), "cat", cells=2), "utf-8")
-    assert page.stat().st_size < 6e6
+    assert page.stat().st_size < 12e6
     opened(clean, page)
     assert clean.run("window.mmref.data.answer.kind") == "maps"
     assert sum(row[2] >= 1 for row in checked(clean, "everyLayer()")) > 300
     assert clean.run("document.querySelectorAll('#answer-body canvas').length") >= 2
+    height, width = clean.run("window.mmref.data.model.input")[1:]          # the picture whole, not a square of it
+    photograph = clean.run("window.mmref.data.picture.size")
+    assert width > height and abs(photograph[1] / photograph[0] - width / height) < 0.01
+    assert clean.run("(e => e.clientWidth / e.clientHeight)(document.getElementById('scan-photo'))") == pytest.approx(
+        width / height, rel=0.02)
 
 
 def test_questions_that_readers_ask(clean, nano):

@@ -25,6 +25,8 @@ from mmref.weights.store import manifest
 assert all((files("mmref.explain") / f"page.{kind}").is_file() for kind in ("html", "css"))
 assert (files("mmref.weights") / "mobilemamba_nano.safetensors").is_file() and manifest()
 assert mmref.create_model("mobilemamba_nano", pretrained=True).class_names[0] == "airplane"
+from mmref.data.samples import sample_picture
+assert mmref.segment(sample_picture("scene1")).labels.any() and mmref.detect(sample_picture("scene2")).labels
 from mmref.kernels import target
 import mmref.kernels.cuda
 print(*(Path(module.__file__).resolve().parent for module in (mmref, mmref.kernels, mmref.weights)), sep="\\n")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from assertions import relative_error
 
+import mmref
 from mmref.models.parameters import expected_shapes, load_parameters
 from mmref.models.registry import resolve
 from mmref.nn.layer import recording
@@ -70,3 +71,18 @@ def test_parameter_names_and_shapes(shared_golden, name):
 def test_learned_parameter_counts(name):
     """Catches tables of positions counted as learned, and any layer of another width."""
     assert resolve(name)[0].build().parameter_count() == LEARNED[name]
+
+
+def test_published_files(tmp_path):
+    """Catches a .ckpt that is not read as the PyTorch file it is, and names that are not strict: the variant with a
+    class token has other parameters, and must not run as this one."""
+    torch = pytest.importorskip("torch")
+    state = resolve("localvim_t")[0].build().initialise(seed=3).state_dict()
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+    torch.save({"state_dict": tensors, "epoch": 299}, tmp_path / "localvim_t.ckpt")
+    read = mmref.create_model("localvim_t", tmp_path / "localvim_t.ckpt").state_dict()
+    assert read.keys() == state.keys() and all(np.array_equal(read[name], state[name]) for name in state)
+    tensors["cls_token"] = torch.zeros(1, 1, 192)
+    torch.save({"state_dict": tensors}, tmp_path / "localvim_t.ckpt")
+    with pytest.raises(mmref.MmrefError, match=r"unexpected cls_token \(1, 1, 192\)"):
+        mmref.create_model("localvim_t", tmp_path / "localvim_t.ckpt")

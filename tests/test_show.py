@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import rivals
 from PIL import Image
 
 import mmref
@@ -16,6 +17,7 @@ pytest.importorskip("matplotlib")
 from mmref.models.parameters import random_parameters
 from mmref.models.variants import Variant
 from mmref.show import pictures as show
+from mmref.show import scans
 from mmref.show.field import STEP
 
 
@@ -48,13 +50,63 @@ def test_other_networks_are_drawn(changes):
         assert len(show.draw(what, other, picture, size=97, cells=2).axes) >= 3
 
 
-def test_scan_orders_visit_every_pixel_once():
-    """Catches a path drawn over pixels that the scan does not visit so."""
-    for order, first, last in (("bidirectional", [0, 11], [11, 0]), ("cross", [0, 0, 11, 11], [11, 11, 0, 0])):
-        ways = show.visited(order, 3, 4)
-        assert [sorted(way) for way in ways.tolist()] == [list(range(12))] * len(ways)
-        assert ways[:, 0].tolist() == first and ways[:, -1].tolist() == last
-    assert show.visited("cross", 3, 4)[1, :4].tolist() == [0, 4, 8, 1]
+@pytest.mark.parametrize("config, layer", [(rivals.localvim(), "layers.0"), (rivals.efficientvmamba(), "layers.1")])
+def test_scans_of_other_families(config, layer):
+    """Catches drawings of scans that take MobileMamba's layers for granted: several states, a layer's directions in
+    scans of their own, padding, pixels that a direction never visits."""
+    model = rivals.alive(config)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8))
+    model.transform = show.Transform(48)
+    for what in ("scan", "delta"):
+        assert len(show.draw(what, model, picture, layer, size=75).axes) >= 8
+    for what in ("wavelet", "erf"):
+        with pytest.raises(mmref.MmrefError, match="small has none"):
+            show.draw(what, model, picture, size=75)
+    with pytest.raises(mmref.MmrefError, match="which holds [23] of them"):
+        show.draw("scan", model, picture, "layers", size=75)
+
+
+def test_a_drawn_way_is_the_scans():
+    """Catches a way drawn otherwise than the scan goes: padding elsewhere, rows for columns, a shorter path."""
+    order = ("columns", "windows 3 backwards", "windows 2")
+    for one in scans.of_order(order, 4, 5):
+        columns, rows = scans.places(one)
+        inside = (columns < 5) & (rows < 4)
+        path = one.path[:len(columns)]
+        assert np.array_equal(inside, path != -1) and (one.path[len(columns):] == -1).all()
+        assert np.array_equal((rows * 5 + columns)[inside], path[inside])
+    rows = scans.places(scans.of_order(order, 4, 5)[1])[1]
+    assert len(rows) == 36 and rows[0] == 5
+
+
+def test_what_is_remembered_is_what_an_impulse_leaves():
+    """Catches decays counted from the wrong step, states mixed up, padding that does not fade: one unit put in at each
+    pixel, and the share that is still in the states when the scan reaches the middle."""
+    rng = np.random.default_rng(0)
+    one, = scans.of_order(("windows 3",), 4, 5)
+    one.delta, one.A = rng.uniform(0, 0.3, (7, len(one.path))), -rng.uniform(0.5, 2, (7, 2))
+    memory, (row, column) = scans.remembered(one)
+    assert (row, column) == (2, 2)
+    middle = one.path.tolist().index(row * 5 + column)
+    for pixel in range(20):
+        step = one.path.tolist().index(pixel)
+        left = np.ones((7, 2))
+        for later in range(step + 1, middle + 1):
+            left *= np.exp(one.delta[:, later, None] * one.A)
+        expected = left.mean() if step <= middle else np.nan
+        np.testing.assert_allclose(memory[divmod(pixel, 5)], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--order", "atrous"], "order atrous"),
+    (["--order", "rows", "windows 3 backwards", "--size", "7"], "order rows, windows 3 backwards"),
+    (["--model", "localvim_t"], "scan orders of localvim_t, layers.10.mixer"),
+    (["--model", "efficientvmamba_t", "--layer", "layers.0.blocks.1", "--size", "100"], "layers.0.blocks.1.op")])
+def test_orders_without_a_picture(tmp_path, capsys, arguments, said):
+    """Catches orders that cannot be drawn without trained weights, or by name."""
+    out = tmp_path / "orders.svg"
+    assert main(["show", "--what", "scan", *arguments, "-o", str(out)]) == 0
+    assert said in capsys.readouterr().out and b"<svg" in out.read_bytes()
 
 
 def test_gradient_is_the_gradient(model):
@@ -82,7 +134,9 @@ def test_gradient_is_the_gradient(model):
     (["--what", "features", "--layer", "head"], "--layer must name a map"),
     (["--what", "erf", "--cells", "0"], "--cells must be"), (["--what", "scan", "--size", "0"], "--size must be"),
     (["--what", "scan", "-o", "x.bmp"], "-o must end in"),
-    (["--what", "scan", "-o", "/nowhere/x.png"], "/nowhere/x.png"), (["--what", "scan", "/nowhere.jpg"], "not both")])
+    (["--what", "scan", "-o", "/nowhere/x.png"], "/nowhere/x.png"), (["--what", "scan", "/nowhere.jpg"], "not both"),
+    (["--what", "scan", "--layer", "blocks2"], "which holds 2 of them"),
+    (["--what", "scan", "--order", "atrous"], "--order draws an order by its name")])
 def test_bad_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
     """Catches a traceback."""
     monkeypatch.chdir(tmp_path)

@@ -1,12 +1,13 @@
 """The segmentation networks in PyTorch, with the published names: what our text of them is compared with.
 
 Written from the papers and the names, on PyTorch's own resizing, pooling and dilation; the backbone is that of
-mmref.bench.torch_network, compared with ours elsewhere.
+mmref.bench.torch_network, compared with ours elsewhere, and Semantic FPN is the one that is trained (weights/training).
 """
 
 from __future__ import annotations
 
 import torch
+from dense_networks import FPNHead, FPNNeck
 from torch import nn
 from torch.nn.functional import interpolate
 
@@ -24,42 +25,6 @@ def conv_module(c_in, c_out, kernel=1, dilation=1):
 
 def resized(x, like):
     return interpolate(x, like.shape[2:], mode="bilinear", align_corners=False)
-
-
-class Bare(nn.Module):
-    def __init__(self, c_in, c_out, kernel=1):
-        super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
-
-    def forward(self, x):
-        return self.conv(x)
-
-
-class Neck(nn.Module):
-    def __init__(self, widths):
-        super().__init__()
-        self.lateral_convs = nn.ModuleList(Bare(width, 256) for width in widths)
-        self.fpn_convs = nn.ModuleList(Bare(256, 256, 3) for _ in widths)
-
-    def forward(self, maps):
-        a, b, c = (conv(x) for conv, x in zip(self.lateral_convs, maps, strict=True))
-        b = b + interpolate(c, b.shape[2:], mode="nearest")
-        a = a + interpolate(b, a.shape[2:], mode="nearest")
-        return [conv(x) for conv, x in zip(self.fpn_convs, (a, b, c), strict=True)]
-
-
-class FPNHead(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        double = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-        self.scale_heads = nn.ModuleList((
-            nn.Sequential(conv_module(256, 128, 3)), nn.Sequential(conv_module(256, 128, 3), double),
-            nn.Sequential(conv_module(256, 128, 3), double, conv_module(128, 128, 3), double)))
-        self.conv_seg = nn.Conv2d(128, classes, 1)
-
-    def forward(self, maps):
-        a, b, c = (head(x) for head, x in zip(self.scale_heads, maps, strict=True))
-        return self.conv_seg(a + resized(b, a) + resized(c, a))
 
 
 class ASPPHead(nn.Module):
@@ -92,12 +57,12 @@ class PSPHead(nn.Module):
 class Segmenter(nn.Module):
     """`model(x)`: logits at x's size; `maps`, `decode`: its two halves."""
 
-    def __init__(self, variant, head, classes):
+    def __init__(self, variant, head, classes, neck_width=48, head_width=32):
         super().__init__()
         self.backbone = torch_network.create(variant)
         widths = torch_network.WIDTHS[variant]
         if head == "fpn":
-            self.neck, self.decode_head = Neck(widths), FPNHead(classes)
+            self.neck, self.decode_head = FPNNeck(widths, neck_width), FPNHead(neck_width, head_width, classes)
         else:
             self.decode_head = {"deeplabv3": ASPPHead, "pspnet": PSPHead}[head](widths[-1], classes)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mmref.bench.gpu_worker import TINY, Job
 from mmref.bench.process import Process
+from mmref.bench.side_by_side import COUNTED, WORK_TITLES, work_cells
 from mmref.errors import MissingBackend
 from mmref.files import replacing
 from mmref.machine import describe_machine, versions
@@ -32,6 +33,7 @@ CHECKED = 80.0    # of those kept for the checkers, a half each
 CHECKERS = {"memcheck": "memory_checker", "racecheck": "race_checker"}  # tool of compute-sanitizer -> section
 NSIGHT = "/opt/nvidia/nsight-compute"  # which brings a compute-sanitizer of its own
 ENGINE = ("device", "correctness", "kernels_checked", "bits", "throughput", "kernels")
+RIVAL = "localvim_t"  # the network that the paper compares throughput with: what others are measured against
 PACKAGES = ("mmref", "numpy", "numba", "numba-cuda", "cuda-toolkit", "nvidia-cublas", "cuda-bindings",
             "torch", "triton", "mamba-ssm")
 EAGER_MODES = (("eager", (1, 32, 256)), ("eager channels-last", (1, 32, 256)), ("mamba-ssm", (1, 256)))
@@ -46,16 +48,18 @@ class GpuPlan:
     variants: dict[str, dict] = field(default_factory=dict)
     batches: tuple[int, ...] = (1, 32, 256)
     kernel_cases: tuple = (("mobilemamba_b1", 256), ("mobilemamba_t2", 256))
-    torch_models: tuple[str, ...] = ("mobilemamba_b1", "mobilemamba_t2")
+    torch_models: tuple[str, ...] = ("mobilemamba_b1", "mobilemamba_t2", RIVAL)
     seconds: float = 0.4               # of forwards, for one case
     matmul: str = "cublas"
     limit: float = SECONDS
 
     def __post_init__(self):
         if not self.variants:
+            from mmref.models.registry import resolve
             from mmref.models.variants import VARIANTS
+            networks = {**VARIANTS, RIVAL: resolve(RIVAL)[0]}
             self.variants = {name: {"name": name, "changes": {}, "side": variant.img_size}
-                             for name, variant in VARIANTS.items() if name != "mobilemamba_nano"}
+                             for name, variant in networks.items() if name != "mobilemamba_nano"}
 
 
 def tiny_plan() -> GpuPlan:
@@ -75,7 +79,7 @@ def run_gpu_report(path, plan: GpuPlan | None = None, progress=None, limit: floa
     plan = plan or (tiny_plan() if SIMULATOR else GpuPlan())
     plan.limit = limit or plan.limit
     report = {"simulator": SIMULATOR, "complete": False, **identity(), "versions": versions(PACKAGES),
-              "machine": describe_machine(), "plan": asdict(plan), "errors": {}, "seconds": {}}
+              "machine": describe_machine(), "plan": asdict(plan), "errors": {}, "seconds": {}, "work": works(plan)}
     writer = _Writer(report, path, progress or (lambda text: None))
     writer.save()
     end = time.monotonic() + plan.limit
@@ -86,6 +90,14 @@ def run_gpu_report(path, plan: GpuPlan | None = None, progress=None, limit: floa
     report["complete"] = not report["errors"]
     writer.save()
     return report
+
+
+def works(plan) -> dict[str, dict]:
+    """What every network has to do for a picture (`mmref.graph.work.Work`): to be read beside its throughput."""
+    from mmref.graph.work import work
+    from mmref.models.create import create_model
+    return {label: asdict(work(create_model(settings["name"], **settings["changes"]), settings["side"]))
+            for label, settings in plan.variants.items()}
 
 
 class _Writer:
@@ -157,7 +169,8 @@ def command(plan, sections, limit) -> list[str]:
     cases = [(model, batch, mode) for model in plan.torch_models for mode, batches in EAGER_MODES for batch in batches]
     cases += [(model, batch, mode) for model in plan.torch_models for mode, batch in COMPILE_MODES]
     torch_cases = [case for case in cases
-                   if case[1] in plan.batches and (case[2] != "mamba-ssm" or find_spec("mamba_ssm"))]
+                   if case[1] in plan.batches and (case[2] != "mamba-ssm" or find_spec("mamba_ssm"))
+                   and (case[0] != RIVAL or case[2] == "eager")]  # in one form, whose loop nobody compiles in a minute
     job = Job(list(sections), plan.variants, list(plan.batches), list(plan.kernel_cases), torch_cases, plan.seconds,
               plan.matmul, limit)
     return [sys.executable, "-m", "mmref.bench.gpu_worker", json.dumps(asdict(job))]
@@ -257,6 +270,8 @@ def report_text(report) -> str:
             for mode, found in modes.items() if isinstance(found, dict) and "ms" in found]
     if rows:
         parts.append(table(rows, ("model", "batch", "as", "ms", "images/s"), left=3))
+    if RIVAL in report.get("work", {}):
+        parts.append(_beside_the_rival(report))
     for case, kernels in report.get("kernels", {}).items():
         copy = card.get("copy_gb_per_s") or float("nan")
         nominal = card.get("nominal_gb_per_s") or float("nan")
@@ -268,6 +283,26 @@ def report_text(report) -> str:
               for section in CHECKERS.values() if (found := report.get(section))]
     parts += [f"{section} failed: {message}" for section, message in report["errors"].items()]
     return "\n\n".join(parts)
+
+
+def _beside_the_rival(report) -> str:
+    """The work of a picture, counted, beside the images a second of our kernels and their ratio to the rival's."""
+    sizes = {label: settings["side"] for label, settings in report["plan"]["variants"].items()}
+    batches = [str(batch) for batch in report["plan"]["batches"]]
+
+    def rate(label, batch):
+        modes = report.get("throughput", {}).get(label, {}).get(batch, {})
+        return max((found["images_per_s"] for found in modes.values() if isinstance(found, dict)), default=None)
+    lines = []
+    for label, found in report["work"].items():
+        cells = [label, *work_cells(sizes[label], **found)]
+        for batch in batches:
+            mine, its = rate(label, batch), rate(RIVAL, batch)
+            cells += [f"{mine:,.0f}" if mine else "", f"{mine / its:.2f}" if mine and its else ""]
+        lines.append(cells)
+    return table(lines, ("model", *WORK_TITLES, *(title for batch in batches
+                                                  for title in (f"batch {batch}: images/s", f"of {RIVAL}'s")))) + (
+        "\n" + COUNTED)
 
 
 def right(report) -> bool:

@@ -58,10 +58,11 @@ class Network:
 
     @cached_property
     def numpy(self):
-        from mmref.bench.measure import settle_batch_norms
+        from mmref.bench.measure import settle_batch_norms, spread_rates
         from mmref.models.create import create_model
         model = create_model(self.name, **self.changes)
         settle_batch_norms(model)
+        spread_rates(model)
         return model
 
     @cached_property
@@ -238,11 +239,12 @@ class Worker:
             torch.cuda.empty_cache()
 
     def torch_case(self, torch, label, batch, mode):
-        from mmref.bench import torch_network
+        from mmref.bench import torch_localvim, torch_network
         from mmref.bench.backends import torch_module
         network = self.networks[label]
         model = torch_network.fold_batchnorm(torch_module(network.name, network.numpy.state_dict()))
         torch_network.use_scan(model, TORCH_SCANS[mode])
+        torch_localvim.use_scan(model, "all")  # few and large operations: what a GPU wants
         x = torch.from_numpy(network.pictures(batch))
         if "channels-last" in mode:
             model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)

@@ -68,6 +68,7 @@ class Report:
     baseline: str
     calibration: dict
     rounds: int
+    clock: str = "wall"                # "processor": seconds that the process computed, whatever else the machine did
     results: list[Result] = field(default_factory=list)
     sweep: list[Result] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
@@ -90,6 +91,7 @@ class Plan:
     backends: tuple[str, ...] = ()     # empty: all that are there but those of ON_REQUEST
     unfolded: bool = False             # numpy and torch also with batch norms as layers
     limit: float = 600.0               # seconds for one answer of a worker
+    cpu_time: bool = False             # the processor's seconds, not the clock's; of one thread
 
     def __post_init__(self):
         for name, values in (("batch", self.batches), ("rounds", (self.rounds,)),
@@ -97,6 +99,9 @@ class Plan:
                              ("threads", () if self.threads is None else (self.threads,))):
             if not values and name == "batch" or any(value < 1 for value in values):
                 raise ValueProblem(f"{name} must be 1 or more, got {', '.join(map(str, values)) or 'none'}")
+        if self.cpu_time and self.threads != 1:
+            raise ValueProblem(f"threads must be 1 to take processor time, which adds up over threads, waiting ones "
+                               f"too, got {self.threads or 'all cores'}")
         unknown = [name for name in self.backends if name not in BACKENDS]
         if unknown:
             raise ValueProblem(f"backends must be of {', '.join(BACKENDS)}, got {', '.join(unknown)}")
@@ -150,7 +155,7 @@ def _run(plan, progress, each_model):
     names = [name for name in plan.backends or BACKENDS if name not in left_out]
     threads = plan.threads or usable_cores()
     report = Report(describe_machine(), threads, "numba" if "numba" in names else names[0], {"rates": []}, plan.rounds,
-                    left_out=left_out)
+                    "processor" if plan.cpu_time else "wall", left_out=left_out)
     models = [resolve(name)[0].name for name in plan.models]
     for model in models:
         with tempfile.TemporaryDirectory(prefix="mmref-bench-") as scratch:
@@ -175,6 +180,7 @@ def _write_inputs(model, names, threads, scratch):
     from mmref.models.create import create_model
     network = create_model(model)
     settle_batch_norms(network)
+    spread_rates(network)
     parameters, graph = os.path.join(scratch, "parameters.npz"), os.path.join(scratch, "model.onnx")
     np.savez(parameters, **network.state_dict())
     if {"onnxruntime", "openvino"} & set(names):
@@ -209,6 +215,18 @@ def settle_batch_norms(network):
     finally:
         for norm in norms:
             del norm.forward
+
+
+def spread_rates(network):
+    """Give an untrained network's scans decay rates as training leaves them, in place: no multiples of each other.
+
+    Untrained, the n-th state of a channel fades n times as fast as the first, and our kernels then compute six
+    exponentials for sixteen states: a speed that trained weights do not have."""
+    rng = np.random.default_rng(2)
+    for _, layer, name in network.named_parameters():
+        if name.startswith("A_log"):
+            logs = getattr(layer, name)
+            setattr(layer, name, (logs + rng.normal(0, 0.3, logs.shape)).astype(logs.dtype))
 
 
 def _own_size(model):
@@ -284,7 +302,7 @@ def _measure(plan, report, job, workers, calibrator, batch, side, progress):
         try:
             logits[name] = np.array(worker.ask("prepare", shape=(batch, 3, side, side))["logits"])
             worker.ask("run", count=1)
-            once = worker.ask("run", count=1)["seconds"][0]
+            once = worker.ask("run", count=1, cpu=plan.cpu_time)["seconds"][0]
             counts[name] = min(max(math.ceil(plan.turn / max(once, 1e-6)), 1), 200)
             results[name] = Result(name, job.model, batch, side, macs / 1e9, params / 1e6)
         except WorkerFailed as failure:
@@ -299,7 +317,8 @@ def _measure(plan, report, job, workers, calibrator, batch, side, progress):
                 continue
             time.sleep(REST)
             try:
-                results[name].rounds.append(float(np.median(workers[name].ask("run", count=counts[name])["seconds"])))
+                seconds = workers[name].ask("run", count=counts[name], cpu=plan.cpu_time)["seconds"]
+                results[name].rounds.append(float(np.median(seconds)))
             except WorkerFailed as failure:
                 del results[name]
                 report.left_out[f"{name}, {job.model}, batch {batch}, {side}x{side}"] = str(failure)

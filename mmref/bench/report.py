@@ -51,6 +51,8 @@ def machine_lines(report) -> str:
     ruler = (f"calibration: {np.median(rates):.0f} GFLOP/s ({rates.min():.0f} to {rates.max():.0f} over the rounds), "
              f"{calibration['method']}, {report.threads} threads; baseline of the ratios: {report.baseline}"
              if rates.size else f"{report.threads} threads")
+    if report.clock == "processor":
+        ruler += "\ntimes are processor seconds of the process, not the clock's (the calibration's are the clock's)"
     return (f"{machine['cpu']}, {machine['cores']} logical cores ({', '.join(machine['vector'])}), "
             f"{machine['system']}, Python {machine['python']}, load before {machine['load_before']}\n"
             f"{libraries}\n{ruler}")

@@ -21,11 +21,13 @@ from mmref.tables import table
 
 BACKENDS = ("numba", "torch-eager")
 
-FOOTNOTE = """\
-pictures/s: batch over the median of the rounds. times: pictures a second over those of the last row's on the same
-backend, median and quartiles of the rounds. GMAC/s: multiply-adds times pictures a second: how good the kernels are.
+COUNTED = """\
 Counted from the graph, one picture: MMAC, million multiply-adds of convolutions and linear layers; scan, million state
 updates, each an exponential and two multiply-adds; steps, that wait for each other; MB, what moves at least."""
+FOOTNOTE = f"""\
+pictures/s: batch over the median of the rounds. times: pictures a second over those of the last row's on the same
+backend, median and quartiles of the rounds. GMAC/s: multiply-adds times pictures a second: how good the kernels are.
+{COUNTED}"""
 
 
 @dataclass
@@ -39,6 +41,14 @@ class Row:
     steps: int
     bytes: int
     rounds: dict[str, list[float]] = field(default_factory=dict)
+
+
+WORK_TITLES = ("pixels", "MMAC", "scan", "steps", "MB")
+
+
+def work_cells(img_size: int, macs: int, state_updates: int, steps: int, bytes: int) -> list[str]:
+    """What stands below WORK_TITLES; the arguments are those of a Row and of `mmref.graph.work.Work`."""
+    return [str(img_size), f"{macs / 1e6:,.0f}", f"{state_updates / 1e6:,.2f}", f"{steps:,}", f"{bytes / 1e6:,.0f}"]
 
 
 @dataclass
@@ -85,7 +95,7 @@ def measure_side_by_side(plan, report, models, names, write_inputs, open_worker,
                     shift = step % max(len(turns), 1)
                     for row, name, worker, count in turns[shift:] + turns[:shift]:
                         time.sleep(rest)
-                        seconds = worker.ask("run", count=count)["seconds"]
+                        seconds = worker.ask("run", count=count, cpu=plan.cpu_time)["seconds"]
                         row.rounds.setdefault(name, []).append(float(np.median(seconds)))
             report.side_by_side.append(SideBySide(batch, rows))
 
@@ -96,7 +106,7 @@ def _prepared(plan, report, row, name, worker, batch):
     try:
         worker.ask("prepare", shape=(batch, 3, row.img_size, row.img_size))
         worker.ask("run", count=1)
-        once = worker.ask("run", count=1)["seconds"][0]
+        once = worker.ask("run", count=1, cpu=plan.cpu_time)["seconds"][0]
     except WorkerFailed as failure:
         report.left_out[f"{name}, {row.model}, batch {batch}, {row.img_size}x{row.img_size}"] = str(failure)
         return []
@@ -114,12 +124,11 @@ def to_text(found: list[SideBySide], threads: int) -> str:
     parts = []
     for one in found:
         backends = list(dict.fromkeys(name for row in one.rows for name in row.rounds))
-        titles = ["model", "pixels", "MMAC", "scan", "steps", "MB"]
+        titles = ["model", *WORK_TITLES]
         titles += [title for name in backends for title in (f"{name}: pictures/s", "GMAC/s", "times", "quartiles")]
         lines = []
         for row in one.rows:
-            cells = [row.model, row.img_size, f"{row.macs / 1e6:,.0f}", f"{row.state_updates / 1e6:,.2f}",
-                     f"{row.steps:,}", f"{row.bytes / 1e6:,.0f}"]
+            cells = [row.model, *work_cells(row.img_size, row.macs, row.state_updates, row.steps, row.bytes)]
             for name in backends:
                 cells += _cells(one, row, name)
             lines.append(cells)

@@ -2,7 +2,8 @@
 
     {"do": "open", "job": {...}}           import, then build       -> {"import": s, "build": s}
     {"do": "prepare", "shape": [...]}      and answer once          -> {"first": s, "logits": [...]}
-    {"do": "run", "count": n}              n forwards after one     -> {"seconds": [...]}
+    {"do": "run", "count": n,              n forwards after one; `cpu`: the process's processor seconds, not the clock's
+     "cpu": false}                                                  -> {"seconds": [...]}
     {"do": "rate"}                         calibration only         -> {"rate": multiply-adds a second, "method": ...,
                                                                         "is_peak": whether nothing can be faster}
     {"do": "memory"}                       peak so far              -> {"bytes": ...}
@@ -20,6 +21,7 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 from mmref.bench.backends import BACKENDS, Calibration, Job
+from mmref.nested import arrays_of
 
 if TYPE_CHECKING:  # NumPy is first imported by the contestants, whose import is timed
     import numpy as np
@@ -50,19 +52,22 @@ class Worker:
         x = test_input(shape)
         start = time.perf_counter()
         run = self.contestant.prepare(tuple(shape))
-        logits = run(x)
+        results = run(x)
         self.forward = lambda: run(x)
         seconds = time.perf_counter() - start
-        shown = logits.flat[::-(-logits.size // MOST_SHOWN) or 1]  # no copy of them all: memory is measured, too
-        return {"first": seconds, "logits": shown.astype("float64").tolist()}
+        results = arrays_of(results)
+        most, shown = MOST_SHOWN // len(results), []
+        for logits in results:  # no copy of them all: memory is measured, too
+            shown += logits.flat[::-(-logits.size // most) or 1].astype("float64").tolist()
+        return {"first": seconds, "logits": shown}
 
-    def run(self, count):
+    def run(self, count, cpu=False):
         self.forward()  # wakes threads and fills caches after the others' turns
-        seconds = []
+        seconds, clock = [], time.process_time if cpu else time.perf_counter
         for _ in range(count):
-            start = time.perf_counter()
+            start = clock()
             self.forward()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
         return {"seconds": seconds}
 
     def rate(self):

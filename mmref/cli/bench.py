@@ -43,7 +43,7 @@ def _common_arguments(parser):
     parser.add_argument("--threads", type=int, help="for everyone (default: all cores)")
     parser.add_argument("--rounds", type=int, default=15, help="how often everyone has a turn (default: %(default)s)")
     parser.add_argument("--backends", nargs="+", default=[], metavar="NAME",
-                        help=f"of {', '.join(BACKENDS)} (default: all that are installed, but for torch-compile)")
+                        help=f"of {', '.join(BACKENDS)} (default: all that are installed, except torch-compile)")
     parser.add_argument("--limit", type=float, default=600.0, metavar="SECONDS",
                         help="for one answer, compiling included; who takes longer is left out (default: %(default)g)")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -57,6 +57,8 @@ def _turns_arguments(parser, batches):
                         help="length of a turn, at least one forward (default: %(default)s)")
     parser.add_argument("--unfolded", action="store_true",
                         help="numpy and torch also with batch norms left as layers (default: folded for everyone)")
+    parser.add_argument("--cpu-time", action="store_true", help="take the processor's seconds, not the clock's: for a "
+                        "machine that does other work; --threads 1 only")
     parser.add_argument("--csv", metavar="FILE", help="also write timm's benchmark columns")
 
 
@@ -108,8 +110,10 @@ def _measured(args, measure) -> int:
     """Make the plan, measure, print; 1 where nothing could be measured."""
     from mmref.bench.measure import Plan
     from mmref.bench.report import to_json, to_text, write_csv
+    # a tool without an option has the plain one's default
     plan = Plan(tuple(args.models), tuple(args.batch), args.img_size, args.threads, args.rounds, args.turn, args.starts,
-                tuple(args.backends), args.unfolded, args.limit)  # a tool without an option has the plain one's default
+                tuple(args.backends), args.unfolded, args.limit,  # a tool without an option has the plain one's default
+                args.cpu_time)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(args.csv, "w", newline="")) if args.csv else None  # a bad path shows now
         show = stack.enter_context(_progress())

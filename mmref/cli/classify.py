@@ -9,18 +9,16 @@ from mmref.cli.common import (
     add_class_names_argument,
     add_model_arguments,
     add_transform_arguments,
+    note_limits,
     predictor_from,
 )
 from mmref.cli.output import note, print_json, say
-from mmref.cli.pictures import gather
+from mmref.cli.pictures import add_picture_arguments, gather
 from mmref.text import name_fields
 
 
 def add_arguments(parser):
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE",
-                        help="picture files, and folders of them; - is standard input")
-    parser.add_argument("--sample", action="append", default=[], metavar="NAME",
-                        help="a picture that comes along: cat, aero, ascent or camera")
+    add_picture_arguments(parser)
     add_model_arguments(parser)
     add_backend_arguments(parser)
     add_class_names_argument(parser)
@@ -36,17 +34,15 @@ def run(args) -> int:
     from mmref.progress import progress
     pictures, names, problems = gather(args.pictures, args.sample)
     predict, loaded = predictor_from(args)
-    config = loaded.model.config
     if not loaded.model.class_names:
         note("nobody says what the classes are called; --class-names gives them (a file, imagenet or cifar10)")
-    answers, of_ten = [], args.weights is None and config.name == "mobilemamba_nano"
+    answers, said = [], False
     with progress(len(pictures), "picture", wanted=None if len(pictures) >= 8 else False) as bar:
         for name, answer in zip(names, predict.stream(pictures), strict=True):
             answers.append((name, answer))
-            if of_ten and not answer.error:
-                note(f"{config.name} knows ten classes only ({', '.join(loaded.labels)}) and answers one of them "
-                     f"whatever a picture shows")
-                of_ten = False
+            if not said and not answer.error:
+                note_limits(args, loaded.model)
+                said = True
             if not args.json:
                 report(name, answer, verbose=len(pictures) == 1)
             bar.update()

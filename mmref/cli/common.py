@@ -13,8 +13,8 @@ def add_model_arguments(parser, positional: bool = False, default: str | None = 
         parser.add_argument("model", metavar="MODEL", help="a name that `mmref models` lists")
     else:
         parser.add_argument("--model", "-m", default=default, help="a name that `mmref models` lists (default: "
-                            f"{default or 'mobilemamba_nano or, to segment, mobilemamba_nano_fpn'}, whose weights are "
-                            f"included)")
+                            f"{default or 'mobilemamba_nano; to segment or to detect mobilemamba_nano_fpn, _ssdlite'}, "
+                            f"whose weights are included)")
     parser.add_argument("--weights", "--checkpoint", metavar="FILE", help=".safetensors or .pth file, an index of one "
                         "in parts, or a folder with one of these (default: the model's own)")
     add_prefer_argument(parser)
@@ -63,7 +63,13 @@ def transform_from(args, transform):
     """`transform` with what the arguments change. Raises ValueProblem, also for a change that would have no effect."""
     from dataclasses import replace
 
+    from mmref.data.picture import Transform
     from mmref.errors import ValueProblem
+    if transform is not None and not isinstance(transform, Transform):
+        refuse_options(args, "networks that classify", "crop_pct", "interpolation")
+        transform = transform if args.img_size is None else transform.with_size(args.img_size)
+        return replace(transform, **{name: tuple(values) for name in ("mean", "std")
+                                     if (values := getattr(args, name)) is not None})
     if args.crop_pct is not None and transform.shrink_to is not None:
         raise ValueProblem(f"--crop-pct must be left out: these weights' transform shrinks pictures to "
                            f"{transform.shrink_to} pixels and crops nothing more")
@@ -96,6 +102,21 @@ def model_from(args, untrained: bool = False, **options):
                          **weights_options(args), **options)
     say_notes(model)
     return model
+
+
+def note_limits(args, model) -> None:
+    """One line on stderr for what the included weights, where they are used, do not know."""
+    from mmref.models.create import included_weights
+    from mmref.models.registry import task_of
+    config = model.config
+    if args.weights is not None or included_weights(config.name) is None:
+        return
+    names = ", ".join(name for name in model.class_names if name != "background")
+    if task_of(config) == "classify":
+        note(f"{config.name} knows ten classes only ({names}) and answers one of them whatever a picture shows")
+    else:
+        note(f"{config.name} knows ten classes only ({names}), and only small pictures of them pasted on blurred "
+             f"ground: it is wrong about most photographs")
 
 
 def say_notes(model) -> None:

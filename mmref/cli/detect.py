@@ -11,10 +11,11 @@ from mmref.cli.common import (
     add_class_names_argument,
     add_model_arguments,
     detector_from,
+    note_limits,
 )
 from mmref.cli.destination import Destination
 from mmref.cli.output import note, print_json, say
-from mmref.cli.pictures import gather
+from mmref.cli.pictures import add_picture_arguments, gather
 from mmref.errors import ValueProblem
 from mmref.tables import table
 from mmref.text import name_fields, to_json
@@ -31,10 +32,7 @@ KINDS = {"objects": ".png", "masks": ".npz"}
 
 
 def add_arguments(parser):
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE",
-                        help="picture files, and folders of them; - is standard input")
-    parser.add_argument("--sample", action="append", default=[], metavar="NAME",
-                        help="a picture that comes along: cat, aero, ascent or camera")
+    add_picture_arguments(parser)
     parser.add_argument("--output", "-o", metavar="FOLDER", help="where FOLDER/objects/NAME.png goes, the picture with "
                         "its objects drawn; files of these names are replaced (default: nothing is drawn)")
     parser.add_argument("--score", type=float, default=0.3, metavar="X", help="leave objects below it out of what is "
@@ -76,6 +74,7 @@ def run(args) -> int:
     if args.masks and not loaded.model.config.masks:
         raise ValueProblem(f"--masks must be left out: {loaded.model.config.name} gives boxes only")
     _prepare(args, destination, loaded)
+    note_limits(args, loaded.model)
     ids, answers, entries = _image_ids(names, args.coco), [], []
     with progress(len(pictures), "picture", wanted=None if len(pictures) >= 8 else False) as bar:
         for name, target, number, answer in zip(names, targets, ids, detector.stream(pictures), strict=True):

@@ -94,7 +94,7 @@ def run(args) -> int:
                              progress=_shown(bar))
     except KeyboardInterrupt:
         if journal and os.path.exists(journal):
-            note(f"what is done is kept in {journal}: the same command goes on there")
+            note(f"what is done is kept in {journal}: the same command resumes from there")
         raise
     results = {"model": args.model, **tally.summary(),
                "param_count": round(loaded.model.config.build().parameter_count() / 1e6, 2),

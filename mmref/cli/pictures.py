@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 import sys
 
+from mmref.data.samples import SAMPLES
 from mmref.errors import ValueProblem
+
+
+def add_picture_arguments(parser) -> None:
+    """PICTURE... and --sample, what `gather` takes."""
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE",
+                        help="picture files, and folders of them; - is standard input")
+    parser.add_argument("--sample", action="append", default=[], metavar="NAME",
+                        help=f"a picture that comes along: {', '.join(SAMPLES[:-1])} or {SAMPLES[-1]}")
 
 
 def picture_from(path: str):

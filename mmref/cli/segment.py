@@ -10,20 +10,18 @@ from mmref.cli.common import (
     add_class_names_argument,
     add_model_arguments,
     add_segmenter_arguments,
+    note_limits,
     segmenter_from,
 )
 from mmref.cli.destination import Destination
 from mmref.cli.output import note, print_json, say
-from mmref.cli.pictures import gather
+from mmref.cli.pictures import add_picture_arguments, gather
 from mmref.tables import table
 from mmref.text import name_fields
 
 
 def add_arguments(parser):
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE",
-                        help="picture files, and folders of them; - is standard input")
-    parser.add_argument("--sample", action="append", default=[], metavar="NAME",
-                        help="a picture that comes along: cat, aero, ascent or camera")
+    add_picture_arguments(parser)
     parser.add_argument("--output", "-o", metavar="FOLDER", required=True, help="where FOLDER/labels/NAME.png and "
                         "FOLDER/overlays/NAME.png go; files of these names are replaced")
     parser.add_argument("--opacity", type=float, default=0.5, metavar="X", help="of the colours laid over the picture, "
@@ -53,6 +51,7 @@ def run(args) -> int:
     segmenter, loaded = segmenter_from(args, workers=min(1, len(pictures) // 2), keep_images=True)
     if not loaded.model.class_names:
         note("nobody says what the classes are called; --class-names gives them (a file, or ade20k)")
+    note_limits(args, loaded.model)
     destination.prepare()
     answers = []
     with progress(len(pictures), "picture", wanted=None if len(pictures) >= 8 else False) as bar:

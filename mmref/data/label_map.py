@@ -1,7 +1,7 @@
 """Label maps as files: PNGs whose values are the classes.
 
 A map is written with a palette, which only shows the classes: their numbers are the pixels' indices, so that classes
-that share a colour stay apart. Read are such PNGs and grey ones of 8 bits, as data sets hold them. Whatever would
+that share a colour stay apart. Such PNGs are read, and grey ones of 8 bits, as data sets hold them. Whatever would
 change a value on the way is refused: colours, other depths, files that lose something in packing.
 """
 
@@ -54,7 +54,7 @@ def label_image(labels: np.ndarray, colours: np.ndarray) -> Image.Image:
 def read_label_map(path) -> np.ndarray:
     """(H, W) uint8, the values of a label PNG as they stand in the file.
 
-    Raises PictureError, with the file's name, for what is no PNG of indices or 8-bit grey values, or is broken."""
+    Raises PictureError, with the file's name, for what is not a PNG of indices or 8-bit grey values, or is broken."""
     name = os.fspath(path)
     contents = read_contents(path)
     if contents.format != "PNG":

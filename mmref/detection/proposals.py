@@ -6,6 +6,7 @@ import numpy as np
 
 from mmref.detection.boxes import decode, has_area
 from mmref.detection.nms import class_wise_nms
+from mmref.nn.functional import sigmoid
 
 
 def propose(levels, image_size, *, candidates: int, threshold: float, most: int, backend: str = "numpy"):
@@ -17,7 +18,7 @@ def propose(levels, image_size, *, candidates: int, threshold: float, most: int,
     """
     boxes, scores, numbers = [], [], []
     for number, (anchors, logits, offsets) in enumerate(levels):
-        score = 1 / (1 + np.exp(-logits[:, 0].astype(np.float64)))
+        score = sigmoid(logits[:, 0].astype(np.float64))
         best = np.argsort(-score, kind="stable")[:candidates]
         box = decode(anchors[best], offsets[best], size=image_size)
         real = has_area(box)

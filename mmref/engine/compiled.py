@@ -32,7 +32,7 @@ class CompiledModel(EngineModel):
     kept. May be called from several threads (forwards of one model then wait for each other) and in forked processes.
     Pickles as parameters.
 
-    Raises NotTraceable for a network whose text uses what is no operation of mmref or has no kernel, naming the layer
+    Raises NotTraceable for a network whose text uses what is not mmref's operation or has no kernel, naming the layer
     (backend "numpy" runs it), MissingBackend without Numba.
     """
 

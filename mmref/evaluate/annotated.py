@@ -90,8 +90,8 @@ def read_annotations(root, annotations, class_names: Sequence[str]) -> Annotated
     """The pictures that a file in COCO's format names, found below `root`, and the category of each of the network's
     classes: that of the same name, or, for COCO's 80 classes, of COCO's number.
 
-    Raises FolderError where the file is no such file, a class has no category, or no picture is there. Pictures of the
-    file that are not there are problems: figures without them are of another data set. No picture is opened."""
+    Raises FolderError where the file is something else, a class has no category, or no picture is there. Pictures of
+    the file that are not there are problems: figures without them are of another data set. No picture is opened."""
     root, annotations = Path(root), Path(annotations)
     if not root.is_dir():
         raise FolderError(f"{root}: not a folder")

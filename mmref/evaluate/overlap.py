@@ -25,7 +25,7 @@ def count_pixels(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.
     """(3, classes) int64: I, P, L of one picture.
 
     predicted, labels  (H, W) unsigned integers. Labels from `classes` to 254 are of no class: they count for P alone.
-    Raises ShapeError for maps of two sizes or other numbers, ValueProblem for a prediction that is no class."""
+    Raises ShapeError for maps of two sizes or other numbers, ValueProblem for a prediction that is not a class."""
     classes = check_integer("classes", classes, 1)
     for name, array in (("predicted", predicted), ("labels", labels)):
         check_rank(name, array, "height width")

@@ -90,7 +90,7 @@ def _covered(run, kind, found, cells, seen):
         inputs = np.repeat(x, len(batch), 0)
         for one, (_, rows, columns) in zip(inputs, batch, strict=True):
             one[:, _wider(rows), _wider(columns)] = 0
-        outputs = first_of(model(inputs))
+        outputs = model(inputs)
         if kind == "classes":
             top = [entry["class"] for entry in found["classes"]]
             several += [probabilities(logits.astype(np.float64))[top] for logits in outputs]
@@ -128,10 +128,3 @@ def _fields(run, cells, seen):
 
 def _batch(x):
     return int(max(1, min(16, PIXELS // (x.shape[2] * x.shape[3]))))
-
-
-def first_of(output):
-    """The first of several results."""
-    while isinstance(output, (tuple, list)):
-        output = output[0]
-    return output

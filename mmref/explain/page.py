@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
@@ -18,13 +17,13 @@ import numpy as np
 
 from mmref.arguments import check_integer, check_kind
 from mmref.data.labels import class_names
-from mmref.data.picture import Transform, to_array
 from mmref.errors import MissingBackend, ValueProblem
 from mmref.explain import answer as answers
 from mmref.explain.bands import branches
 from mmref.explain.drawing import children_of, halvings, layer_rows, untouched
 from mmref.explain.formula import FORMULAS, mathml
 from mmref.explain.pack import as_maps, map_record, parameter_record, share, thinned
+from mmref.explain.photograph import network_input, photograph
 from mmref.explain.run import Run, constant_names, observe
 from mmref.explain.scans import orders, scans
 from mmref.explain.source import kinds
@@ -33,7 +32,6 @@ from mmref.models.network import check_numpy_model
 from mmref.models.summary import summarize
 from mmref.text import printable, to_json
 
-PHOTOGRAPH = 384  # pixels a side
 SCRIPTS = ("base", "pictures", "network", "layer", "scan", "bands", "answer", "tour", "main")
 
 
@@ -77,7 +75,7 @@ def explain(model, picture, name: str = "", layers: str = "*", cells: int = 16, 
     cells = check_integer("--cells", cells, 1)
     if model.transform is None or model.transform.channels != model.config.in_chans or model.dtype != np.float32:
         raise ValueProblem("model must be of float32 and have a transform for pictures of its channels")
-    run = observe(model, to_array(picture, model.transform)[None])
+    run = observe(model, network_input(picture, model.transform)[None])
     data = describe(run, picture, name, layers, cells, seen)
     return _template().render(title=printable(f"{model.config.name} on {name or 'a picture'}"), data=_embedded(data),
                               style=_read("page.css"), script="\n".join(_read(f"{part}.js") for part in SCRIPTS))
@@ -85,7 +83,7 @@ def explain(model, picture, name: str = "", layers: str = "*", cells: int = 16, 
 
 def describe(run: Run, picture, name: str, layers: str, cells: int, seen=None) -> dict:
     """Everything the page shows, as JSON takes it."""
-    model, transform = run.model, run.model.transform
+    model = run.model
     tree = children_of(run)
     patterns = [part.strip() for part in layers.split(",") if part.strip()]
 
@@ -96,14 +94,14 @@ def describe(run: Run, picture, name: str, layers: str, cells: int, seen=None) -
     height, width = run.values[run.input].shape[2:]
     rows = {row.name: row for row in summarize(model, height, width)}
     described = layer_rows(run, rows, tree)
-    shown = _shown(picture, transform)
+    shown = photograph(picture, run.model.transform)
     found_kinds, texts = kinds(run.layers)
     labels = class_names(model) if model.config.num_classes else ()
     data = {
         "model": {"name": model.config.name, "source": Path(str(model.source)).name, "notes": list(model.notes),
                   "parameters": rows[""].parameters, "macs": rows[""].macs,
                   "input": list(run.values[run.input].shape[1:])},
-        "picture": {"name": name, "photograph": _jpeg(shown), "side": transform.size},
+        "picture": {"name": name, "photograph": _jpeg(shown), "size": list(shown.shape[:2])},
         "layers": described, "kinds": found_kinds, "files": texts, "halvings": halvings(run),
         "untouched": untouched(run), "scans": scans(run, wanted), "bands": branches(run, shown, wanted),
         "answer": answers.answer(run, labels, cells, seen), "words": WORDS, "tour": list(TOUR),
@@ -139,13 +137,6 @@ def _maps(run, described, wanted):
     shapes = [thinned(as_maps(run.values[node]))[0].shape for node in kept]
     limit = share(shapes) if shapes else 0
     return [map_record(run.values[node], limit) for node in kept]
-
-
-def _shown(picture, transform: Transform):
-    """The part of the picture that the network sees, (side, side, 3) in 0..1, in more pixels than it sees it in."""
-    array = to_array(picture, replace(transform, size=PHOTOGRAPH))
-    array = array.transpose(1, 2, 0) * np.float32(transform.std) + np.float32(transform.mean)
-    return np.clip(np.broadcast_to(array, (*array.shape[:2], 3)), 0, 1)
 
 
 def _jpeg(shown):

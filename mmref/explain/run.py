@@ -31,7 +31,7 @@ class Run:
 
     @property
     def output(self) -> np.ndarray:
-        """What the network answers; the first of several."""
+        """What the network answers."""
         return self.values[self.graph.outputs[0]]
 
     def inside(self, layer: str) -> list[Node]:
@@ -56,10 +56,13 @@ def within(name: str, layer: str) -> bool:
 
 def observe(model, x: np.ndarray) -> Run:
     """Run `model` on x (1, C, H, W). Raises NotTraceable where its text cannot be traced, ShapeError for an input it
-    cannot run, ValueProblem where a layer gives NaN or infinity."""
+    cannot run, ValueProblem where a layer gives NaN or infinity and for a network of several results."""
     model = model.frozen()
     model.check_input(x)
     graph = trace(model.forward, model, x.shape)
+    if graph.structure != 0:
+        raise ValueProblem(f"a page shows networks with one result, and {model.config.name} gives {len(graph.outputs)} "
+                           f"maps, as detectors do: choose a classifier or a network for segmentation (mmref models)")
     run = Run(model, graph, {graph.inputs[0]: x})
 
     def seen(node, operands, value):

@@ -91,7 +91,7 @@ function drawScan() {
     buttons("direction", scan.directions, "direction", "directions"),
     scan.N > 1 ? buttons("state", Array.from({length: scan.N}, (_, n) => String(n)), "state", "states") : null,
     el("div", {id: "scan-view"}));
-  fill("scan-lead", ...prose(`A [scan] reads the map of ${times(scan.size)} pixels as a [sequence]. At each [pixel], each of ${scan.D} [channel]s updates its [state]: it keeps a share, the [decay], and takes the pixel in. [selective] means that the pixel decides.`));
+  fill("scan-lead", ...prose(`A [scan] reads the map of ${times(scan.size)} pixels as a [sequence]. At each [pixel], each of ${scan.D} [inner channel]s updates its [state]: it keeps a share, the [decay], and takes the pixel in. [selective] means that the pixel decides.`));
   drawSequence();
 }
 function drawSequence() {
@@ -108,7 +108,7 @@ function drawSequence() {
     const move = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -scan.L, End: scan.L}[event.key];
     if (move) { event.preventDefault(); play(false); set({step: Math.max(0, Math.min(scan.L - 1, state.step + move))}); }
   }}, photograph(), veil, line);
-  stack.style.aspectRatio = `${data.picture.side} / ${data.picture.side}`;
+  stack.style.aspectRatio = `${data.picture.size[1]} / ${data.picture.size[0]}`;
   const slider = el("input", {type: "range", id: "scan-step", min: 0, max: scan.L - 1, value: state.step, "aria-label": "step along the path", oninput: () => { play(false); set({step: Number(slider.value)}); }});
   const table = el("tbody"), trace = el("div"), remembered = el("p", {id: "remembered", class: "big"});
   fill("scan-view",

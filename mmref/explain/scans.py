@@ -14,6 +14,7 @@ import numpy as np
 
 from mmref.explain.pack import packed, share
 from mmref.explain.run import Run
+from mmref.graph.scans import read_from
 from mmref.nn.paths import ORDERS, PADDING, directions, paths
 
 SCAN_BYTES = 3_600_000  # of all scans together; where they need more, every scan keeps its first channels
@@ -62,22 +63,9 @@ def states(u, delta, B, decay) -> np.ndarray:
     return h
 
 
-def _order(node):
-    """The cross_scan that a scan's sequences come from, None if there is none."""
-    pending, known = [node.operands["u"]], set()
-    while pending:
-        one = pending.pop(0)
-        if getattr(one, "name", "") == "cross_scan":
-            return one
-        if one not in known:
-            known.add(one)
-            pending += getattr(one, "sources", ())
-    return None
-
-
 def _paths(node, L):
     """((K, L) pixel numbers, [height, width] of the map); a sequence of no map is a row of pixels."""
-    cross = _order(node)
+    cross = read_from(node)
     if cross is not None:
         size = list(cross.sources[0].shape[2:])
         table = paths(cross.attributes["order"], *size)
@@ -87,7 +75,7 @@ def _paths(node, L):
 
 
 def _names(node, K):
-    cross = _order(node)
+    cross = read_from(node)
     names = [] if cross is None else list(directions(cross.attributes["order"]))
     return names if len(names) == K else [f"sequence {k}" for k in range(K)]
 

@@ -2,6 +2,7 @@
 
 In the tour's text a term in square brackets is one of WORDS. `show` is the part of the page that a stop is about,
 `needs` what a run must have for the stop to be there, `step` what the scan is set to.
+docs/glossary.md and docs/tour.md say the same in the same words; tests/test_documents.py compares them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ WORDS = {
     "depthwise": "a convolution of each channel by itself: it mixes neighbours and no channels",
     "batch norm": "shift and scale of every channel so that its values are of ordinary size; fixed after training",
     "shortcut": "the input added to the result, so that a layer learns only what to change",
+    "inner channel": "a channel inside the scan, which has more of them than the map it is given, mostly twice as many",
     "sequence": "the pixels of a map in a row, in the order in which a scan visits them",
     "direction": "one order of visiting the pixels; the same again backwards is another direction",
     "scan": "a walk over the sequence that carries a state from pixel to pixel",
@@ -40,6 +42,15 @@ WORDS = {
     "logit": "the network's score for a class, before scores become probabilities",
     "probability": "exp(logit) over the sum of all exp(logit): positive, and one in total",
     "receptive field": "the part of the picture that a value depends on; effective: weighted with how much",
+    "stem": "the first layers, which make a small map of many channels from the picture",
+    "head": "the last layers, which make the answer from the last map",
+    "token": "one pixel of a map with all its channels: what a sequence is made of",
+    "recurrence": "a rule that makes the next state from the last one and the pixel",
+    "zero-order hold": "the input counts as constant during a step; the scan's equation can then be solved over it",
+    "rank": "how many numbers a pixel computes the step sizes of all channels from, by a matrix cut into two thin ones",
+    "analysis": "the step that takes a map apart into its sub-bands",
+    "synthesis": "the step that puts a map together from its sub-bands",
+    "folded": "with batch norms multiplied into the convolutions beside them: the same function, other parameters",
     "covering": "a square of the picture is replaced by the mean colour; what the answer loses was seen there",
 }
 

@@ -1,12 +1,11 @@
 """A detector of one stage as an ONNX graph that answers with boxes: raw maps, decoding, and suppression if wanted.
 
-    to_onnx(model, behind=boxes_of(model))              boxes (B, N, 4) and scores (B, N, classes) of all anchors
-    to_onnx(model, behind=detections_of(model), inputs={"input": (1, 3, "height", "width")})
-                                                        boxes (n, 4), scores (n,), labels (n,) of one picture
+    to_onnx(model, **results_of(model, "boxes"))        boxes (B, N, 4) and scores (B, N, classes) of all anchors
+    to_onnx(model, **results_of(model, "objects"))      boxes (n, 4), scores (n,), labels (n,) of one picture
 
 Sizes stay free: anchors are computed from the maps' sizes when the graph runs. What differs from `model.detect`: boxes
-are in pixels of the input and clipped to it, padding included. ONNX's NonMaxSuppression leaves the order of equal
-scores open, and computes in float32.
+are in pixels of the input and clipped to it, padding included. Of equal scores ONNX leaves the order open, and runtimes
+differ. All is computed in float32.
 """
 
 from __future__ import annotations
@@ -17,25 +16,60 @@ from functools import partial
 import numpy as np
 from onnx import TensorProto
 
+from mmref.arguments import check_choice
+from mmref.detection.boxes import decode
+from mmref.detection.candidates import by_anchor, softmax
 from mmref.errors import ValueProblem
 from mmref.export.lowering import Lowering
-from mmref.models.detection import OneStage
+from mmref.models.detection import DetectionNetwork, OneStage
+from mmref.nn.functional import sigmoid
 
 MOST_GROWTH = math.log(1000 / 16)
+RESULTS = ("maps", "boxes", "objects")
 
 
-def boxes_of(model):
-    """What to append for boxes and scores of every anchor. Raises ValueProblem for any other network."""
+def results_of(model, results: str, fixed: tuple[int, int] | None = None) -> dict:
+    """Options of `mmref.export.onnx.to_onnx` for a graph with these results.
+
+    results  "maps": what the network's text gives, for any network; of a detector of one stage also "boxes", of every
+             anchor before any is left out, and "objects", the answer for a single picture
+    fixed    (height, width) for this size only
+
+    Raises ValueProblem for any other network than these."""
+    check_choice("results", results, RESULTS)
+    if results == "maps":
+        return {"fixed": fixed}
     if not isinstance(model, OneStage):
-        raise ValueProblem(f"model must be a detector of one stage (SSDLite, RetinaNet), whose boxes follow from its "
-                           f"raw maps, got {model.config.name}")
-    return partial(_boxes, model)
+        raise ValueProblem(f"results must be maps for {model.config.name}, got {results}: only of a detector of one "
+                           f"stage (SSDLite, RetinaNet) do boxes follow from the raw maps")
+    if results == "boxes":
+        return {"fixed": fixed, "behind": partial(_boxes, model)}
+    return {"inputs": {"input": (1, model.config.in_chans, *(fixed or ("height", "width")))},
+            "behind": partial(_detections, model)}
 
 
-def detections_of(model):
-    """What to append for the answer of a single picture. Raises ValueProblem as `boxes_of`."""
-    boxes_of(model)
-    return partial(_detections, model)
+def default_results(model) -> str:
+    """What a model is exported with where nobody says: "boxes" of a detector of one stage."""
+    return "boxes" if isinstance(model, OneStage) else "maps"
+
+
+def reference(model, results: str):
+    """A function of pictures x that gives what the graph with these results, maps or boxes, does; in NumPy and the
+    model's dtype."""
+    return partial(_every_box, model) if results == "boxes" else model
+
+
+def _every_box(model: DetectionNetwork, x):
+    """(boxes (B, N, 4), scores (B, N, classes)) of every anchor."""
+    raw, found = model(x), []
+    for i in range(len(x)):
+        levels = []
+        for anchors, cls, reg in zip(model.anchors, raw["cls"], raw["reg"], strict=True):
+            logits = by_anchor(cls[i], model.outputs)
+            levels.append((decode(anchors.grid(*cls.shape[2:]), by_anchor(reg[i], 4), model.spread, x.shape[2:]),
+                           softmax(logits)[:, :-1] if model.background else sigmoid(logits)))
+        found.append([np.concatenate(parts) for parts in zip(*levels, strict=True)])
+    return [np.stack(parts).astype(model.dtype) for parts in zip(*found, strict=True)]
 
 
 def _boxes(model, g, raw):
@@ -71,7 +105,7 @@ def _detections(model, g, raw):
 def _decoded(model, g: Lowering, raw):
     """Lists by level: boxes (B, N, 4), scores (B, N, classes)."""
     boxes, scores = [], []
-    limit = g.node("Shape", ["input"], start=2, end=4)                      # height, width
+    limit = g.node("Shape", [g.inputs[0]], start=2, end=4)                  # height, width
     limit = g.node("Cast", [g.node("Gather", [limit, g.integers(1, 0, 1, 0)])], to=TensorProto.FLOAT)
     for level, (anchors, cls, reg) in enumerate(zip(model.anchors, raw["cls"], raw["reg"], strict=True)):
         g.scope = f"level{level}"

@@ -56,6 +56,7 @@ class Lowering(GraphBuilder):
         super().__init__()
         self.scopes, self.parameters = scopes, frozenset(parameters)
         self.values: dict[Node, dict[str, str | list[str]]] = {}
+        self.inputs: list[str] = []            # values of the graph's inputs
         self.here: Node | None = None          # the node in hand
         self._known: dict[tuple, str] = {}     # initialisers by constant and what became of it
         self._shapes: dict[tuple, str] = {}    # values that hold sizes
@@ -64,7 +65,8 @@ class Lowering(GraphBuilder):
 
     def lower(self, graph: Graph, inputs: list[str]) -> list[str]:
         """Append everything; returns the outputs' values, as they are. NotTraceable for what has no emitter."""
-        self.values = {node: {AS_IS: self.unique(name)} for node, name in zip(graph.inputs, inputs, strict=True)}
+        self.inputs = [self.unique(name) for name in inputs]
+        self.values = {node: {AS_IS: name} for node, name in zip(graph.inputs, self.inputs, strict=True)}
         self._cuts = _cuts(graph)
         for node in graph:
             if node.operation in (None, size):

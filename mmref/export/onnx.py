@@ -73,7 +73,7 @@ def to_onnx(model: Network, opset: int = OLDEST_OPSET, *, fixed: tuple[int, int]
     Metadata: model, img_size (the shorter side where pictures keep their ratio), mean, std, transform, class_names,
     mmref_version (JSON where not text). The graph has passed onnx's checker with strict shape inference. Raises
     ValueProblem (an opset that onnx does not know or older than 17, not a NumPy model, a size below 1) and
-    NotTraceable, naming the layer, for what is no operation of mmref and for a network that cannot be exported with
+    NotTraceable, naming the layer, for what is not mmref's operation and for a network that cannot be exported with
     free sizes.
     """
     newest = onnx.defs.onnx_opset_version()

@@ -10,6 +10,7 @@ import numpy as np
 from mmref.arguments import check_integers, check_path
 from mmref.errors import MissingBackend
 from mmref.models.network import check_numpy_model
+from mmref.nested import arrays_of
 
 TOLERANCE = 1e-5  # of the largest logit
 ROUNDING = 16     # times mmref's own float32 error that a runtime may have where that is more than TOLERANCE
@@ -34,12 +35,17 @@ class Comparison:
         return self.error <= max(TOLERANCE, ROUNDING * self.own)
 
 
-def verify(model, path, shapes=None) -> list[Comparison]:
+def verify(model, path, shapes=None, reference=None, least: float = 1e-30) -> list[Comparison]:
     """Run the graph at `path` and `model` on the same random inputs, in every runtime that is installed.
 
     shapes: of the inputs (default: the training size, a batch of 3 of an odd size, a single pixel). All shapes go
     through one session, as a program that serves any picture would have it. A result of another shape or one that is
-    not finite counts as error infinity. The model must be float32. Raises MissingBackend where no runtime is installed.
+    not finite counts as error infinity.
+    reference: called with the model, in float32 and in float64, gives a function of pictures whose results are the
+    graph's (default: the model itself).
+    least: what errors are taken over where all values are smaller; 1 for probabilities.
+
+    The model must be float32. Raises MissingBackend where no runtime is installed.
     """
     check_numpy_model(model)
     path = check_path("path", path)
@@ -52,34 +58,29 @@ def verify(model, path, shapes=None) -> list[Comparison]:
     shapes = shapes or [(1, channels, side, side), (3, channels, side // 2 + 1, side // 3), (2, channels, 1, 1)]
     rng = np.random.default_rng(0)
     inputs = [rng.standard_normal(shape, np.float32) for shape in shapes]
-    exact = model.astype(np.float64)
+    reference = reference or (lambda model: model)
+    exact, mine = reference(model.astype(np.float64)), reference(model)
     truths = [exact(x.astype(np.float64)) for x in inputs]
-    own = [_error(model(x), truth) for x, truth in zip(inputs, truths, strict=True)]
+    own = [_error(mine(x), truth, least) for x, truth in zip(inputs, truths, strict=True)]
     found = []
     for name in runtimes:
         run = OPENERS[name](path)
-        found += [Comparison(name, x.shape, _error(run(x), truth), mine)
-                  for x, truth, mine in zip(inputs, truths, own, strict=True)]
+        found += [Comparison(name, x.shape, _error(run(x), truth, least), error)
+                  for x, truth, error in zip(inputs, truths, own, strict=True)]
     return found
 
 
-def _error(actual, expected):
+def _error(actual, expected, least):
     if isinstance(expected, (list, tuple, dict)):
-        actual, expected = _flat(actual), _flat(expected)
+        actual, expected = arrays_of(actual), arrays_of(expected)
         if len(actual) != len(expected):
             return float("inf")
-        return max(_error(*pair) for pair in zip(actual, expected, strict=True))
+        return max(_error(*pair, least) for pair in zip(actual, expected, strict=True))
     if actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("inf")
-    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30))
-
-
-def _flat(results) -> list[np.ndarray]:
-    """The arrays of a structure, in its order."""
-    if not isinstance(results, (list, tuple, dict)):
-        return [results]
-    parts = results.values() if isinstance(results, dict) else results
-    return [array for part in parts for array in _flat(part)]
+    if not expected.size:
+        return 0.0
+    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), least))
 
 
 def _only(results):

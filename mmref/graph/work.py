@@ -43,6 +43,8 @@ def _macs(node: Node) -> int:
     """Every weight is used once for each pixel of the result, or each step."""
     if node.name in ("conv2d", "depthwise_conv2d"):
         return prod(node.operands["weight"].shape) * prod(node.shape[2:])
+    if node.name == "conv_transpose2d":          # of the input
+        return prod(node.operands["weight"].shape) * prod(node.operands["x"].shape[2:])
     if node.name in ("project", "causal_conv"):
         return prod(node.operands["weight"].shape) * node.shape[3]
     return prod(node.operands["weight"].shape) if node.name == "linear" else 0

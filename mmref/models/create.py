@@ -68,7 +68,8 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
         a .safetensors or .pth file, an index or a folder (see `mmref.read_checkpoint`), or a state dict {name: array};
         None for untrained parameters drawn from `seed`
     pretrained
-        use the included weights (mobilemamba_nano) or the published file in the user's cache
+        use the included weights (mobilemamba_nano, mobilemamba_nano_fpn, mobilemamba_nano_ssdlite) or the published
+        file in the user's cache
     num_classes
         checked against the weights; None takes theirs, or the variant's own; 0 leaves the head out (the result is then
         the pooled features)
@@ -158,18 +159,24 @@ def create_model(name: str = "mobilemamba_nano", weights=None, *, pretrained: bo
 
 
 def pretrained_weights(name: str) -> Path:
-    """The file with the trained weights of a model: included for mobilemamba_nano, else in the user's cache.
+    """The file with the trained weights of a model: one that comes along, else in the user's cache.
 
     Raises CheckpointError that says which file to get, from where, and how to convert it."""
-    if name == "mobilemamba_nano":
-        from importlib.resources import files
-        return Path(str(files("mmref.weights") / "mobilemamba_nano.safetensors"))
     from mmref.weights import pretrained_path
     from mmref.weights.store import manifest
+    if included := included_weights(name):
+        return included
     if name not in manifest():
         raise CheckpointError(f"{name}: mmref knows no trained weights of it to fetch; name a file (weights=..., on "
                               f"the command line --weights)")
     return pretrained_path(name)
+
+
+def included_weights(name: str) -> Path | None:
+    """The file with the trained weights of a model that come along with mmref, None for the others."""
+    from importlib.resources import files
+    path = Path(str(files("mmref.weights") / f"{name}.safetensors"))
+    return path if path.is_file() else None
 
 
 def _compile(model, threads):

@@ -4,22 +4,32 @@
     F1, F2, F3            widths of the backbone, strides 16, 32, 64
     neck                  1x1 to 256; every coarser map enlarged to the next finer one and added to it; 3x3
     decode_head           3x3 to 128, doubled as often as the finest map asks for, added up, 1x1 to the classes
+
+On mobilemamba_nano the 256 and 128 are 48 and 32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mmref.arguments import check_integer
 from mmref.models.segmentation import ConvModule, Double, Segmentation, SegmentationVariant, variants
+from mmref.models.variants import MOST_CHANNELS
 from mmref.nn import resize as R
 from mmref.nn.layer import Conv2d, Layer, Sequential
-
-PYRAMID, HEAD = 256, 128  # channels
 
 
 @dataclass(frozen=True)
 class FPNVariant(SegmentationVariant):
-    """A backbone with the Semantic FPN head."""
+    """A backbone with the Semantic FPN head. neck_width, head_width: channels of the neck's and of the head's maps."""
+
+    neck_width: int = 256
+    head_width: int = 128
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field in ("neck_width", "head_width"):
+            object.__setattr__(self, field, check_integer(field, getattr(self, field), 1, MOST_CHANNELS))
 
     def build(self):
         return SemanticFPN(self)
@@ -37,9 +47,9 @@ class BareConv(Layer):
 
 
 class FPN(Layer):
-    """The neck: maps of the backbone's widths to as many of 256 channels, finest first, sizes as they are."""
+    """The neck: maps of the backbone's widths to as many of `channels`, finest first, sizes as they are."""
 
-    def __init__(self, widths, channels=PYRAMID):
+    def __init__(self, widths, channels):
         super().__init__()
         self.lateral_convs = Sequential(*(BareConv(width, channels) for width in widths))
         self.fpn_convs = Sequential(*(BareConv(channels, channels, 3) for _ in widths))
@@ -52,19 +62,19 @@ class FPN(Layer):
 
 
 class FPNHead(Layer):
-    """Maps of 256 channels, finest first, to logits (B, classes, h, w) of the finest one's size."""
+    """Maps of `channels`, finest first, to logits (B, classes, h, w) of the finest one's size, by way of `width`."""
 
-    def __init__(self, levels, num_classes):
+    def __init__(self, levels, channels, width, num_classes):
         super().__init__()
-        self.scale_heads = Sequential(*(self._scale_head(level) for level in range(levels)))
-        self.conv_seg = Conv2d(HEAD, num_classes, bias=True)
+        self.scale_heads = Sequential(*(self._scale_head(level, channels, width) for level in range(levels)))
+        self.conv_seg = Conv2d(width, num_classes, bias=True)
 
     @staticmethod
-    def _scale_head(level):
+    def _scale_head(level, channels, width):
         """A 3x3 convolution and a doubling for every level above the finest; for this one the convolution alone."""
         layers = []
         for i in range(max(level, 1)):
-            layers += [ConvModule(HEAD if i else PYRAMID, HEAD, 3), *([Double()] if level else [])]
+            layers += [ConvModule(width if i else channels, width, 3), *([Double()] if level else [])]
         return Sequential(*layers)
 
     def forward(self, *maps):
@@ -80,8 +90,8 @@ class SemanticFPN(Segmentation):
     def __init__(self, config: FPNVariant):
         super().__init__(config)
         widths = config.backbone.widths
-        self.neck = FPN(widths)
-        self.decode_head = FPNHead(len(widths), config.num_classes)
+        self.neck = FPN(widths, config.neck_width)
+        self.decode_head = FPNHead(len(widths), config.neck_width, config.head_width, config.num_classes)
         self.name_layers()
 
     def decode(self, maps):
@@ -89,3 +99,5 @@ class SemanticFPN(Segmentation):
 
 
 VARIANTS = variants(FPNVariant, "fpn")
+NANO = "mobilemamba_nano_fpn"  # whose weights are included: with the published widths, they would be twice as large
+VARIANTS[NANO] = replace(VARIANTS[NANO], img_size=160, neck_width=48, head_width=32)

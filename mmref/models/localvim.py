@@ -7,7 +7,7 @@ at commit 75e5d1f, `VisionMamba`), the one that MobileMamba's paper compares its
     head           RMS norm, mean over the tokens, linear (B, classes)
 
 Where MobileMamba scans small maps twice with one state a channel, this scans 196 tokens four times in every layer,
-with sixteen. Sides that are no multiple of 16 are padded with zeros at the bottom and right; for other maps than the
+with sixteen. Sides that are not multiples of 16 are padded with zeros at the bottom and right; for other maps than the
 trained one the tables of positions are resized bicubically.
 
 Upstream hands a layer its result and the residual beside each other and adds them in the next, after rotating both.

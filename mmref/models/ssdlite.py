@@ -122,6 +122,6 @@ class SSDLite(OneStage):
 VARIANTS = {v.name: v for v in (
     SSDLiteVariant("mobilemamba_b1_ssdlite", BACKBONES["mobilemamba_b1"], 320),
     SSDLiteVariant("mobilemamba_b1_ssdlite_512", BACKBONES["mobilemamba_b1"], 512),
-    SSDLiteVariant("mobilemamba_nano_ssdlite", BACKBONES["mobilemamba_nano"], 160, 10, extra=(128, 96, 96, 64),
-                   strides=(16, 32, 54, 80, 160, 160), sides=(32, 48, 72, 96, 120, 144, 176)),
+    SSDLiteVariant("mobilemamba_nano_ssdlite", BACKBONES["mobilemamba_nano"], 160, 10, extra=(128, 128, 96, 64),
+                   strides=(16, 32, 160 / 3, 80, 160, 160), sides=(30, 46, 74, 104, 140, 160, 176)),
 )}

@@ -15,7 +15,8 @@ from mmref.nn.layer import recording
 
 @dataclass(frozen=True)
 class Row:
-    """One layer; `parameters` (learned) and `macs` (one picture) include everything inside it."""
+    """One layer; `parameters` (learned) and `macs` (one picture) include everything inside it. `shape` is that of its
+    first result, empty where it gives several or was not called itself."""
 
     name: str
     kind: str
@@ -33,20 +34,19 @@ def summarize(model: Network, height: int | None = None, width: int | None = Non
     check_numpy_model(model)
     height = model.config.img_size if height is None else check_integer("height", height, 1)
     width = height if width is None else check_integer("width", width, 1)
-    shapes, calls = {}, Counter()  # a layer may run several times: a gate that serves four directions
+    shapes, macs = {}, Counter()  # a layer may run several times: a head that serves maps of several sizes
 
     def see(name, y, layer):
-        shapes.setdefault(name, y.shape)
-        calls[name] += 1
+        shapes.setdefault(name, y.shape[1:])
+        if ":" not in name:
+            macs[name] += layer.macs(y)
     with recording(see):
         model(np.zeros((1, model.config.in_chans, height, width), model.dtype))
     rows = []
     for path, layer in model.walk():
-        if path in shapes:
-            inside = [inner for inner in layer.walk(path) if inner[0] in shapes]
-            rows.append(Row(path, type(layer).__name__, shapes[path][1:],
+        inside = [name for name, _ in layer.walk(path) if name in shapes]
+        if inside:
+            rows.append(Row(path, type(layer).__name__, shapes.get(path, ()),
                             sum(math.prod(inner.shapes[name]) for _, inner in layer.walk() for name in inner.shapes
-                                if inner.learned(name)),
-                            sum(calls[name] * inner.macs(np.broadcast_to(np.float32(0), shapes[name]))
-                                for name, inner in inside)))
+                                if inner.learned(name)), sum(macs[name] for name in inside)))
     return rows

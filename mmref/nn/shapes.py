@@ -151,7 +151,7 @@ def broadcast(x, y):
     check_array("x", x)
     check_array("y", y, dtype=x.dtype)
     if x.ndim != y.ndim or any(a != b and 1 not in (a, b) for a, b in zip(x.shape, y.shape, strict=True)):
-        raise ShapeError(f"x and y must have equal shapes but for axes of length 1, got {x.shape} and {y.shape}")
+        raise ShapeError(f"x and y must have equal shapes except for axes of length 1, got {x.shape} and {y.shape}")
     return tuple(b if a == 1 else a for a, b in zip(x.shape, y.shape, strict=True))
 
 

@@ -25,7 +25,9 @@ def draw_objects(image: Image.Image, objects: Detections, names: Sequence[str], 
                  opacity: float = 0.45) -> Image.Image:
     """The RGB picture with objects on it, the best on top.
 
-    names    of each object    colours  (classes, 3) uint8    opacity  of masks, 0 to 1
+    names    of each object
+    colours  (classes, 3) uint8
+    opacity  of masks, 0 to 1
 
     Raises ShapeError where the objects are another picture's, ValueProblem."""
     check_rgb(image)

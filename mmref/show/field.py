@@ -22,7 +22,8 @@ def fields(run: Callable, x: np.ndarray, cells: int, seen=None, batch: int = 16)
     the map in the picture (y, x))}.
 
     run    from pictures (B, C, H, W) to maps by name, {name: (B, C', H', W')}
-    x      one picture, (1, C, H, W) float64        seen   called with the number of cells done
+    x      one picture, (1, C, H, W) float64
+    seen   called with the number of cells done
 
     An estimate from one draw of signs a cell. Raises ValueProblem for more cells than pixels."""
     height, width = x.shape[2:]

@@ -48,7 +48,7 @@ class Detected:
 class Detector(Task):
     """Finds objects in pictures; calling it gives one `Detected` per picture, in order.
 
-    A picture's answer does not depend on the other pictures of its batch, but for the last digits.
+    A picture's answer does not depend on the other pictures of its batch, except in the last digits.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Detector(Task):
         a detector's name of `mmref.list_models()`, or a ready model (with `detect`, `config` and `transform`), which is
         then pickled along
     weights
-        .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
+        .safetensors or .pth file, or a state dict (pickled along); None for the model's own, included or published
     backend
         "numpy", "numba" or "cuda"
     score
@@ -92,10 +92,9 @@ class Detector(Task):
     --------
     >>> import mmref
     >>> from mmref.data.samples import sample_picture
-    >>> untrained = mmref.create_model("mobilemamba_b1_ssdlite")
-    >>> answer, = mmref.Detector(untrained, score=0.9, img_size=64)([sample_picture("cat")])
-    >>> answer.objects.boxes.shape[1]                                    # x1, y1, x2, y2 in the picture's pixels
-    4
+    >>> answer, = mmref.Detector(score=0.5)([sample_picture("scene1")])  # the included weights
+    >>> answer.objects.boxes.shape                                       # x1, y1, x2, y2 in the picture's pixels
+    (2, 4)
     """
 
     task, transform_kind = "detect", Frame
@@ -169,10 +168,8 @@ def detect(picture, model=DEFAULT_MODEL, weights=None, **settings) -> Detected:
     --------
     >>> import mmref
     >>> from mmref.data.samples import sample_picture
-    >>> untrained = mmref.create_model("mobilemamba_b1_ssdlite")
-    >>> found = mmref.detect(sample_picture("cat"), untrained, img_size=64)
-    >>> len(found.labels) == len(found.objects.scores)
-    True
+    >>> mmref.detect(sample_picture("scene1"), score=0.5).labels
+    ('ship', 'airplane')
     """
     answer, = Detector(model, weights, **settings)([picture])
     if answer.error is not None:

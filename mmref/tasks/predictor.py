@@ -44,7 +44,7 @@ class Predictor(Task):
         a name of `mmref.list_models()`, or a ready model (callable, with `config` and `transform`), which is then
         pickled along
     weights
-        .safetensors or .pth file, or a state dict (pickled along); None for the model's published weights
+        .safetensors or .pth file, or a state dict (pickled along); None for the model's own, included or published
     backend
         "numpy", "numba" or "cuda"
     topk

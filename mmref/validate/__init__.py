@@ -11,5 +11,5 @@
     inputs.py      what was done to a picture
     diagnose.py    all of this for a comparison; page.py: the comparison as one HTML page
     check.py       a callable against the network, failures made small; answers.py: what it answered
-    selftest.py    the published figures on this machine
+    selftest.py    the published figures on this machine; golden.py: those figures
 """

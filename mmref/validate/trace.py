@@ -57,7 +57,8 @@ def is_parameter(name: str) -> bool:
 def run_recorded(model, x, keep=None, seen=None) -> dict[str, np.ndarray]:
     """{canonical name: output} of one run of `model` on x, `input` first.
 
-    keep   function of a name: whether to keep it; seen   called with every record's name and value."""
+    keep  function of a name: whether to keep it
+    seen  called with every record's name and value"""
     records = {}
 
     def record(name, value, layer=None):
@@ -75,9 +76,11 @@ def run_recorded(model, x, keep=None, seen=None) -> dict[str, np.ndarray]:
 def trace_model(model, x, pattern: str = "*", seen=None) -> Trace:
     """Trace of a NumPy model (float32 or float64) on x (B, 3, H, W), converted to the model's dtype.
 
-    pattern  comma-separated shell patterns of the names to keep. `seen` is called with every record of each of the
-    RUNS runs it takes. Raises ValueProblem if no record matches or the model is not a NumPy model, ShapeError for an x
-    that it cannot run."""
+    pattern  comma-separated shell patterns of the names to keep
+    seen     called with every record of each of the runs it takes (`runs`)
+
+    Raises ValueProblem if no record matches or the model is not a NumPy model, ShapeError for an x that it cannot
+    run."""
     check_numpy_model(model)
     check_kind("pattern", pattern, str, "comma-separated patterns of names such as 'blocks1.*,output'")
     check_ndarray("x", x, "batch channels height width")

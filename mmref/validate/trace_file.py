@@ -33,7 +33,7 @@ class TraceError(CheckpointError):
 
 def write_trace(path, trace: Trace) -> None:
     """One safetensors file, whole or not at all. Raises ValueProblem where the disk is too small for it and where
-    `trace` is no Trace."""
+    `trace` is not a Trace."""
     check_kind("trace", trace, Trace, "a Trace")
     from mmref.weights.safetensors_file import write
     check_room(path, trace_bytes(trace))
@@ -107,7 +107,7 @@ def _safetensors(path):
     try:
         manifest = json.loads(metadata.get("mmref_trace", "{}"))
     except (ValueError, RecursionError) as error:
-        raise TraceError(f"manifest is no JSON ({error})") from error
+        raise TraceError(f"manifest is not JSON ({error})") from error
     _check_manifest(manifest)
     order = [name for name in manifest.get("order", ()) if name in records]
     return Trace({name: records[name] for name in (*order, *(n for n in records if n not in set(order)))}, manifest)

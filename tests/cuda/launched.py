@@ -34,9 +34,12 @@ def launch_forwards(batches=(1, 32, 256)) -> None:
           patch.object(device, "wait_for_uploads", lambda: None),
           patch.object(device, "prepare", lambda launches: None),
           patch.object(device_weights, "cuda", _Host)):
-        known = {}  # b1, b2 and b4 are the same at other sizes
-        for config in models().values():
-            key = getattr(config, "widths", config.name)
+        known = {}  # b1, b2 and b4 are the same at other sizes; a head is the same on every backbone
+        for config in reversed(models().values()):
+            head = (type(config), config.num_classes) if hasattr(config, "backbone") else None
+            key = head or getattr(config, "widths", config.name)
+            if head in known:
+                continue
             if key not in known:
                 model = random_parameters(config)
                 known[key] = model, Constants(model), DeviceWeights()

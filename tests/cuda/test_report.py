@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -117,15 +118,31 @@ def test_memory_checker(scripted, monkeypatch, tmp_path):
 def test_jobs(monkeypatch):
     """Catches a whole report that leaves out a variant, a batch, or a form of PyTorch that was asked for."""
     job = gpu_worker.Job(**json.loads(gpu.command(GpuPlan(), ["torch"], 100)[-1]))
-    assert [label[-2:] for label in job.variants] == ["t2", "t4", "s6", "b1", "b2", "b4"]
-    assert [job.variants[name]["side"] for name in job.variants] == [192, 192, 224, 256, 384, 512]
+    assert [label[-2:] for label in job.variants] == ["t2", "t4", "s6", "b1", "b2", "b4", "_t"]
+    assert [job.variants[name]["side"] for name in job.variants] == [192, 192, 224, 256, 384, 512, 224]
     assert job.batches == [1, 32, 256] and 90 < job.left <= 100
     modes = {mode for _, _, mode in job.torch_cases}
+    assert {mode for label, _, mode in job.torch_cases if label == "localvim_t"} == {"eager"}
     assert modes == set(gpu_worker.TORCH_SCANS) - {"mamba-ssm"}
     for label, batch in job.kernel_cases:
         assert label in job.variants and batch in job.batches
     monkeypatch.setattr(gpu, "find_spec", lambda name: name == "mamba_ssm" or None)
     assert "mamba-ssm" in {mode for _, _, mode in json.loads(gpu.command(GpuPlan(), ["torch"], 9)[-1])["torch_cases"]}
+
+
+def test_the_paper_s_rival_beside_the_others():
+    """Catches a ratio upside down or of other batches, and one of a network that was not measured."""
+    variants = {name: {"name": name, "changes": {}, "side": side} for name, side in (
+        ("mobilemamba_t2", 192), ("mobilemamba_b1", 256), ("localvim_t", 224))}
+    plan = GpuPlan(variants, batches=(1, 32))
+    report = {"simulator": False, "errors": {}, "plan": asdict(plan), "work": gpu.works(plan), "throughput": {
+        "mobilemamba_t2": {"1": {"graph": {"ms": 1, "images_per_s": 600.0}, "eager": {"ms": 2, "images_per_s": 300.0}}},
+        "localvim_t": {"1": {"graph": {"ms": 1, "images_per_s": 400.0}}, "32": {"skipped": "no time left"}}}}
+    lines = [line.split() for line in report_text(report).splitlines()]
+    rows = {line[0]: line[1:5] + line[6:] for line in lines if line and line[0] in variants and len(line) > 5}
+    assert rows == {"mobilemamba_t2": ["192", "251", "0.14", "468", "600", "1.50"],
+                    "mobilemamba_b1": ["256", "1,069", "0.56", "1,472"],
+                    "localvim_t": ["224", "1,260", "96.34", "15,680", "400", "1.00"]}
 
 
 def test_what_is_wrong_is_not_right():

@@ -51,7 +51,7 @@ class DeviceModel(EngineModel):
     their device memory. May be called from several threads; forwards then wait for each other. Pickles as parameters
     and settings; the device is the one current (CUDA_VISIBLE_DEVICES chooses) where it is made or unpickled.
 
-    Raises NotTraceable for a network whose text uses what is no operation of mmref or has no kernel, naming the layer
+    Raises NotTraceable for a network whose text uses what is not mmref's operation or has no kernel, naming the layer
     (backend "numpy" runs it), MissingBackend without numba-cuda, a device or cuBLAS, OutOfDeviceMemory for a batch that
     is too large.
     """
