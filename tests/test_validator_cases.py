@@ -107,6 +107,17 @@ def test_a_guess_accuses_nobody(model, reference):
     assert result.same and any("output was not compared" in text for text in result.blind_spots)
 
 
+def test_a_norm_that_does_nothing_hides_no_difference():
+    """Catches a record that differs under its own name, excused by one before it that has the right value by chance:
+    an untrained batch norm changes hardly anything."""
+    untrained = mmref.create_model("mobilemamba_nano", seed=0, dtype=np.float64)
+    reference = trace_model(untrained, np.random.default_rng(0).standard_normal((2, 3, 64, 96)))
+    for name in ("patch_embed.6.bn", f"{BLOCK}.ffn0.m.pw1.bn"):
+        records = changed(untrained, reference, lambda m, name=name: setattr(layer(m, name), "eps", 1e-2))
+        result = compare(reference, Trace(records), model=untrained)
+        assert result.first == name and [d.key for d in result.diagnoses][:1] == ["bn-eps"], result.diagnoses
+
+
 def test_values_decide_before_names(reference):
     """Catches records whose names are exchanged, all values being right."""
     records = reference.records

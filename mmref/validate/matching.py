@@ -187,7 +187,7 @@ def moved(names, equals, order) -> dict[str, list[str]]:
                 chosen = name if name in near else max(near, key=len)
                 turns[last, operation][chosen[len(stem):] if chosen.startswith(stem) else f".{last}"] += 1
                 habits[_words(operation)]["follows" if following.get(name) in near and name not in near else ""] += 1
-            elif name in found_again:
+            elif operation and name in found_again:
                 turns[last, operation][None] += 1
     result: dict[str, list[str]] = {}
     for name, found in names.items():
