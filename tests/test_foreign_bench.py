@@ -19,7 +19,7 @@ GROUPS = ("numerics", "layout", "padding", "weights", "preparation", "batch", "s
 SAMPLE = ("eps 0.001 in every batch norm", "gate by GELU", "both directions read forwards",
           "odd maps padded at the left in blocks1.0", "blocks2.1.conv1.c not loaded",
           "a moving average in place of the raw weights", "HWC read as CHW", "blurred", "pooling mixes samples",
-          "one weight's sign", "last channel of the scan lost", "eps and a lost Ds")
+          "last channel of the scan lost", "base scale on the sum", "eps and a lost Ds")
 EXPORTED = ("Ds zero", "patch_embed.0.c padded (0, 2)", "local branch without ReLU")
 
 
