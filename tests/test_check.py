@@ -58,6 +58,72 @@ def test_reasons(model, function, reason):
     assert reason in run(function, model)[0].reason
 
 
+@pytest.mark.parametrize("wrap, word", [
+    (lambda y: [y, y], "gave a list of 2 arrays"), (lambda y: (y,), "gave a tuple of 1 arrays"),
+    (lambda y: {"logits": y}, "gave a dict of 1 (logits)"), (lambda y: {}, "gave an empty dict"),
+    (lambda y: None, "gave None"), (lambda y: softmax(y), "gave the softmax of the scores"),
+    (lambda y: np.log(softmax(y)), "gave the logarithm of the softmax"),
+    (lambda y: 1 / (1 + np.exp(-y)), "gave the sigmoid of the scores"),
+    (lambda y: y.astype(np.float16), "computes in float16"), (lambda y: y.T.copy().T[:, :, None], "another shape")])
+def test_answers_of_another_kind_are_named(model, wrap, word):
+    """Catches a softmax, float16, lists and dicts reported as so many roundings, or as a shape."""
+    assert word in run(lambda x: wrap(model(x)), model)[0].reason
+
+
+def softmax(y):
+    e = np.exp(y - y.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def test_a_callable_that_ends_the_program_is_a_failure(model):
+    """Catches sys.exit(0) in a callable that ends the check with status 0 and no word."""
+    failure, _ = run(lambda x: sys.exit(0), model)
+    assert "SystemExit" in failure.reason and not failure.flaky
+
+
+def test_flaky_callables_are_called_so(model):
+    """Catches a callable that fails now and then, or from some call on, taken for right or for wrong everywhere."""
+    calls = []
+
+    def now_and_then(x):
+        calls.append(0)
+        return model(x) * np.float32(1.5 if len(calls) == 4 else 1)
+
+    def broken_from_then_on(x):
+        calls.append(0)
+        return model(x) * np.float32(1.5 if len(calls) >= 5 else 1)
+    for function in (now_and_then, broken_from_then_on):
+        calls.clear()
+        failure, _ = run(function, model)
+        assert failure is not None and failure.flaky and failure.reason.startswith("flaky: ")
+    assert not run(lambda x: model(x) + 1, model)[0].flaky
+
+
+def test_the_size_and_batch_of_use_are_tried(model):
+    """Catches a fault that only shows at the size the network is used with, or in a batch larger than any drawn."""
+    size = model.config.img_size
+    for condition, found in ((lambda x: x.shape[2:] == (size, size), ("height", size)),
+                             (lambda x: len(x) > 4, ("batch", 8))):
+        failure, _ = run(wrong_for(condition, model), model)
+        assert getattr(failure, found[0]) == found[1]
+        assert run(wrong_for(condition, model), model, own_size=False)[0] is None
+
+
+def test_what_a_callable_prints_stays_out_of_the_answer(tmp_path, monkeypatch, capsys):
+    """Catches printing that breaks the JSON."""
+    (tmp_path / "talkative.py").write_text(
+        "print('importing')\nimport mmref\nmodel = mmref.create_model('mobilemamba_nano', pretrained=True)\n"
+        "def predict(x):\n    print('called')\n    return model(x)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "talkative", raising=False)
+    assert main(["check", "talkative:predict", "--model", "mobilemamba_nano", "--examples", "4", "--max-side", "9",
+                 "--json"]) == 0
+    out, error = capsys.readouterr()
+    answer = json.loads(out)
+    assert answer["same"] and "called" in error and "importing" in error
+    assert any("batch 8" in line for line in answer["exercised"])
+
+
 def test_command(tmp_path, monkeypatch, capsys):
     """Catches an exit status that CI cannot use, and a module in the working folder that is not found."""
     (tmp_path / "my_port.py").write_text("import mmref\nm = mmref.create_model(pretrained=True)\n"

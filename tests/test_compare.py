@@ -91,8 +91,8 @@ def test_channels_last_is_told_apart(model, reference):
     assert result.same and {row.layout for row in result.rows if row.name.startswith("blocks")} >= {"NHWC"}
 
 
-def test_other_names_match_by_map_and_by_shape(model, reference, tmp_path):
-    """Catches a mapping that is ignored, an order that is lost, and a match that is not shown."""
+def test_other_names_match_by_map_and_by_value(model, reference, tmp_path):
+    """Catches a mapping that is ignored, and values that are not found again under foreign names."""
     ours = ["input", "patch_embed", "blocks1.0.dw0", "blocks2.3.ffn0", "output"]
     records = {f"mine/{i}": single(reference)[name] for i, name in enumerate(ours)}
     (tmp_path / "map.txt").write_text("# mine = theirs\n" + "".join(f"mine/{i} = {n}\n" for i, n in enumerate(ours)))
@@ -102,7 +102,7 @@ def test_other_names_match_by_map_and_by_shape(model, reference, tmp_path):
         assert result.same and result.matched_by == "mapping" and [row.name for row in result.rows] == ours
     small = Trace({name: reference.records[name] for name in ours}, reference.manifest)
     result = compare(small, Trace(records), model=model)
-    assert result.same and result.matched_by == "shape and order"
+    assert result.same and result.matched_by == "values"
     assert [(row.name, row.candidate) for row in result.rows] == list(zip(ours, records, strict=True))
 
 
@@ -133,7 +133,8 @@ def test_same_says_what_it_could_not_show(model):
     for word in ("samples that mix", "not square", "odd height", "odd width", "ReLU6"):
         assert word in text
     trace = trace_model(model, bench.random_input(0, (2, 3, 83, 145)) * 20)
-    assert not compare(trace, Trace(single(trace)), model=model).blind_spots
+    left, = compare(trace, Trace(single(trace)), model=model).blind_spots
+    assert "chunks of 60 steps" in left  # which `mmref trace --thorough` shows, see test_validator_cases.py
 
 
 def test_a_faint_fault_does_not_hide_behind_float16(model):
@@ -144,11 +145,12 @@ def test_a_faint_fault_does_not_hide_behind_float16(model):
     noise, half = (reference.manifest[key][name] for key in ("noise", "noise_float16"))
     assert half > 20 * noise
     records[name] = (reference.records[name] + 100 * noise).astype(np.float32)
-    assert compare(reference, Trace(records), model=model).first == name
+    upto = list(records)[:list(records).index(name) + 1]  # what is behind it agrees, and would excuse it
+    assert compare(reference, Trace({key: records[key] for key in upto}), model=model).first == name
     halves = {key: array.astype(np.float16) for key, array in reference.records.items()}
     assert compare(reference, Trace(halves), model=model).precision == "float16"
     halves[name] = (reference.records[name] + 40 * half).astype(np.float16)
-    assert compare(reference, Trace(halves), model=model).first == name
+    assert compare(reference, Trace({key: halves[key] for key in upto}), model=model).first == name
 
 
 def test_not_finite_and_other_shapes(model, reference):
@@ -163,15 +165,16 @@ def test_not_finite_and_other_shapes(model, reference):
 # --------------------------------------------------------------------------------------------------- command line
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory, reference):
+def files(tmp_path_factory, model, reference):
     """(reference, faithful, faulty): what a user has on the disk."""
     folder = tmp_path_factory.mktemp("traces")
     reference.manifest["weights"] = "pretrained"
     write_trace(folder / "reference.safetensors", reference)
     np.savez(folder / "same.npz", **single(reference))
-    records = single(reference)
-    records[f"{GLOBAL}.base_scale"] = records[f"{SCAN}"]
-    np.savez(folder / "wrong.npz", **records)
+    wrong = model.astype(np.float32)
+    scale, = (layer for path, layer in wrong.walk() if path == f"{GLOBAL}.base_scale")
+    scale.weight = np.ones_like(scale.weight)
+    np.savez(folder / "wrong.npz", **trace_model(wrong, reference.records["input"]).records)
     return folder
 
 
@@ -200,7 +203,7 @@ def test_what_users_break_is_one_line(files, tmp_path, capsys, monkeypatch):
     write(wrong, mmref.create_model("mobilemamba_nano", seed=3).state_dict())
     for arguments in ([tmp_path / "cut.safetensors", same], [reference, tmp_path / "cut.npz"],
                       [reference, tmp_path / "nothing"], [reference, tmp_path / "folder"],
-                      [reference, tmp_path / "absent"], [reference, tmp_path / "strangers.npz"], [same, same],
+                      [reference, tmp_path / "absent"], [reference, tmp_path / "strangers.npz"],
                       [reference, same, "--weights", wrong], [reference, same, "--weights", tmp_path / "absent"],
                       [reference, same, "--map", tmp_path / "absent"],
                       [reference, same, "--html", tmp_path / "absent" / "x.html"],

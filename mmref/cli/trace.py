@@ -11,13 +11,18 @@ from mmref.cli.pictures import check_once, picture_from
 
 
 def add_arguments(parser):
-    parser.add_argument("inputs", nargs="+", metavar="INPUT",
+    parser.add_argument("inputs", nargs="*", metavar="INPUT",
                         help="pictures (a batch of them; - is standard input), or one .npy (B, 3, H, W) that is "
                         "normalised already")
     add_model_arguments(parser)
     parser.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
     parser.add_argument("--filter", default="*", metavar="PATTERN",
                         help="names to keep, for instance 'blocks1.*,output'")
+    parser.add_argument("--thorough", action="store_true", help="make the input: a batch of two, odd and unequal "
+                        "sides, ordinary and large values, scans longer than any chunk; --input-file keeps it for your "
+                        "network")
+    parser.add_argument("--input-file", metavar="FILE", help="where --thorough writes its input (default: the output's "
+                        "name with .npy behind)")
     parser.add_argument("--dry-run", action="store_true", help="only say how large the file would be")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="a .safetensors file")
 
@@ -25,22 +30,35 @@ def add_arguments(parser):
 def run(args) -> int:
     import numpy as np
 
+    from mmref.errors import ValueProblem
+    from mmref.files import replacing
     from mmref.progress import progress
+    from mmref.validate.exercise import declared, thorough_input
     from mmref.validate.trace import estimate, runs, trace_model
     from mmref.validate.trace_file import check_room, write_trace
     model = model_from(args, dtype=np.dtype(args.dtype))
-    x = read_input(args.inputs, model)
+    if args.thorough == bool(args.inputs):
+        raise ValueProblem("INPUT must be given, or --thorough, which makes one; not both")
+    x = thorough_input(model) if args.thorough else read_input(args.inputs, model)
     count, size = estimate(model, x, args.filter)
     print(f"{count} records, {size / 1e6:,.1f} MB", file=sys.stderr)
     if args.dry_run:
         return 0
     check_room(args.output, size)
+    kept = args.input_file or f"{args.output}.npy"
+    if args.thorough:
+        check_room(kept, x.nbytes)
     with progress(runs(model) * sum(1 for _ in model.walk()), "layer") as bar:
         trace = trace_model(model, x, args.filter, lambda name, value: bar.update())
     trace.manifest["weights"] = str(Path(args.weights).resolve()) if args.weights else "pretrained"
     trace.manifest["prefer"] = args.prefer
     write_trace(args.output, trace)
+    if args.thorough:
+        with replacing(kept) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, x)
+        say(f"{kept}: the input, float32 {tuple(x.shape)}")
     say(f"{args.output}: {len(trace.records)} records of {model.config.name} on {tuple(x.shape)}, {args.dtype}")
+    say(f"it exercises: {'; '.join(declared(trace.manifest['exercise']))}")
     return 0
 
 

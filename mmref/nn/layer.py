@@ -176,6 +176,7 @@ class Conv2d(Layer):
         """This convolution followed by `bn`, as one convolution with bias."""
         folded = copy.copy(self)
         folded.shapes = {"weight": self.shapes["weight"], "bias": bn.shapes["bias"]}
+        folded.stands_for = bn.name  # whose output this now computes
         if self.weight is not None:
             scale, shift = bn.scale_and_shift()
             folded.weight = (self.weight * scale[:, None, None, None]).astype(self.weight.dtype)

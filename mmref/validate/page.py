@@ -9,7 +9,7 @@ import io
 import numpy as np
 
 from mmref.text import printable
-from mmref.validate.matching import arranged
+from mmref.validate.layouts import arranged
 
 PICTURES = 12
 

@@ -13,7 +13,7 @@ from mmref.models.parameters import expected_shapes, load_parameters
 from mmref.models.variants import VARIANTS
 from mmref.nn.layer import recording
 from mmref.validate.golden import figures, synthetic_input, synthetic_parameters
-from mmref.validate.trace import canonical, hash_weights, largest
+from mmref.validate.trace import hash_weights, largest, record_name
 
 EXACT, SINGLE, MIXED = 1e-12, 1e-5, 2e-6  # errors over the largest magnitude: float64, float32, batch in float32
 
@@ -65,7 +65,7 @@ def golden_error(golden, dtype=np.float32, backend="numpy") -> float:
     x, errors = synthetic_input(golden["seed"], golden["shape"]).astype(dtype), []
 
     def measure(name, value, layer):
-        stats = golden["stats"].get(canonical(name))
+        stats = golden["stats"].get(record_name(name, layer))
         if stats is not None:
             value = value.astype(np.float64)
             got = value.mean(), value.std(), np.abs(value).max()

@@ -19,28 +19,41 @@ from mmref.models.network import check_numpy_model
 from mmref.nested import named_arrays
 from mmref.nn.layer import recording
 
-# Names of a folded network's layers and what they compute in an unfolded one.
-_FOLDED = (("local_op.0", "local_op.bn1"), ("local_op.2", "local_op.bn2"), (".conv_bn", ".bn"))
-
 
 @dataclass
 class Trace:
     """`records` {name: array} in network order; `manifest` what is known about the run (empty for foreign files).
 
     Manifest: format, version, model, weights (file, "pretrained" or ""), num_classes, dtype, folded, weights_sha256,
-    input_sha256, order [names], shapes {name: shape}, noise {name: largest absolute error that float32 makes} and
-    noise_float16 {name: the same of float16}."""
+    input_sha256, order [names], shapes {name: shape}, noise {name: largest absolute error that float32 makes},
+    noise_float16 {name: the same of float16}, aliases {a folded network's name: ours} and exercise (what the input
+    shows, see exercise.py)."""
 
     records: dict[str, np.ndarray]
     manifest: dict = field(default_factory=dict)
 
 
-def canonical(name: str) -> str:
-    """The record name that both folded and unfolded networks are compared under."""
-    for folded, plain in _FOLDED:
-        if name.endswith(folded):
-            return name[:-len(folded)] + plain
-    return name or "output"
+def canonical(name: str, aliases: dict[str, str] | None = None) -> str:
+    """The record name that both folded and unfolded networks are compared under; `aliases` as in a manifest."""
+    return (aliases or {}).get(name, name) or "output"
+
+
+def record_name(name: str, layer) -> str:
+    """`canonical` of what a layer of ours records: a convolution that a batch norm of another name was folded into
+    stands for that."""
+    norm = getattr(layer, "stands_for", "")
+    return canonical(norm if norm and not norm.startswith(f"{name}.") else name)
+
+
+def aliases_of(model) -> dict[str, str]:
+    """{name of a layer once batch norms are folded: the name its records are compared under}, where they differ."""
+    stands_for = {path: record_name(path, layer) for path, layer in model.fold_batchnorm().walk() if path}
+    return {path: name for path, name in stands_for.items() if name != path}
+
+
+def is_parameter(name: str) -> bool:
+    """Whether a record is a parameter, which belongs to no sample and follows from no other record: a scan's A."""
+    return name.endswith(":A")
 
 
 def run_recorded(model, x, keep=None, seen=None) -> dict[str, np.ndarray]:
@@ -51,7 +64,7 @@ def run_recorded(model, x, keep=None, seen=None) -> dict[str, np.ndarray]:
     records = {}
 
     def record(name, value, layer=None):
-        name = canonical(name)
+        name = record_name(name, layer)
         if seen is not None:
             seen(name, value)
         if keep is None or keep(name):
@@ -85,12 +98,14 @@ def trace_model(model, x, pattern: str = "*", seen=None) -> Trace:
     records = truth if model.dtype == np.float64 else run_recorded(model, np.asarray(x, model.dtype), keep, seen)
     noise, half = rounding_noise(model, x, truth, seen), half_noise(model, x, truth, seen)
     from mmref import __version__
+    from mmref.validate.exercise import exercise
     return Trace(records, {
         "format": 1, "version": __version__, "model": model.config.name, "num_classes": model.config.num_classes,
         "dtype": str(model.dtype), "folded": model.folded, "weights_sha256": hash_weights(model),
         "input_sha256": hash_array(np.asarray(x, np.float32)), "order": list(records),
         "shapes": {name: list(array.shape) for name, array in records.items()},
-        "noise": noise, "noise_float16": half})
+        "noise": noise, "noise_float16": half, "aliases": aliases_of(model),
+        "exercise": exercise(model.astype(np.float64), np.asarray(x, np.float64))})
 
 
 def runs(model) -> int:
@@ -110,7 +125,7 @@ def estimate(model, x, pattern: str = "*") -> tuple[int, int]:
 
     def measure(name, value):
         if keep(name):
-            shared = name.endswith(":A")  # the one record that belongs to no sample
+            shared = is_parameter(name)
             sizes[name] = value.size * (1 if shared else len(x)) * model.dtype.itemsize
     run_recorded(model, np.asarray(x[:1], model.dtype), lambda name: False, measure)
     return len(sizes), sum(sizes.values())
@@ -128,12 +143,18 @@ def rounding_noise(model, x, truth, seen=None) -> dict[str, float]:
     return noise
 
 
-def half_noise(model, x, truth, seen=None) -> dict[str, float]:
-    """The same of a run that rounds weights and activations to float16 (and computes in float32, as hardware does)."""
-    noise = {name: 2.0 ** -11 * largest(array) for name, array in truth.items()}
+def half_noise(model, x, truth, seen=None, rounding=None, step: float = 2.0 ** -11) -> dict[str, float]:
+    """The same of a run that rounds weights and activations to float16 (and computes in float32, as hardware does), or
+    as `rounding` does it, which moves 1 by up to `step`."""
+    rounding = rounding or _float16
+    noise = {name: step * largest(array) for name, array in truth.items()}
     with np.errstate(over="ignore", invalid="ignore"):  # what float16 cannot hold becomes infinity, noise 0 below
-        _measure(halved(model), np.asarray(x, np.float32), truth, noise, seen)
+        _measure(halved(model, rounding), np.asarray(x, np.float32), truth, noise, seen)
     return {name: value if np.isfinite(value) else 0.0 for name, value in noise.items()}
+
+
+def _float16(array):
+    return np.asarray(array).astype(np.float16)
 
 
 def _measure(model, x, truth, noise, seen):
@@ -145,32 +166,40 @@ def _measure(model, x, truth, noise, seen):
     run_recorded(model, x, lambda name: False, measure)
 
 
-def halved(model):
-    """A float32 copy of the model whose parameters, and every layer's output, are rounded to float16."""
+def halved(model, rounding=_float16):
+    """A float32 copy of the model whose parameters, and every layer's output, are rounded to float16, or by another
+    `rounding`."""
     model = model.astype(np.float32)
     for _, layer, attribute in model.named_parameters():
-        setattr(layer, attribute, getattr(layer, attribute).astype(np.float16).astype(np.float32))
+        setattr(layer, attribute, rounding(getattr(layer, attribute)).astype(np.float32))
     for path, layer in model.walk():
         if path:
-            layer.forward = _rounding(layer.forward)
+            layer.forward = _rounded(layer.forward, rounding)
     return model
 
 
-def _rounding(forward):
+def _rounded(forward, rounding):
     def rounded(*inputs):
-        return _half(forward(*inputs))
+        return _each(forward(*inputs), rounding)
     return rounded
 
 
-def _half(y):
+def _each(y, rounding):
     if isinstance(y, dict):
-        return {name: _half(one) for name, one in y.items()}
-    return [_half(one) for one in y] if isinstance(y, (list, tuple)) else y.astype(np.float16).astype(np.float32)
+        return {name: _each(one, rounding) for name, one in y.items()}
+    if isinstance(y, (list, tuple)):
+        return type(y)(_each(one, rounding) for one in y)
+    return rounding(y).astype(np.float32) if isinstance(y, np.ndarray) else y
 
 
 def largest(array) -> float:
     """Largest magnitude, 0 of nothing."""
     return float(np.abs(array).max()) if array.size else 0.0
+
+
+def rms(array) -> float:
+    """Root mean square, 0 of nothing."""
+    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) if array.size else 0.0
 
 
 def hash_array(array) -> str:

@@ -65,6 +65,8 @@ def read_trace(path) -> Trace:
             trace = Trace(_folder(path))
         elif not path.is_file():
             raise FileNotFoundError(2, "no such trace", str(path))
+        elif (other := _other_kind(path)):
+            raise TraceError(f"a trace must be a .safetensors, an .npz or a folder of .npy, got {other}")
         elif zipfile.is_zipfile(path):
             trace = Trace(_npz(path))
         else:
@@ -76,6 +78,25 @@ def read_trace(path) -> Trace:
     if not trace.records:
         raise TraceError(f"{path}: a trace must hold at least one array, got none")
     return trace
+
+
+def _other_kind(path) -> str:
+    """What a file is that is no trace, and what to do with it; "" for one that may be."""
+    with open(path, "rb") as stream:
+        head = stream.read(8)
+    if not head:
+        return "an empty file"
+    if head.startswith(b"\x93NUMPY"):
+        return "one .npy array: put it into a folder, named after its record, or save several with np.savez"
+    if head.startswith(b"\x80") and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") or head.startswith(b"(dp"):
+        return "a pickle, which could run anything when it is read: save arrays with np.savez"
+    if head.startswith(b"\x89HDF"):
+        return "an HDF5 file: save arrays with np.savez"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("data.pkl") for name in archive.namelist()):
+                return "what torch.save wrote, which is a pickle: save {name: tensor.numpy()} with np.savez"
+    return ""
 
 
 def _safetensors(path):
@@ -94,7 +115,7 @@ def _safetensors(path):
 
 def _check_manifest(manifest):
     kinds = {"order": list, "noise": dict, "noise_float16": dict, "shapes": dict, "model": str, "weights": str,
-             "weights_sha256": str, "dtype": str, "folded": bool, "num_classes": int}
+             "weights_sha256": str, "dtype": str, "folded": bool, "num_classes": int, "aliases": dict, "exercise": dict}
     if not isinstance(manifest, dict):
         raise TraceError("manifest must be an object")
     for key, kind in kinds.items():
