@@ -34,6 +34,9 @@ MADE = {  # file: the command behind `mmref` that makes it
     "_figures/orders_atrous.svg": "show --what scan --order atrous -o",
 }
 
+for made in MADE:  # before Sphinx looks whether they are there
+    (HERE / made).parent.mkdir(exist_ok=True)
+
 project, author, copyright = "mmref", "the mmref authors", "the mmref authors, MIT licence"
 version = release = mmref.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
