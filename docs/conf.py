@@ -59,7 +59,6 @@ def make(app):
                for path in (HERE.parent / folder).rglob("*") if path.suffix != ".pyc" and path.is_file())
     for name, command in MADE.items():
         target = HERE / name
-        target.parent.mkdir(exist_ok=True)
         if target.exists() and target.stat().st_mtime > code:
             continue
         made = subprocess.run([sys.executable, "-m", "mmref", *shlex.split(command), str(target)],
