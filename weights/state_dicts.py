@@ -317,8 +317,11 @@ def _unreadable_averages(top, contents) -> Iterator[tuple[str, str]]:
     for path, value in _walk(top):
         if isinstance(value, Foreign) and says_average(path, _SURELY_AVERAGE):
             yield path, described(value)
-        elif isinstance(value, (list, tuple)) and contents(value).suspect and says_average(path):
-            yield path, "a list without names"
+        elif isinstance(value, (list, tuple)) and says_average(path):
+            if contents(value).suspect:
+                yield path, "a list without names"
+            elif any(contents(item).suspect for item in value):
+                yield path, "a list of several: save one of them as a dict"
 
 
 def _whole(value):

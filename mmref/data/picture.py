@@ -36,6 +36,7 @@ _SLENDER = 64                    # long side / short side from which only the ne
 _MOST_RESIZED = 1 << 25          # pixels from which on, too
 _PIECE = 1 << 20                 # bytes read at once
 _EIGHT_BITS = ((np.arange(1 << 16) * 255 + 32767) // 65535).astype(np.uint8)   # 16-bit grey, scaled and rounded
+_FARTHEST = 1e6                  # of a mean and a std, and one over it, from 0: no picture needs more
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}  # EXIF orientation: what undoes it
@@ -130,11 +131,9 @@ class Transform:
 def check_mean_and_std(transform) -> None:
     """Make `mean` and `std` of a frozen dataclass tuples of three numbers, or of one for grey. Raises ValueProblem."""
     grey = all(isinstance(values, (list, tuple)) and len(values) == 1 for values in (transform.mean, transform.std))
-    for name in ("mean", "std"):
-        numbers = check_numbers(f"transform: {name}", getattr(transform, name), 1 if grey else 3)
+    for name, low in (("mean", -_FARTHEST), ("std", 1 / _FARTHEST)):  # the same numbers in float32
+        numbers = check_numbers(f"transform: {name}", getattr(transform, name), 1 if grey else 3, low, _FARTHEST)
         object.__setattr__(transform, name, numbers)
-    if min(transform.std) <= 0:
-        raise ValueProblem(f"transform: std must be positive, got {transform.std}")
 
 
 NANO_TRANSFORM = Transform(size=128, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
