@@ -147,8 +147,8 @@ def test_models_and_info(capsys):
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell's redirections")
 def test_streams_that_cannot_be_written():
-    """Catches tracebacks where standard output is closed, messages in the answer where standard error is, an answer that
-    is lost with the messages, and an answer lost without a word."""
+    """Catches tracebacks where standard output is closed, messages in the answer where standard error is, an answer
+    lost with the messages, and an answer lost without a word."""
     def status_and_texts(redirection):
         program = f'{shlex.quote(sys.executable)} -m mmref classify --sample cat --json {redirection}'
         done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=False)

@@ -103,6 +103,9 @@ def test_wrong_schedulers(pictures, monkeypatch):
     for scheduler in ("local:0", "local:many", "local:", "nonsense://x:1"):
         with pytest.raises(MmrefError, match="scheduler"):
             evaluate(predict, pictures, scheduler=scheduler)
+    for scheduler in ("", "2", "no", "a\0b:1", "tcp://host", "host:port", "a b:1", "x" * 5000):  # before Dask sees it
+        with pytest.raises(MmrefError, match="scheduler must be an address such as .*, got"):
+            evaluate(predict, pictures, scheduler=scheduler)
     monkeypatch.setattr("mmref.evaluate.cluster.CONNECT_SECONDS", 1)
     with pytest.raises(MmrefError, match="cannot connect"):
         evaluate(predict, pictures, scheduler="tcp://127.0.0.1:9")

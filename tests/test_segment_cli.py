@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import mmref
 from mmref.cli import main
 from mmref.data.keep_ratio import KeepRatio
-from mmref.data.label_map import read_label_map
+from mmref.data.label_map import read_label_map, write_label_map
 from mmref.data.labels import CIFAR10
 
 NAMES = ("background", *CIFAR10)
@@ -44,6 +44,24 @@ def photos(tmp_path):
 def files_below(folder):
     return sorted(os.path.relpath(os.path.join(where, name), folder) for where, _, names in os.walk(folder)
                   for name in names)
+
+
+def test_mean_of_a_grey_network(tmp_path, capsys):
+    """Catches --mean's three numbers given to a network of one channel as they are, and three different ones reduced to
+    the first without a word."""
+    path = tmp_path / "grey.safetensors"
+    state = mmref.create_model("mobilemamba_nano_fpn", seed=3, in_chans=1).state_dict()
+    save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, path,
+              {"class_names": json.dumps(NAMES),
+               "transform": json.dumps(KeepRatio(32, 128, (0.4,), (0.2,)).to_dict())})
+    patches(tmp_path / "pictures" / "a.png", ["red blue", "green white"])
+    (tmp_path / "labels").mkdir()
+    write_label_map(tmp_path / "labels" / "a.png", np.zeros((16, 16), np.uint8), np.zeros((1, 3), np.uint8))
+    command = ["eval", str(tmp_path / "pictures"), "--labels", str(tmp_path / "labels"), "--task", "segment",
+               "--weights", str(path), "--model", "mobilemamba_nano_fpn", "--json"]
+    assert main([*command, "--mean", "0.3", "0.4", "0.3"]) == 2
+    assert "--mean must be three equal numbers" in capsys.readouterr().err
+    assert main([*command, "--mean", "0.3", "0.3", "0.3"]) == 0, capsys.readouterr().err
 
 
 def test_folder(weights, photos, tmp_path, capsys):

@@ -314,10 +314,12 @@ def _swapped(top) -> bool:
 
 
 def _unreadable_averages(top, contents) -> Iterator[tuple[str, str]]:
+    lists = {}  # each looked through once, and kept, so that its id stays its own
     for path, value in _walk(top):
         if isinstance(value, Foreign) and says_average(path, _SURELY_AVERAGE):
             yield path, described(value)
-        elif isinstance(value, (list, tuple)) and says_average(path):
+        elif isinstance(value, (list, tuple)) and id(value) not in lists and says_average(path):
+            lists[id(value)] = value
             if contents(value).suspect:
                 yield path, "a list without names"
             elif any(contents(item).suspect for item in value):

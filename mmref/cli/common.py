@@ -68,20 +68,25 @@ def transform_from(args, transform):
     if transform is not None and not isinstance(transform, Transform):
         refuse_options(args, "networks that classify", "crop_pct", "interpolation")
         transform = transform if args.img_size is None else transform.with_size(args.img_size)
-        return replace(transform, **{name: tuple(values) for name in ("mean", "std")
-                                     if (values := getattr(args, name)) is not None})
+        return replace(transform, **_mean_and_std(args, transform))
     if args.crop_pct is not None and transform.shrink_to is not None:
         raise ValueProblem(f"--crop-pct must be left out: these weights' transform shrinks pictures to "
                            f"{transform.shrink_to} pixels and crops nothing more")
     changes = {"size": args.img_size, "crop_ratio": args.crop_pct, "interpolation": args.interpolation}
-    for name in ("mean", "std"):
-        values = getattr(args, name)
-        if values is not None and transform.channels == 1:
+    return replace(transform, **_mean_and_std(args, transform),
+                   **{name: value for name, value in changes.items() if value is not None})
+
+
+def _mean_and_std(args, transform) -> dict:
+    """What --mean and --std say, for as many channels as the transform has. Raises ValueProblem."""
+    from mmref.errors import ValueProblem
+    changes = {name: tuple(values) for name in ("mean", "std") if (values := getattr(args, name, None)) is not None}
+    for name, values in changes.items():
+        if transform.channels == 1:
             if len(set(values)) > 1:
                 raise ValueProblem(f"--{name} must be three equal numbers for a network of one channel, got {values}")
-            values = values[:1]
-        changes[name] = values and tuple(values)
-    return replace(transform, **{name: value for name, value in changes.items() if value is not None})
+            changes[name] = values[:1]
+    return changes
 
 
 def weights_options(args) -> dict:
@@ -151,34 +156,29 @@ def add_segmenter_arguments(parser, img_size: bool = True) -> None:
 
 def segmenter_from(args, **options):
     """The `mmref.Segmenter` that the arguments ask for, its weights read, and a line on stderr for what was decided."""
-    from dataclasses import replace
-
     from mmref.tasks.segmenter import Segmenter
     segmenter = Segmenter(args.model, args.weights, args.backend, img_size=args.img_size, tile=args.tile,
                           overlap=args.overlap, exif=args.exif, **weights_options(args), **options)
-    model = segmenter.load_model()
-    changes = {name: tuple(values) for name in ("mean", "std") if (values := getattr(args, name, None)) is not None}
-    if changes and model.transform is not None:
-        segmenter.transform = replace(model.transform, **changes)
-    loaded = segmenter.load()
-    say_notes(loaded.model)
-    return segmenter, loaded
+    return segmenter, _loaded(segmenter, args)
 
 
 def detector_from(args, batch_size: int = 1, **options):
     """The `mmref.Detector` that the arguments ask for, its weights read, and a line on stderr for what was decided."""
-    from dataclasses import replace
-
     from mmref.tasks.detector import Detector
     detector = Detector(args.model, args.weights, args.backend, batch_size=batch_size, img_size=args.img_size,
                         exif=args.exif, **weights_options(args), **options)
-    model = detector.load_model()
-    changes = {name: tuple(values) for name in ("mean", "std") if (values := getattr(args, name, None)) is not None}
-    if changes and model.transform is not None:
-        detector.transform = replace(model.transform, **changes)
-    loaded = detector.load()
+    return detector, _loaded(detector, args)
+
+
+def _loaded(task, args):
+    """`task.load()` of a segmenter or detector, with --mean and --std, and what was decided said on stderr."""
+    from dataclasses import replace
+    model = task.load_model()
+    if model.transform is not None and (changes := _mean_and_std(args, model.transform)):
+        task.transform = replace(model.transform, **changes)
+    loaded = task.load()
     say_notes(loaded.model)
-    return detector, loaded
+    return loaded
 
 
 def refuse_options(args, belong_to: str, *names) -> None:

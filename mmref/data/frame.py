@@ -8,22 +8,22 @@ That is the published evaluation on COCO (mmdetection's `Resize` and `Pad`); the
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from mmref.arguments import check_flag, check_integer, check_kind
 from mmref.data.keep_ratio import normalised, pixels
-from mmref.data.picture import IMAGENET_MEAN, IMAGENET_STD, check_mean_and_std, check_rgb
+from mmref.data.picture import check_rgb
+from mmref.data.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from mmref.data.resize import resize, resized_size
-from mmref.errors import ValueProblem
 
 __all__ = ["Frame", "filled_up", "to_frame"]
 
 
 @dataclass(frozen=True)
-class Frame:
+class Frame(Preparation):
     """What is done to a picture before a detector sees it; belongs to the weights.
 
     Parameters
@@ -57,17 +57,12 @@ class Frame:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self):
-        check_mean_and_std(self)
+        self.check_mean_and_std()
         check_flag("transform: keep_ratio", self.keep_ratio)
         object.__setattr__(self, "short", check_integer("transform: short", self.short, 1, 8192))
         least = self.short if self.keep_ratio else 1
         object.__setattr__(self, "long", check_integer("transform: long", self.long, least, 8192))
         object.__setattr__(self, "multiple", check_integer("transform: multiple", self.multiple, 1, 1024))
-
-    @property
-    def channels(self) -> int:
-        """Of the network's input: 3, or 1 for grey."""
-        return len(self.mean)
 
     def with_size(self, short: int) -> Frame:
         """The same for another shorter side; the longer grows and shrinks with it."""
@@ -79,18 +74,6 @@ class Frame:
     def size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that a picture is scaled to. Raises PictureError where a side would round to nothing."""
         return resized_size(height, width, self.long, self.short) if self.keep_ratio else (self.short, self.long)
-
-    def to_dict(self) -> dict:
-        """Plain values, as kept in a weights file's metadata; `from_dict` reads them back."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict) -> Frame:
-        """The inverse of `to_dict`. Raises ValueProblem for anything else, an unknown key included."""
-        known = [field.name for field in fields(cls)]
-        if not isinstance(values, dict) or set(values) != set(known):
-            raise ValueProblem(f"transform must be a dict with {', '.join(known)}, got {str(values)[:200]}")
-        return cls(**values)
 
 
 def to_frame(image: Image.Image, transform: Frame) -> tuple[np.ndarray, tuple[int, int]]:

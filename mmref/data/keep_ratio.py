@@ -8,21 +8,21 @@ is OpenCV's, met to the last bit (resize.py).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from mmref.arguments import check_integer, check_kind
-from mmref.data.picture import IMAGENET_MEAN, IMAGENET_STD, check_mean_and_std, check_rgb
+from mmref.data.picture import check_rgb
+from mmref.data.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from mmref.data.resize import resize, resized_size
-from mmref.errors import ValueProblem
 
 __all__ = ["KeepRatio", "normalised", "to_map"]
 
 
 @dataclass(frozen=True)
-class KeepRatio:
+class KeepRatio(Preparation):
     """What is done to a picture before a network for segmentation sees it; belongs to the weights.
 
     Parameters
@@ -52,30 +52,13 @@ class KeepRatio:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self):
-        check_mean_and_std(self)
+        self.check_mean_and_std()
         object.__setattr__(self, "short", check_integer("transform: short", self.short, 1, 8192))
         object.__setattr__(self, "long", check_integer("transform: long", self.long, self.short, 8192))
-
-    @property
-    def channels(self) -> int:
-        """Of the network's input: 3, or 1 for grey."""
-        return len(self.mean)
 
     def with_size(self, short: int) -> KeepRatio:
         """The same for another shorter side; the longest side grows and shrinks with it."""
         return KeepRatio(short, min(8192, max(short, short * self.long // self.short)), self.mean, self.std)
-
-    def to_dict(self) -> dict:
-        """Plain values, as kept in a weights file's metadata; `from_dict` reads them back."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict) -> KeepRatio:
-        """The inverse of `to_dict`. Raises ValueProblem for anything else, an unknown key included."""
-        known = [field.name for field in fields(cls)]
-        if not isinstance(values, dict) or set(values) != set(known):
-            raise ValueProblem(f"transform must be a dict with {', '.join(known)}, got {str(values)[:200]}")
-        return cls(**values)
 
 
 def to_map(image: Image.Image, transform: KeepRatio) -> np.ndarray:

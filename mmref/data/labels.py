@@ -14,7 +14,6 @@ class folders of every copy of the data set.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files

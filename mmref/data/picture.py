@@ -15,28 +15,26 @@ import io
 import os
 from collections.abc import Iterable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, WebPImagePlugin  # noqa: F401
 
-from mmref.arguments import check_choice, check_flag, check_integer, check_kind, check_number, check_numbers, shown
+from mmref.arguments import check_choice, check_flag, check_integer, check_kind, check_number, shown
 from mmref.data.container import Contents, check_size, inspect
+from mmref.data.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from mmref.errors import PictureError, ShapeError, ValueProblem
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "NANO_TRANSFORM", "Transform", "load_batch",
+__all__ = ["NANO_TRANSFORM", "Transform", "load_batch",
            "open_picture", "picture_name", "to_array"]
 
 MAX_FILE = 300_000_000           # bytes; the most pixels allowed take 268,435,455 as they are
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGENET_GREY = ((0.449,), (0.226,))  # mean and std of networks with one input channel: the averages of the three
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 _SLENDER = 64                    # long side / short side from which only the needed box is resized
 _MOST_RESIZED = 1 << 25          # pixels from which on, too
 _PIECE = 1 << 20                 # bytes read at once
 _EIGHT_BITS = ((np.arange(1 << 16) * 255 + 32767) // 65535).astype(np.uint8)   # 16-bit grey, scaled and rounded
-_FARTHEST = 1e6                  # of a mean and a std, and one over it, from 0: no picture needs more
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}  # EXIF orientation: what undoes it
@@ -45,7 +43,7 @@ Image.preinit()  # all imports now, not with the first picture: one that a fork 
 
 
 @dataclass(frozen=True)
-class Transform:
+class Transform(Preparation):
     """What is done to a picture before the network sees it; belongs to the weights, which have seen nothing else.
 
     Parameters
@@ -82,8 +80,11 @@ class Transform:
     shrink_to: int | None = None
     interpolation: str = "bicubic"
 
+    needed = ("size",)
+    later = (("interpolation", "bicubic"),)
+
     def __post_init__(self):
-        check_mean_and_std(self)
+        self.check_mean_and_std()
         for name in ("size", "shrink_to"):
             value = getattr(self, name)
             if name == "shrink_to" and value is None:
@@ -91,11 +92,6 @@ class Transform:
             object.__setattr__(self, name, check_integer(f"transform: {name}", value, 1, 4096))
         object.__setattr__(self, "crop_ratio", check_number("transform: crop_ratio", self.crop_ratio, 0.1, 1))
         check_choice("transform: interpolation", self.interpolation, INTERPOLATIONS)
-
-    @property
-    def channels(self) -> int:
-        """Of the network's input: 3, or 1 for grey."""
-        return len(self.mean)
 
     @property
     def crop_size(self) -> int:
@@ -110,30 +106,6 @@ class Transform:
     def with_size(self, size: int) -> Transform:
         """The same for another side of the network's input."""
         return replace(self, size=size)
-
-    def to_dict(self) -> dict:
-        """Plain values, as kept in a weights file's metadata; `from_dict` reads them back. Bicubic goes unsaid, as in
-        files from before there was another."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()
-                if (key, v) != ("interpolation", "bicubic")}
-
-    @classmethod
-    def from_dict(cls, values: dict) -> Transform:
-        """The inverse of `to_dict`. Raises ValueProblem for anything else, an unknown key included: a step of
-        the transform that is not understood must not be left out."""
-        known = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or "size" not in values or not set(values) <= known:
-            raise ValueProblem(f"transform must be a dict with size and perhaps "
-                               f"{', '.join(sorted(known - {'size'}))}, got {str(values)[:200]}")
-        return cls(**values)
-
-
-def check_mean_and_std(transform) -> None:
-    """Make `mean` and `std` of a frozen dataclass tuples of three numbers, or of one for grey. Raises ValueProblem."""
-    grey = all(isinstance(values, (list, tuple)) and len(values) == 1 for values in (transform.mean, transform.std))
-    for name, low in (("mean", -_FARTHEST), ("std", 1 / _FARTHEST)):  # the same numbers in float32
-        numbers = check_numbers(f"transform: {name}", getattr(transform, name), 1 if grey else 3, low, _FARTHEST)
-        object.__setattr__(transform, name, numbers)
 
 
 NANO_TRANSFORM = Transform(size=128, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 
+from mmref.arguments import shown
 from mmref.errors import MissingBackend, MmrefError
 from mmref.evaluate.batch import NEVER_BEGAN, run_batch
 
@@ -18,6 +20,7 @@ __all__ = ["on_cluster"]
 
 _AHEAD = 3  # batches sent per thread of the cluster: enough to keep it busy, few enough for a million pictures
 CONNECT_SECONDS = 30
+_ADDRESS = re.compile(r"inproc://[!-~]+|([a-z0-9+.-]+://)?[!-~]+:\d+(/[!-~]*)?")
 _IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # the parent ends its cluster
 
 
@@ -86,6 +89,10 @@ class _Threads:
 
 
 def _connect(client, scheduler):
+    if isinstance(scheduler, str) and not (scheduler.endswith(".json") or _ADDRESS.fullmatch(scheduler)):
+        # older releases of Dask wait a minute, and again when the client goes
+        raise MmrefError(f"scheduler must be an address such as tcp://host:8786, a scheduler file (*.json) or local:N, "
+                         f"got {shown(scheduler)}")
     try:
         if isinstance(scheduler, str) and scheduler.endswith(".json"):
             return client(scheduler_file=scheduler, timeout=CONNECT_SECONDS, set_as_default=False)

@@ -31,7 +31,8 @@ def default_transform(config: Variant):
     configuration that is not a classifier's brings its own, of another kind."""
     if hasattr(config, "default_transform"):
         return config.default_transform()
-    from mmref.data.picture import IMAGENET_GREY, Transform
+    from mmref.data.picture import Transform
+    from mmref.data.preparation import IMAGENET_GREY
     if config.in_chans == 1:
         return Transform(config.img_size, mean=IMAGENET_GREY[0], std=IMAGENET_GREY[1])
     return Transform(config.img_size)

@@ -15,7 +15,7 @@ import numpy as np
 from mmref.arguments import check_integer, check_integers, check_kind
 from mmref.data.frame import Frame
 from mmref.data.labels import coco_names
-from mmref.data.picture import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD
+from mmref.data.preparation import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD
 from mmref.detection.anchors import Anchors
 from mmref.detection.candidates import by_anchor, one_stage, sigmoid_scores, softmax_scores
 from mmref.detection.result import Detections, detections

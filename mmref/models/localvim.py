@@ -107,15 +107,8 @@ class CausalConv(Layer):
         return y.shape[2] * y.shape[3] * TAPS
 
 
-class StepLinear(Layer):
+class StepLinear(TokenLinear):
     """A linear layer on every step of sequences (B, 1, D, L); `weight` (D', D), `bias` (D',)."""
-
-    def __init__(self, c_in, c_out, bias=False):
-        super().__init__()
-        self.declare(weight=(c_out, c_in))
-        self.bias = None
-        if bias:
-            self.declare(bias=(c_out,))
 
     def forward(self, sequences):
         y = project(self.weight[None], sequences)

@@ -88,7 +88,8 @@ class Network(Layer):
 
     @property
     def dtype(self) -> np.dtype:
-        """float32, or float64 after `astype`. ValueProblem where parameters are not loaded yet, ShapeError where one is no array."""
+        """float32, or float64 after `astype`. ValueProblem where parameters are not loaded yet, ShapeError where one is
+        no array."""
         for name, layer, attribute in self.named_parameters():
             return _parameter(name, layer, attribute).dtype
         return np.dtype(np.float32)

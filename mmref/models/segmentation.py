@@ -17,7 +17,7 @@ from typing import ClassVar
 from mmref.arguments import check_integer, check_kind
 from mmref.data.keep_ratio import KeepRatio
 from mmref.data.labels import ade20k_names
-from mmref.data.picture import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD
+from mmref.data.preparation import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD
 from mmref.errors import ShapeError, ValueProblem
 from mmref.models.network import Network, check_features
 from mmref.models.variants import MOST_CHANNELS, MOST_CLASSES, VARIANTS, Variant

@@ -16,7 +16,7 @@ from PIL import Image
 from mmref.arguments import check_flag, check_number
 from mmref.data.frame import Frame, filled_up, to_frame
 from mmref.detection.result import Detections
-from mmref.errors import MmrefError, PictureError
+from mmref.errors import MmrefError
 from mmref.tasks.task import Task
 
 __all__ = ["Detected", "Detector", "detect"]
@@ -171,7 +171,4 @@ def detect(picture, model=DEFAULT_MODEL, weights=None, **settings) -> Detected:
     >>> mmref.detect(sample_picture("scene1"), score=0.5).labels
     ('ship', 'airplane')
     """
-    answer, = Detector(model, weights, **settings)([picture])
-    if answer.error is not None:
-        raise PictureError(answer.error)
-    return answer
+    return Detector(model, weights, **settings).one(picture)

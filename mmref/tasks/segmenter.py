@@ -222,7 +222,4 @@ def segment(picture, model=DEFAULT_MODEL, weights=None, **settings) -> LabelMap:
     >>> [found.name for found in mmref.segment(sample_picture("scene1")).classes()]
     ['background', 'airplane', 'ship']
     """
-    answer, = Segmenter(model, weights, **settings)([picture])
-    if answer.error is not None:
-        raise PictureError(answer.error)
-    return answer
+    return Segmenter(model, weights, **settings).one(picture)

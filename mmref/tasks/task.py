@@ -179,6 +179,15 @@ class Task:
         Raises ValueProblem for one picture in place of several, and what `load` raises."""
         return list(self.stream(pictures))
 
+    def one(self, picture):
+        """The answer for one picture: a path, bytes, a binary file or a PIL image.
+
+        Raises PictureError for one that cannot be read or answered, and what `load` raises."""
+        answer, = self([picture])
+        if answer.error is not None:
+            raise PictureError(answer.error)
+        return answer
+
     def stream(self, pictures: Iterable) -> Iterator:
         """As a call, but one answer after another from pictures that may be without end."""
         pictures = iter(check_pictures(pictures))
