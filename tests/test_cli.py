@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -142,6 +143,22 @@ def test_models_and_info(capsys):
     assert status == 0 and total["parameters"] == 8_806_682 and round(total["macs"] / 1e6, 1) == 251.4
     status, out, _ = run(capsys, "info", "mobilemamba_nano", "--img-size", "33")
     assert status == 0 and "blocks2.1" in out and "backend numpy: ready" in out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's redirections")
+def test_streams_that_cannot_be_written():
+    """Catches tracebacks where standard output is closed, messages in the answer where standard error is, an answer
+    lost with the messages, and an answer lost without a word."""
+    def status_and_texts(redirection):
+        program = f'{shlex.quote(sys.executable)} -m mmref classify --sample cat --json {redirection}'
+        done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+    status, out, err = status_and_texts(">&-")
+    assert status == 2 and out == "" and err.count("mmref: error") == 1 and "standard output is closed" in err
+    for lost in ("2>&-", "2>/dev/full")[:1 + os.path.exists("/dev/full")]:
+        status, out, err = status_and_texts(lost)
+        assert status == 0 and json.loads(out)[0]["error"] is None and err == ""
+    assert status_and_texts(">&- 2>&-") == (2, "", "")
 
 
 def test_a_closed_pipe_and_ctrl_c(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -192,6 +193,23 @@ def test_one_picture_in_words(weights, photos, tmp_path, capsys):
     assert main(["detect", str(photos / "1.png"), "--weights", str(weights), "--score", "0", "-o", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "60 x 40 pixels" in text and "score" in text and f"wrote {tmp_path / 'objects' / '1.png'}" in text
+
+
+def test_results_that_cannot_be_written(weights, photos, tmp_path, capsys, monkeypatch):
+    """Catches answers lost because another file of them could not be written."""
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("mmref.cli.detect.to_json", full)
+    monkeypatch.setattr(Image.Image, "save", full)
+    command = ["detect", str(photos / "1.png"), "--weights", str(weights), "--json", "--score", "0"]
+    assert main([*command, "--coco", str(tmp_path / "r.json"), "-o", str(tmp_path)]) == 2
+    text, err = capsys.readouterr()
+    (answer,) = json.loads(text)
+    assert answer["objects"] and "No space left" in answer["error"]
+    assert [line for line in err.splitlines() if "error" in line] == [
+        f"mmref: error: {tmp_path / 'objects' / '1.png'}: No space left on device",
+        f"mmref: error: {tmp_path / 'r.json'}: No space left on device"]
+    assert not (tmp_path / "r.json").exists()
 
 
 @pytest.mark.parametrize("options, words", [

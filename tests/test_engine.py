@@ -166,6 +166,25 @@ def test_refusals(nano):
         compiled.plan((1, 3, 0, 5))
 
 
+@pytest.mark.parametrize("layer, attribute, change", [
+    ("patch_embed.0.c", "weight", np.ndarray.tolist), ("patch_embed.0.c", "weight", lambda w: w[:-1]),
+    ("patch_embed.0.bn", "bias", lambda b: b[:1]), ("patch_embed.0.bn", "weight", lambda w: w.astype(np.float64)),
+    ("head.bn", "running_mean", lambda m: m[:1]), ("head.l", "weight", lambda w: w[:, :-1])])
+def test_parameters_that_somebody_replaced(layer, attribute, change):
+    """Catches parameters that are no arrays or do not fit computed with after folding, by broadcasting, and errors of
+    NumPy that name no layer."""
+    from mmref.engine import CompiledModel
+    from mmref.export.onnx import to_onnx
+    model = mmref.create_model("mobilemamba_nano", pretrained=True)
+    changed = dict(model.walk())[layer]
+    setattr(changed, attribute, change(getattr(changed, attribute)))
+    x = np.zeros((1, 3, 32, 32), np.float32)
+    for use in (lambda: model(x), lambda: CompiledModel(model)(x), lambda: model.fold_batchnorm()(x),
+                lambda: to_onnx(model)):
+        with pytest.raises((ShapeError, ValueProblem)):
+            use()
+
+
 def test_plan(nano):
     """Catches a plan that leaves out work, a table that misses a row: multiply-adds as the NumPy model counts them."""
     from mmref.models.summary import summarize

@@ -145,6 +145,10 @@ def test_split_limit_labels_crop(data, tmp_path, capsys):
     (["eval", "{data}", "--scheduler", "local:x"], "scheduler must be local:N"),
     (["eval", "{data}", "--labels", "none.txt"], "none.txt: No such file"),
     (["eval", "{data}", "--resume", "/"], "/: "),
+    (["eval", "{data}", "--resume", os.devnull], f"{os.devnull}: a journal must be a regular file"),
+    (["eval", "{data}", "--worst", "-1"], "--worst must be an integer >= 0"),
+    (["eval", "{data}", "--mean", "1e39", "0", "0"], "mean[0] must be a finite number in"),
+    (["eval", "{data}", "--std", "1e-45", "1", "1"], "std[0] must be a finite number in"),
     (["eval", "{data}", "--results-file", "{data}/../nowhere/r.csv"], "nowhere")])
 def test_one_line_and_status_2(data, arguments, message, capsys, monkeypatch):
     """Catches: a traceback, a second line, or status 0 for what a user can get wrong."""

@@ -119,6 +119,74 @@ def test_annotations(data, tmp_path):
     assert read_annotations(root, path, coco_names()).categories == coco_ids()  # translated names
 
 
+def _changed(content, place, value):
+    content = json.loads(json.dumps(content))
+    *way, last = place
+    inner = content
+    for key in way:
+        inner = inner[key]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    return content
+
+
+INF = float("inf")
+WRONG = {("images", 0): [5], ("images", 0, "id"): ["3", 3.5, True, None, [3]], ("images", 0, "file_name"): [None, ""],
+         ("images", 0, "height"): [0, -1, 80.5, "80", INF, ...], ("categories", 0, "name"): [5, "green"],
+         ("categories", 0, "id"): [8, "x"], ("annotations", 0): [None, 5, []],
+         ("annotations", 0, "image_id"): [99, None, "3", ...], ("annotations", 0, "category_id"): [99, [7], None, ...],
+         ("annotations", 0, "area"): [None, "x", float("nan"), ...], ("annotations", 0, "iscrowd"): [2, None, "x"],
+         ("annotations", 0, "bbox"): [None, [1, 2, 3], [1, 2, "a", 4], "abcd", [1, 2, -5, 5], [INF] * 4, {}, ...]}
+
+
+@pytest.mark.parametrize("place", WRONG, ids=lambda place: ".".join(map(str, place)))
+def test_wrong_annotations(place, data):
+    """Catches pycocotools' tracebacks, and annotations of unknown pictures or categories that count for nothing."""
+    root, path = data
+    content = json.loads(path.read_text())
+    for value in WRONG[place]:
+        path.write_text(json.dumps(_changed(content, place, value)))
+        with pytest.raises(FolderError, match=rf"instances.json: {place[0]}\[\d\]"):
+            read_annotations(root, path, NAMES)
+
+
+def test_annotations_that_count(data):
+    """Catches annotations whose id is 0 or somebody else's, which pycocotools never counts as found, iscrowd demanded
+    where it says nothing, and a byte order mark that it cannot read."""
+    root, path = data
+    content = json.loads(path.read_text())
+    for one in content["annotations"]:
+        one["id"] = 0
+        del one["iscrowd"]
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
+    pictures = read_annotations(root, path, NAMES)
+    assert evaluate(Detector(RectangleModel(True, short=80)), pictures).summary()["AP"] == 100
+
+
+def test_wrong_masks(data):
+    """Catches masks that pycocotools cannot read, run lengths beyond their picture among them; boxes need no masks."""
+    from pycocotools import mask
+    root, path = data
+    content = json.loads(path.read_text())
+    image = content["annotations"][0]["image_id"]
+    assert image == content["images"][0]["id"]
+    detector, boxes = (Detector(RectangleModel(masks, short=80)) for masks in (True, False))
+    packed = mask.encode(np.asfortranarray(np.random.default_rng(0).random((80, 80)) > 0.5, np.uint8))
+    good = {"size": [80, 80], "counts": packed["counts"].decode()}
+    for right in (good, {"size": [80, 80], "counts": [0, 6400]}):
+        path.write_text(json.dumps(_changed(content, ("annotations", 0, "segmentation"), right)))
+        read_annotations(root, path, NAMES).tally(detector, NAMES)
+    for wrong in (..., None, 5, [], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, None]], {}, {**good, "size": [80, 81]},
+                  {**good, "counts": good["counts"] + "o" * 20}, {**good, "counts": good["counts"][:-1]},
+                  {"size": [80, 80], "counts": [0, 6401]}, {"size": [80, 80], "counts": [-1, 6401]}):
+        path.write_text(json.dumps(_changed(content, ("annotations", 0, "segmentation"), wrong)))
+        with pytest.raises(FolderError, match=r"annotations\[0\]: segmentation"):
+            read_annotations(root, path, NAMES).tally(detector, NAMES)
+        read_annotations(root, path, NAMES).tally(boxes, NAMES)
+
+
 def test_command(weights, data, tmp_path, capsys):  # noqa: F811
     """Catches figures that the files and the lines do not have, and options of other tasks taken without a word."""
     root, path = data

@@ -127,8 +127,8 @@ def test_on_a_cluster(tmp_path):
 
 
 def test_which_label_belongs_to_which_picture(tmp_path):
-    """Catches labels that are taken for pictures, pictures without labels that go unsaid, and a label that two pictures
-    claim."""
+    """Catches labels that are taken for pictures, pictures without labels that go unsaid, a label that two pictures
+    claim, and files of cameras that shout overlooked."""
     rule = LabelRule(6)
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
@@ -142,6 +142,10 @@ def test_which_label_belongs_to_which_picture(tmp_path):
     label_png(tmp_path / "l" / "a.png", np.zeros((4, 4)))
     label_png(tmp_path / "l" / "x.png", np.zeros((4, 4)))
 
+    shouted = tmp_path / "shouted"
+    label_png(shouted / "A.PNG", np.zeros((4, 4)))
+    Image.new("RGB", (4, 4)).save(shouted / "A.JPG")
+    assert read_labelled_folder(shouted, shouted, rule).labels == ("A.PNG",)
     with pytest.raises(FolderError, match="may be the label of any of a.jpg, a.png"):
         (tmp_path / "two").mkdir()
         for name in ("a.jpg", "a.png"):

@@ -161,8 +161,9 @@ def test_an_average_of_parameters_alone(tmp_path):
 
 
 def test_averages_that_cannot_be_read_are_said(tmp_path):
-    """Catches raw weights taken in silence where an average is there, as a list without names or as an object."""
-    for ema in ({"shadow_params": [torch.ones(2)], "decay": 0.9}, nn.Linear(2, 2)):
+    """Catches raw weights taken in silence where an average is there, as a list without names, as an object, or in a
+    list of several."""
+    for ema in ({"shadow_params": [torch.ones(2)], "decay": 0.9}, nn.Linear(2, 2), [RAW, RAW]):
         found = read_checkpoint(saved(tmp_path, {"model": RAW, "ema": ema}))
         same(found.tensors, RAW)
         assert "moving average ema" in found.account and "cannot be read" in found.account

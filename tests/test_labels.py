@@ -41,8 +41,8 @@ def test_a_number_of_classes_names_nothing():
 
 
 def test_files_of_names(tmp_path):
-    """Catches a byte order mark or a blank line taken for a name, an object's order for that of its keys, and names
-    that a terminal would obey."""
+    """Catches a byte order mark or a blank line taken for a name, an object's order for that of its keys, names that
+    a terminal would obey, and a wrong number of names that nobody says where to mend."""
     path = tmp_path / "names"
     for text in ("a\nb c\n\n\u00e4\n", "\ufeffa\r\nb c\r\n\u00e4", '["a", "b c", "\u00e4"]',
                  '{"1": "b c", "0": "a", "2": "\u00e4"}'):
@@ -50,6 +50,10 @@ def test_files_of_names(tmp_path):
         assert read_class_names(path, 3) == read_class_names(str(path), 3) == ("a", "b c", "\u00e4")
     assert read_class_names("cifar10", 10) == CIFAR10 and read_class_names(["x"], 1) == ("x",)
     assert read_class_names("imagenet", 1000)[404] == "airliner"
+    from mmref.tasks.predictor import Predictor
+    path.write_text("a\nb")
+    with pytest.raises(ValueProblem, match="class_names of .*names must be 10, one per output, got 2"):
+        Predictor(class_names=path).load()
     for text, message in (("a\nb", "class_names of .*names must be 3, one per output, got 2"),
                           ("a\nb\x1b[2J\nc", "printable"),
                           ('["a", 3, "b"]', "list of text"), ('{"0": "a", "2": "b", "1x": "c"}', "'1' is missing"),

@@ -151,7 +151,8 @@ def test_transform_survives_metadata_and_pickle():
 
 @pytest.mark.parametrize("values", [
     {}, [], {"size": 0}, {"size": 10**9}, {"size": "192"}, {"size": 192.0}, {"size": True}, {"size": 192, "rotate": 90},
-    {"size": 192, "std": [1, 0, 1]}, {"size": 192, "mean": [1, 2]}, {"size": 192, "mean": [1, 2, float("nan")]},
+    {"size": 192, "std": [1, 0, 1]}, {"size": 192, "std": [1, 1e-45, 1]},
+    {"size": 192, "mean": [1, 1, -1e38]}, {"size": 192, "mean": [1, 2]}, {"size": 192, "mean": [1, 2, float("nan")]},
     {"size": 192, "crop_ratio": 0}, {"size": 192, "crop_ratio": 1.5}, {"size": 192, "shrink_to": -3},
     {"size": 192, "mean": ["a", "b", "c"]}])
 def test_transform_from_hostile_metadata(values):

@@ -314,11 +314,16 @@ def _swapped(top) -> bool:
 
 
 def _unreadable_averages(top, contents) -> Iterator[tuple[str, str]]:
+    lists = {}  # each looked through once, and kept, so that its id stays its own
     for path, value in _walk(top):
         if isinstance(value, Foreign) and says_average(path, _SURELY_AVERAGE):
             yield path, described(value)
-        elif isinstance(value, (list, tuple)) and contents(value).suspect and says_average(path):
-            yield path, "a list without names"
+        elif isinstance(value, (list, tuple)) and id(value) not in lists and says_average(path):
+            lists[id(value)] = value
+            if contents(value).suspect:
+                yield path, "a list without names"
+            elif any(contents(item).suspect for item in value):
+                yield path, "a list of several: save one of them as a dict"
 
 
 def _whole(value):

@@ -35,7 +35,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status (and never raises for what a user can cause)."""
-    from mmref.cli.output import prepare_streams
+    from mmref.cli.output import Nowhere, drop, prepare_streams
     from mmref.errors import MmrefError
     prepare_streams()
     argv = sys.argv[1:] if argv is None else argv
@@ -43,11 +43,13 @@ def main(argv: list[str] | None = None) -> int:
         args = _parser(argv).parse_args(argv)
         status = args.run(args)
         sys.stdout.flush()
+        if isinstance(sys.stdout, Nowhere) and sys.stdout.used:
+            return _fail("standard output is closed: what was to be printed is lost")
         return status or 0
     except MmrefError as error:
         return _fail(error)
     except BrokenPipeError:  # the reader went away (| head); Python would complain again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop(sys.stdout)
         return 0
     except OSError as error:
         name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""

@@ -43,7 +43,9 @@ def run(args) -> int:
             if not said and not answer.error:
                 note_limits(args, loaded.model)
                 said = True
-            if not args.json:
+            if args.json and answer.error:
+                say(f"mmref: error: {answer.error}", sys.stderr)
+            elif not args.json:
                 report(name, answer, verbose=len(pictures) == 1)
             bar.update()
     if args.json:

@@ -87,16 +87,15 @@ def run(args) -> int:
                 error = target and _write(target, answer, objects, args.masks)
             if error:
                 say(f"mmref: error: {error}", sys.stderr)
-            elif not args.json:
-                _report(name, answer, objects, target, args, verbose=len(pictures) == 1)
+            if objects is not None and not args.json:
+                _report(name, answer, objects, None if error else target, args, verbose=len(pictures) == 1)
             answers.append(_as_dict(name, answer, objects, target, args.masks, error))
             bar.update()
-    if args.coco:
-        from mmref.files import replacing
-        with replacing(args.coco) as temporary:
-            temporary.write_text(to_json(entries), encoding="utf-8")
+    failure = _write_results(args.coco, entries) if args.coco else None
     if args.json:
         print_json(answers)
+    if failure:  # what was to be printed is printed all the same
+        problems = [*problems, failure]
     for problem in problems:
         say(f"mmref: error: {problem}", sys.stderr)
     return 2 if problems or any(answer["error"] for answer in answers) else 0
@@ -154,10 +153,19 @@ def _coco_entries(number, objects, labels):
     return results_of(number, objects, category_ids(labels))
 
 
-def _write(target, answer, objects, masks) -> str | None:
-    """A picture's files, whole or not at all; or in words why not. Raises OSError for a disk that takes none."""
-    import errno
+def _write_results(path, entries) -> str | None:
+    """The file of results; or in words why there is none."""
+    from mmref.files import replacing
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(to_json(entries), encoding="utf-8")
+    except OSError as error:
+        return f"{path}: {error.strerror or error}"
+    return None
 
+
+def _write(target, answer, objects, masks) -> str | None:
+    """A picture's files, whole or not at all; or in words why not: a disk that is full leaves the other results."""
     import numpy as np
 
     from mmref.data.colours import class_colours
@@ -175,8 +183,6 @@ def _write(target, answer, objects, masks) -> str | None:
                     np.savez_compressed(file, probabilities=objects.probabilities, boxes=objects.boxes,
                                         scores=objects.scores, labels=objects.labels, size=objects.size)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
         return f"{os.fsdecode(error.filename or target.drawn)}: {error.strerror or error}"
     return None
 
@@ -204,13 +210,14 @@ def _counted(names):
 
 
 def _as_dict(name, answer, objects, target, masks, error):
-    if error:
+    """A picture's answer: without objects where it could not be read, without files where they could not be written."""
+    if objects is None:
         return {**name_fields("picture", name), "error": error, "notes": list(answer.notes)}
     height, width = objects.size
-    files = name_fields("drawn", target.drawn) if target else {}
-    if target and masks:
+    files = name_fields("drawn", target.drawn) if target and not error else {}
+    if files and masks:
         files |= name_fields("masks", target.masks)
-    return {**name_fields("picture", name), "error": None, "notes": list(answer.notes), "height": height,
+    return {**name_fields("picture", name), "error": error, "notes": list(answer.notes), "height": height,
             "width": width, **files,
             "objects": [{"class": int(label), "label": answer.class_names[label], "score": float(score),
                          "box": [float(side) for side in box]}

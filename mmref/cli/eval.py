@@ -73,12 +73,14 @@ def add_arguments(parser):
 
 def run(args) -> int:
     """0 if every picture got its answer, 2 if one (or a folder) could not be read; figures are there all the same."""
+    from mmref.arguments import check_integer
     from mmref.evaluate import evaluate, write_results
     from mmref.evaluate.folder import FolderError
     from mmref.progress import progress
     if args.results_file and (os.path.isdir(args.results_file) or not os.access(
             os.path.dirname(os.path.abspath(args.results_file)), os.W_OK)):
         raise FolderError(f"{args.results_file}: cannot be written there")  # now, not after hours
+    check_integer("--worst", args.worst, 0)
     task = import_module(f"mmref.cli.eval_{args.task}")
     task.complete(args)
     predictor, loaded, pictures = task.prepare(args)

@@ -14,7 +14,6 @@ class folders of every copy of the data set.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -98,15 +97,20 @@ def class_names(model) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in range(count))
 
 
+class Names(tuple):
+    """Names that know their `source`, a file or a word, for messages; None for a sequence's."""
+
+    source: str | None = None
+
+
 def read_class_names(source, count: int) -> tuple[str, ...]:
     """The names that `source` gives to `count` outputs; see `load_class_names`. Raises ValueProblem for another number
     of names, too."""
     count = check_integer("count", count, 0)
-    of = f" of {source}" if isinstance(source, (str, os.PathLike)) else ""
-    return check_class_names(f"class_names{of}", load_class_names(source), count)
+    return check_class_names("class_names", load_class_names(source), count)
 
 
-def load_class_names(source) -> tuple[str, ...]:
+def load_class_names(source) -> Names:
     """The names that `source` gives.
 
     source  "imagenet", "cifar10", "ade20k" or "coco"; a sequence of names; or a file: one name per line, or JSON, a
@@ -117,9 +121,9 @@ def load_class_names(source) -> tuple[str, ...]:
     """
     known = {"imagenet": imagenet_names, "cifar10": lambda: CIFAR10, "ade20k": ade20k_names, "coco": coco_names}
     if isinstance(source, str) and source in known:
-        return known[source]()
+        return _from(source, known[source]())
     if isinstance(source, (list, tuple)):
-        return check_class_names("class_names", source)
+        return _from(getattr(source, "source", None), check_class_names("class_names", source))
     path = check_path("class_names", source, f"{', '.join(known)}, a sequence of names or the path of a file of them")
     with open(path, "rb") as file:
         data = file.read(MAX_FILE + 1)
@@ -136,7 +140,13 @@ def load_class_names(source) -> tuple[str, ...]:
                            f"{error} is missing") from error
     except (ValueError, RecursionError) as error:
         raise ValueProblem(f"{path}: class names must be UTF-8 text, one per line, or JSON ({error})") from error
-    return check_class_names(f"{path}: class names", names)
+    return _from(str(path), check_class_names(f"{path}: class names", names))
+
+
+def _from(source, names):
+    names = Names(names)
+    names.source = source
+    return names
 
 
 def check_class_names(argument: str, names: Sequence, count: int | None = None) -> tuple[str, ...]:
@@ -144,7 +154,8 @@ def check_class_names(argument: str, names: Sequence, count: int | None = None) 
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ValueProblem(f"{argument} must be a list of text, got {shown(names)}")
     if count is not None and len(names) != count:
-        raise ValueProblem(f"{argument} must be {count}, one per output, got {len(names)}")
+        of = f" of {names.source}" if getattr(names, "source", None) else ""
+        raise ValueProblem(f"{argument}{of} must be {count}, one per output, got {len(names)}")
     for name in names:
         if not name or not name.isprintable() or len(name) > MAX_NAME:  # they are printed; terminals obey control codes
             raise ValueProblem(f"{argument} must be printable text of at most {MAX_NAME} characters, got {shown(name)}")

@@ -9,6 +9,7 @@ from mmref.errors import ValueProblem
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_GREY = ((0.449,), (0.226,))  # mean and std of networks with one input channel: the averages of the three
+_FARTHEST = 1e6  # of a mean and a std, and one over it, from 0: no picture needs more
 
 
 class Preparation:
@@ -25,11 +26,9 @@ class Preparation:
     def check_mean_and_std(self) -> None:
         """Make `mean` and `std` tuples of three numbers, or of one for grey. Raises ValueProblem."""
         grey = all(isinstance(values, (list, tuple)) and len(values) == 1 for values in (self.mean, self.std))
-        for name in ("mean", "std"):
-            numbers = check_numbers(f"transform: {name}", getattr(self, name), 1 if grey else 3)
+        for name, low in (("mean", -_FARTHEST), ("std", 1 / _FARTHEST)):  # the same numbers in float32
+            numbers = check_numbers(f"transform: {name}", getattr(self, name), 1 if grey else 3, low, _FARTHEST)
             object.__setattr__(self, name, numbers)
-        if min(self.std) <= 0:
-            raise ValueProblem(f"transform: std must be positive, got {self.std}")
 
     def to_dict(self) -> dict:
         """Plain values, as kept in a weights file's metadata; `from_dict` reads them back. What files did not have at

@@ -36,8 +36,8 @@ class EngineModel:
         """Take over a model as it is now: what is changed in it afterwards, layers or parameters, is not seen."""
         check_kind("model", model, Network, "a network, what mmref.create_model gives with backend='numpy'")
         for name, array in model.state_dict().items():
-            if array is None or array.dtype != np.float32:
-                got = "nothing" if array is None else array.dtype
+            if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+                got = "nothing" if array is None else getattr(array, "dtype", type(array).__name__)
                 raise ValueProblem(f"model must be float32 for backend {self.backend!r}, got {got} for {name}")
         self.config, self.transform, self.class_names = model.config, model.transform, model.class_names
         self.source, self.notes = model.source, model.notes

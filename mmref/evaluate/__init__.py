@@ -8,7 +8,7 @@ folder    which pictures there are and what is right     batch    the unit of wo
 tally     what was answered, and the figures              journal  the file that makes a run resumable
 run       who computes which batch: this process, others  cluster  the same with Dask
 labelled  pictures with label maps, for segmentation      overlap, pixel_tally  its figures
-annotated pictures with boxes, in COCO's format           box_tally  their figures, by pycocotools
+annotated pictures with boxes, coco_file  their file       box_tally  their figures, by pycocotools
 
 A batch is cut from the sorted list of pictures in the same places whoever computes it. Its answers are written down
 once, at their pictures' places; the figures are counted from there at the end.

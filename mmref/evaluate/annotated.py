@@ -10,12 +10,11 @@ from pathlib import Path
 
 from mmref.data.folders import pictures_below
 from mmref.data.labels import coco_ids, coco_names
-from mmref.errors import CheckpointError
 from mmref.evaluate.batch import Batch
 from mmref.evaluate.box_tally import BoxTally
+from mmref.evaluate.coco_file import CocoFile, read_coco
 from mmref.evaluate.folder import FolderError, evenly_spread
 from mmref.tasks.coco import results_of
-from mmref.weights.json_file import parse_json
 
 __all__ = ["AnnotatedSet", "read_annotations"]
 
@@ -44,16 +43,15 @@ class AnnotatedBatch(Batch):
 
 @dataclass(frozen=True)
 class AnnotatedSet:
-    """Pictures by their path below `root`, in the order of their numbers in the file `annotations`, whose `sha256`
-    stands for its content; `notes` and `problems` as in `mmref.evaluate.PictureSet`."""
+    """Pictures by their path below `root`, in the order of their numbers in `annotations`; `notes` and `problems` as in
+    `mmref.evaluate.PictureSet`."""
 
     root: Path
     paths: tuple[str, ...]
     images: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
     categories: tuple[int, ...]
-    annotations: Path
-    sha256: str
+    annotations: CocoFile
     notes: tuple[str, ...] = field(default=())
     problems: tuple[str, ...] = field(default=())
 
@@ -62,7 +60,7 @@ class AnnotatedSet:
 
     def digest(self) -> str:
         """sha256 of the list: two evaluations with the same digest are about the same files and annotations."""
-        digest = hashlib.sha256(f"{self.sha256}{self.categories}".encode())
+        digest = hashlib.sha256(f"{self.annotations.sha256}{self.categories}".encode())
         for path, image in zip(self.paths, self.images, strict=True):
             digest.update(os.fsencode(path) + f"\0{image}\n".encode())
         return digest.hexdigest()
@@ -82,8 +80,11 @@ class AnnotatedSet:
                               self.categories)
 
     def tally(self, detector, class_names) -> BoxTally:
-        """Where answers are entered."""
-        return BoxTally(self.annotations, self.images, self.categories, class_names, detector.load().model.config.masks)
+        """Where answers are entered. Raises FolderError for a detector of masks where annotations have none."""
+        masks = detector.load().model.config.masks
+        if masks:
+            self.annotations.check_masks()
+        return BoxTally(self.annotations, self.images, self.categories, class_names, masks)
 
 
 def read_annotations(root, annotations, class_names: Sequence[str]) -> AnnotatedSet:
@@ -92,24 +93,12 @@ def read_annotations(root, annotations, class_names: Sequence[str]) -> Annotated
 
     Raises FolderError where the file is something else, a class has no category, or no picture is there. Pictures of
     the file that are not there are problems: figures without them are of another data set. No picture is opened."""
-    root, annotations = Path(root), Path(annotations)
+    root = Path(root)
     if not root.is_dir():
         raise FolderError(f"{root}: not a folder")
-    data = annotations.read_bytes()
-    try:
-        content = parse_json(data, str(annotations))
-    except CheckpointError as error:
-        raise FolderError(str(error)) from error
-    images, categories = (_entries(content, name, annotations) for name in ("images", "categories"))
-    try:
-        listed = sorted((int(one["id"]), str(one["file_name"]), (int(one["height"]), int(one["width"])))
-                        for one in images)
-        named = {str(one["name"]): int(one["id"]) for one in categories}
-    except (KeyError, TypeError, ValueError) as error:
-        raise FolderError(f"{annotations}: images must have id, file_name, height and width, categories id and name: "
-                          f"{type(error).__name__} {error}") from error
-    if len({image for image, *_ in listed}) < len(listed):
-        raise FolderError(f"{annotations}: two images have the same id")
+    content = read_coco(annotations := Path(annotations))
+    listed = sorted((image, *entry) for image, entry in content.images.items())
+    named = content.categories
     ids = _categories(named, tuple(class_names), annotations)
     there = pictures_below(root)
     problems, pictures = there.problems, frozenset(there.pictures)
@@ -131,16 +120,8 @@ def read_annotations(root, annotations, class_names: Sequence[str]) -> Annotated
     if missing:
         problems = [*problems, f"{root}: {len(missing)} pictures of {annotations} are not there, first: {missing[0]}"]
     paths, numbers, sizes = zip(*found, strict=True)
-    return AnnotatedSet(root, paths, numbers, sizes, ids, annotations, hashlib.sha256(data).hexdigest(),
+    return AnnotatedSet(root, paths, numbers, sizes, ids, content,
                         (f"annotations: {len(named)} categories of {annotations.name}",), tuple(problems))
-
-
-def _entries(content, name, path):
-    entries = content.get(name) if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries or not isinstance(content.get("annotations"), list):
-        raise FolderError(f"{path}: no annotations in COCO's format: it must be an object with the lists images, "
-                          f"annotations and categories")
-    return entries
 
 
 def _categories(named, class_names, path):

@@ -15,7 +15,7 @@ __all__ = ["BoxTally"]
 class BoxTally(Progress):
     """Entries in COCO's format of results, at their pictures' places; a batch that comes twice changes nothing.
 
-    annotations  the file   images, categories  the numbers there of the pictures and of the classes
+    annotations  a CocoFile   images, categories  the numbers there of the pictures and of the classes
     masks        whether masks are compared, too
 
     Raises MissingBackend without pycocotools."""
@@ -69,7 +69,9 @@ class BoxTally(Progress):
         import numpy as np
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
-        truth = COCO(str(self.annotations))
+        truth = COCO()
+        truth.dataset = self.annotations.as_pycocotools_reads()
+        truth.createIndex()
         entries = [entry for place in sorted(self.entries) for entry in self.entries[place]]
         evaluated = sorted(self.images[place] for place in self.entries)
         if not entries:                                          # which pycocotools cannot load

@@ -34,6 +34,8 @@ class Journal:
         self.path, self.subject, self.replay = Path(path), subject, replay
 
     def __enter__(self) -> Journal:
+        if self.path.exists() and not self.path.is_file():
+            raise JournalError(f"{self.path}: a journal must be a regular file, got something else")
         self._file, self._synced = open(self.path, "a+b"), float("-inf")
         try:
             self._lock()

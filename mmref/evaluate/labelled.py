@@ -136,7 +136,7 @@ class LabelledSet:
 
 def read_labelled_folder(root, labels, rule: LabelRule) -> LabelledSet:
     """Find the pictures below `root` and the label map of each below the folder `labels`: of the same path, with .png
-    after the picture's name or in place of its extension. Both may be the same folder, or one in the other.
+    (or .PNG) after the picture's name or in place of its extension. Both may be the same folder, or one in the other.
 
     Raises FolderError where a folder is missing, a label may be of two pictures, or no picture has one. Pictures
     without labels are left out, and the notes say so. No picture is opened."""
@@ -177,4 +177,4 @@ def read_labelled_folder(root, labels, rule: LabelRule) -> LabelledSet:
 
 
 def _label_names(path):
-    return f"{path}.png", f"{os.path.splitext(path)[0]}.png"
+    return tuple(stem + end for stem in (path, os.path.splitext(path)[0]) for end in (".png", ".PNG"))

@@ -20,7 +20,7 @@ from functools import partial
 
 import numpy as np
 
-from mmref.arguments import Shaped
+from mmref.arguments import Shaped, check_ndarray
 from mmref.errors import NotTraceable, ShapeError
 from mmref.graph.fused import FUSED
 from mmref.graph.graph import Constant, Graph, Node
@@ -64,6 +64,7 @@ class Constants:
             array = getattr(layer, attribute)
             if array is None:  # a bias that somebody took away; a text that needs it says so
                 continue
+            check_ndarray(name, array)
             self.names[id(array)] = self.places[_place(array)] = name
             self.arrays[name] = array  # kept, so that its id and its place stay its own
 

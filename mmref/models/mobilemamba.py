@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 
-from mmref.arguments import check_flag, check_kind
+from mmref.arguments import check_array, check_flag, check_kind
 from mmref.models.mrffi import MRFFI, nearest_multiple
 from mmref.models.network import Network, check_features
 from mmref.models.variants import Variant
@@ -135,6 +135,8 @@ class Head(Layer):
             return super().fold_batchnorm()
         folded = copy.copy(self.l)
         if self.l.weight is not None:
+            check_array(f"{self.l.name}.weight", self.l.weight, "classes channels")
+            self.bn.check_parameters(self.l.weight.shape[1], self.l.weight.dtype)
             scale, shift = self.bn.scale_and_shift()
             folded.weight = (self.l.weight * scale).astype(self.l.weight.dtype)
             folded.bias = (self.l.bias + self.l.weight @ shift).astype(self.l.weight.dtype)

@@ -88,7 +88,8 @@ class Network(Layer):
 
     @property
     def dtype(self) -> np.dtype:
-        """float32, or float64 after `astype`. ValueProblem where parameters are not loaded yet."""
+        """float32, or float64 after `astype`. ValueProblem where parameters are not loaded yet, ShapeError where one is
+        no array."""
         for name, layer, attribute in self.named_parameters():
             return _parameter(name, layer, attribute).dtype
         return np.dtype(np.float32)
@@ -126,10 +127,11 @@ class Network(Layer):
 
 
 def _parameter(name, layer, attribute):
-    """The array of a parameter, which may not be loaded yet: then ValueProblem."""
+    """The array of a parameter, which may not be loaded yet: then ValueProblem; ShapeError for what is no array."""
     array = getattr(layer, attribute)
     if array is None:
         raise ValueProblem(f"model must have parameters, got none for {name}: mmref.create_model gives it some")
+    check_ndarray(name, array)
     return array
 
 

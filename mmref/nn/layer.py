@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from mmref.arguments import check_callable
+from mmref.arguments import check_array, check_callable, check_vector
 from mmref.nn import functional as F
 from mmref.nn.operation import Symbol
 
@@ -178,6 +178,8 @@ class Conv2d(Layer):
         folded.shapes = {"weight": self.shapes["weight"], "bias": bn.shapes["bias"]}
         folded.stands_for = bn.name  # whose output this now computes
         if self.weight is not None:
+            check_array(f"{self.name}.weight", self.weight, "out_channels in_channels/groups k_h k_w")
+            bn.check_parameters(len(self.weight), self.weight.dtype)
             scale, shift = bn.scale_and_shift()
             folded.weight = (self.weight * scale[:, None, None, None]).astype(self.weight.dtype)
             folded.bias = (shift if self.bias is None else shift + self.bias * scale).astype(self.weight.dtype)
@@ -195,6 +197,12 @@ class BatchNorm(Layer):
 
     def forward(self, x):
         return F.batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps)
+
+    def check_parameters(self, dim: int, dtype) -> None:
+        """Raise ShapeError unless the parameters, which anybody may have replaced, are (dim,) of `dtype`: folding would
+        broadcast others."""
+        for parameter in self.shapes:
+            check_vector(f"{self.name}.{parameter}", getattr(self, parameter), dim, dtype)
 
     def scale_and_shift(self):
         """float64 (dim,) pair with bn(x) = scale * x + shift."""
