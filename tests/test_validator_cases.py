@@ -11,12 +11,13 @@ import pytest
 import mmref
 from mmref.cli import main
 from mmref.errors import ValueProblem
-from mmref.nn.layer import BatchNorm
+from mmref.nn.layer import BatchNorm, Conv2d
 from mmref.validate.compare import compare
 from mmref.validate.exercise import not_exercised, thorough_input
 from mmref.validate.inputs import of_input
 from mmref.validate.matching import match
 from mmref.validate.names import paired, plain
+from mmref.validate.roundings import bfloat16 as rounded_to_bfloat16
 from mmref.validate.trace import Trace, trace_model
 from mmref.validate.trace_file import TraceError, read_trace, write_trace
 
@@ -201,6 +202,56 @@ def test_wrong_weights_are_recovered(model, reference, change, key, word):
     result = compare(reference, Trace(changed(model, reference, change)), model=model)
     assert result.diagnoses and result.diagnoses[0].key == key, (result.first, result.diagnoses, result.note)
     assert word in result.diagnoses[0].text
+
+
+def everywhere(kind, change):
+    def planted(m):
+        for _, found in m.walk():
+            if isinstance(found, kind):
+                change(found)
+    return planted
+
+
+def blocks_of(records):
+    return {name: a for name, a in records.items() if name in ("input", "output") or name.count(".") <= 1}
+
+
+def with_eps(eps):
+    def change(norm):
+        norm.eps = eps
+    return change
+
+
+@pytest.mark.parametrize("path", ["patch_embed.2.bn", "head.bn"])
+def test_an_eps_of_any_size_is_named(model, reference, path):
+    """Catches an eps that nobody listed called other weights, or unknown."""
+    result = compare(reference, Trace(changed(model, reference, lambda m: with_eps(3e-4)(layer(m, path)))), model=model)
+    assert [(one.key, one.layer) for one in result.diagnoses] == [("bn-eps", path)], (result.diagnoses, result.note)
+    assert "eps is 0.0003" in result.diagnoses[0].text
+
+
+def test_a_mistake_as_small_as_rounding_is_still_one():
+    """Catches a mistake everywhere that is taken for products in fewer bits, since it is no larger."""
+    other = mmref.create_model("mobilemamba_nano", seed=0, dtype=np.float64)
+    for _, norm in other.walk():
+        if isinstance(norm, BatchNorm):
+            norm.running_var = np.random.default_rng(1).uniform(0.5, 2, len(norm.running_var))
+    reference = trace_model(other, np.random.default_rng(3).standard_normal((1, 3, 65, 49)).astype(np.float32))
+    records = changed(other, reference, everywhere(BatchNorm, with_eps(1e-3)))
+    result = compare(reference, Trace(blocks_of(records)), model=other)
+    assert not result.same and result.diagnoses[0].key == "bn-eps", (result.precision, result.note)
+
+
+def in_bfloat16(conv):
+    conv.weight = np.asarray(rounded_to_bfloat16(conv.weight), np.float64)
+
+
+def test_weights_rounded_everywhere_are_named_and_not_accused(model, reference):
+    """Catches rounded weights of which no more is said than that products are in fewer bits, or called a mistake."""
+    records = blocks_of(changed(model, reference, everywhere(Conv2d, in_bfloat16)))
+    result = compare(reference, Trace(records), model=model)
+    assert result.same and "rounded to bfloat16" in result.note, (result.first, result.precision, result.note)
+
 
 
 def test_the_inside_of_the_scan_is_replayed(model, reference):

@@ -24,7 +24,7 @@ from mmref.models.network import check_numpy_model
 from mmref.validate.exercise import declared, not_exercised
 from mmref.validate.layouts import arranged
 from mmref.validate.matching import Matched, match
-from mmref.validate.precisions import FLIPS, HALVED, model_of, references
+from mmref.validate.precisions import FLIPS, HALVED, PRODUCTS, model_of, references
 from mmref.validate.recordings import overwritten
 from mmref.validate.replay import Indexed
 from mmref.validate.statistics import not_finite, statistics
@@ -32,6 +32,8 @@ from mmref.validate.trace import Trace, is_parameter, largest, rms
 
 LIMIT = 24.0  # units
 SURE = 6.0     # units within which a right record nearly always lies: a faint fault may stay within LIMIT
+FEWER_BITS = ("reduced-precision", "weights-rounded")  # mistakes that a faithful copy in fewer bits may have
+FEW = 30       # runs of the whole network that a mistake as small as products in fewer bits is worth
 FADING = 0.05  # what a record that was not found counts against one that agrees behind it
 
 
@@ -109,7 +111,7 @@ def compare(reference: Trace, candidate: Trace, mapping=None, model=None, precis
     diagnose = check_flag("diagnose", diagnose)
     tolerance = checked_tolerance(tolerance)
     graph = _graph(model, reference)
-    best, aliases = None, reference.manifest.get("aliases")
+    best, sharp, aliases = None, None, reference.manifest.get("aliases")
 
     def exact():  # rounded weights, or products, leave no layer as it was
         return best is not None and any(row.verdict == "same" and row.name != "input" for row in best[-1].rows)
@@ -119,6 +121,8 @@ def compare(reference: Trace, candidate: Trace, mapping=None, model=None, precis
             r[name], array, *a[name]), mapping, aliases)
         rows = _rows(matched, records, candidate, units, allowed)
         found = _verdict(rows, matched, records, candidate, graph, model_of(label, model), allowed)
+        if label == "float32":
+            sharp = label, records, units, found
         score = found.first is None, found.first is None or _place(records, found.first), sum(
             row.verdict == "same" for row in rows)
         if best is None or score > best[0]:
@@ -126,6 +130,11 @@ def compare(reference: Trace, candidate: Trace, mapping=None, model=None, precis
         if found.first is None and found.output != "not compared" or mapping is not None and found.first is None:
             break
     _, label, records, units, result = best
+    told = None
+    if result.same and label in PRODUCTS and diagnose and sharp:  # a mistake everywhere may be as small as rounding
+        told, stored = in_full(model_of("float32", model), *sharp[1:], candidate)
+        label, records, units, result = sharp if told else (label, records, units, result)
+        result.note = stored
     result.precision = label
     used = {row.candidate for row in result.rows}
     result.unmatched_candidate = [name for name in candidate.records if name not in used]
@@ -144,9 +153,20 @@ def compare(reference: Trace, candidate: Trace, mapping=None, model=None, precis
         )
     if not result.same and diagnose:
         from mmref.validate.diagnose import diagnose as find
-        result.diagnoses, result.causes, note = find(model_of(label, model), records, candidate, result, units)
+        result.diagnoses, result.causes, note = told or find(
+            model_of(label, model), records, candidate, result, units)
         result.note = "; ".join(filter(None, (result.note, note)))
     return result
+
+
+def in_full(model, records, units, found, candidate):
+    """(what `diagnose` says of a candidate's differences in float32 where that accounts for all of them, else None;
+    a note where they come from how its weights are stored, which accuses nobody)."""
+    from mmref.validate.diagnose import accounts_for, diagnose
+    told = diagnose(model, records, candidate, found, units, FEW)
+    key, share, text = accounts_for(*told[:2])
+    stored = f"computed in float32: {text}" if key == "weights-rounded" and share > 0.5 else ""
+    return (told if key and key not in FEWER_BITS and share == 1 else None), stored
 
 
 def checked_tolerance(tolerance) -> dict[str, float]:

@@ -19,14 +19,16 @@ from mmref.validate.inputs import of_input
 from mmref.validate.layouts import arranged
 from mmref.validate.patterns import patterns
 from mmref.validate.replay import Replay
-from mmref.validate.search import CLOSER, LIMIT, Search
+from mmref.validate.search import CLOSER, LIMIT, SHOWN, WEAKER, WORK, Search
 from mmref.validate.statistics import said
 from mmref.validate.trace import largest
 
 
-def diagnose(model, reference, candidate, comparison, noise) -> tuple[list[Diagnosis], list[str], str]:
+def diagnose(model, reference, candidate, comparison, noise,
+             work: int = WORK) -> tuple[list[Diagnosis], list[str], str]:
     """(diagnoses, best first; the records that do not follow from the candidate's own; a note). `reference` records
-    by name, `candidate` a Trace, `comparison` what is known so far, `noise` {name: unit}."""
+    by name, `candidate` a Trace, `comparison` what is known so far, `noise` {name: unit}; `work`: what the search may
+    cost, in runs of the whole network."""
     rows = {row.name: row for row in comparison.rows}
     values = {name: arranged(reference[name], candidate.records[row.candidate])[0] for name, row in rows.items()
               if row.verdict != "RECORDING"}
@@ -39,12 +41,12 @@ def diagnose(model, reference, candidate, comparison, noise) -> tuple[list[Diagn
         return found, [], _why_not(rows.get(comparison.first)) or note
     if "input" not in reference:
         return [], [], "the reference trace lacks its input, so no mistake can be tried"
-    search, note = _search(model, reference, values, noise)
+    search, note = _search(model, reference, values, noise, work)
     if search is None:
         return _patterns(comparison.first, reference, values, noise), [], note
     found, causes = search.run()
     if not found and not model.folded:  # whoever folded batch norms may have made the mistake in the folded layers
-        folded, _ = _search(model.fold_batchnorm(), reference, values, noise)
+        folded, _ = _search(model.fold_batchnorm(), reference, values, noise, work)
         found = folded.run()[0] if folded is not None else []
     notes = [_why_not(rows.get(comparison.first))]
     if not found and not notes[0]:
@@ -52,6 +54,19 @@ def diagnose(model, reference, candidate, comparison, noise) -> tuple[list[Diagn
         if "input" not in values:
             notes.append("the candidate's `input` was not recorded: perhaps it was prepared otherwise")
     return found, causes, "; ".join(filter(None, notes))
+
+
+def accounts_for(found: list[Diagnosis], causes: list[str]) -> tuple[str, float, str]:
+    """(key, share of the causes, text) of the mistake that explains most of them; other weights count for all where
+    every cause that was looked into has them."""
+    weights = [one for one in found if one.key == "weights"]
+    if len({one.layer for one in weights}) >= SHOWN:
+        return "weights", 1.0, weights[0].text
+    planted = [one for one in found if one.key not in WEAKER]
+    if not planted or not causes:
+        return "", 0.0, ""
+    best = max(planted, key=lambda one: one.explains)
+    return best.key, min(1.0, best.explains / len(causes)), best.text
 
 
 def _inputs(candidate, rows):
@@ -83,10 +98,10 @@ def _why_not(row):
     return ""
 
 
-def _search(model, reference, values, noise):
+def _search(model, reference, values, noise, work=WORK):
     own = {"input": reference["input"], **{name: array for name, array in values.items() if array is not None}}
     try:
-        return Search(Replay(model.astype(np.float64), own, reference["input"].shape), reference, noise), ""
+        return Search(Replay(model.astype(np.float64), own, reference["input"].shape), reference, noise, work), ""
     except MmrefError as error:
         return None, f"no mistakes tried: the network's text gives no graph ({error})"
 

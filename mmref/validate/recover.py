@@ -74,6 +74,30 @@ def _norm(kind, x, got, ours, fits):
     return (kind, ours, np.stack([slope.reshape(-1), offset.reshape(-1)])) if fits(x * slope + offset) else None
 
 
+def recovered_eps(node, values, got, fits) -> float | None:
+    """The eps with which a batch norm of the reference's parameters makes `got`; None where there is none: it is solved
+    for in every channel, and one for all must reproduce the record."""
+    parameters = [node.operands.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    if node.name != "batch_norm" or not all(isinstance(one, Constant) for one in parameters):
+        return None
+    x, bn = values[node.operands["x"]], dict(zip(("weight", "bias", "running_mean", "running_var"), (
+        one.value().astype(np.float64) for one in parameters), strict=True))
+    if x.shape != got.shape:
+        return None
+    along = (1, -1) + (1,) * (x.ndim - 2)
+    centred = x - bn["running_mean"].reshape(along)
+    axes = (0, *range(2, x.ndim))
+    slope = (centred * (got - bn["bias"].reshape(along))).sum(axes) / np.maximum((centred ** 2).sum(axes), 1e-300)
+    with np.errstate(all="ignore"):
+        each = (bn["weight"] / slope) ** 2 - bn["running_var"]
+        # large variances hide eps: channels count by how well they show it
+        weight = np.where(np.isfinite(each), 1 / np.maximum(bn["running_var"], 1e-12) ** 2, 0)
+        eps = float((np.where(weight > 0, each, 0) * weight).sum() / weight.sum()) if weight.any() else -1.0
+    if not 0 <= eps < np.inf or not fits(F.batch_norm(x, *bn.values(), eps)):
+        return None
+    return eps
+
+
 def _columns(product, x, weight):
     """(groups, pixels, unknowns): what every output value is a weighted sum of; None where that is not determined."""
     if product.name == "linear":

@@ -15,7 +15,7 @@ from mmref.validate import layer_faults, map_faults, scan_faults, sum_faults  # 
 from mmref.validate.faults import FAULTS, Fault
 from mmref.validate.findings import Diagnosis
 from mmref.validate.patterns import patterns
-from mmref.validate.recover import described, recovered
+from mmref.validate.recover import described, recovered, recovered_eps
 from mmref.validate.replay import Replay
 from mmref.validate.trace import largest
 
@@ -31,7 +31,7 @@ WEAKER = ("wiring", "permuted", "weights", "zero")
 class Search:
     """The search for causes on one replay."""
 
-    def __init__(self, replay: Replay, reference, noise):
+    def __init__(self, replay: Replay, reference, noise, work=WORK):
         self.replay, self.reference = replay, reference
         name_of = {}
         for name, node in replay.names.items():
@@ -51,7 +51,7 @@ class Search:
                 scale = max(1.0, largest(finite) / ours) if ours and finite.size else 1.0
                 self.units[node] = max(noise.get(name_of[node], 0.0), 1e-300) * scale
         self.misfits = [node for node in replay.expected if node in self.units and not self._follows(node)]
-        self.spent, self.budget = 0, WORK * sum(int(np.prod(node.shape)) for node in replay)
+        self.spent, self.budget = 0, work * sum(int(np.prod(node.shape)) for node in replay)
 
     def _follows(self, node):
         expected, got = self.replay.expected[node], self.replay.own[node]
@@ -221,6 +221,11 @@ class Search:
         got = self.replay.own[node]
         values = _Known(self.replay)
         try:
+            eps = recovered_eps(node, values, got, lambda array: self._left(node, array) is not None)
+            if eps is not None:
+                yield Diagnosis("bn-eps", f"batch norm's eps is {eps:.2g} instead of the reference's",
+                                self.name_of[node], 0.0)
+                return
             weights = recovered(node, values, got, lambda array: self._left(node, array) is not None)
         except MmrefError:
             return
