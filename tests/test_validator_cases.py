@@ -412,11 +412,18 @@ def test_any_two_recordings_compare(reference):
 # --------------------------------------------------------------------------------------------------- command line
 
 def test_other_files_are_named(tmp_path, capsys):
-    """Catches a safetensors error about an .npy, a torch.save or an empty file."""
+    """Catches a safetensors error about an .npy, a torch.save, an empty file, a text, a picture or half a trace."""
+    (tmp_path / "text.txt").write_text("layer,value\n1,2\n" * 9)
+    (tmp_path / "short.txt").write_text("a")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99))
+    write_trace(tmp_path / "whole.safetensors", Trace({"input": np.ones((1, 3, 2, 2), np.float32)}))
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:20])
     np.save(tmp_path / "a.npy", np.ones(3))
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "pickle.pkl").write_bytes(b"\x80\x04K\x01.")
-    words = {"a.npy": "one .npy array", "empty": "an empty file", "pickle.pkl": "a pickle"}
+    words = {"a.npy": "one .npy array", "empty": "an empty file", "pickle.pkl": "a pickle",
+             "text.txt": "another kind of file, which begins with b'layer,val'", "picture.png": "begins with .*PNG",
+             "short.txt": "cut off", "half.safetensors": "cut off"}
     torch = pytest.importorskip("torch")
     torch.save({"a": torch.ones(3)}, tmp_path / "t.pt")
     for name, word in {**words, "t.pt": "torch.save"}.items():

@@ -83,7 +83,7 @@ def read_trace(path) -> Trace:
 def _other_kind(path) -> str:
     """What a file is that is no trace, and what to do with it; "" for one that may be."""
     with open(path, "rb") as stream:
-        head = stream.read(8)
+        head = stream.read(9)
     if not head:
         return "an empty file"
     if head.startswith(b"\x93NUMPY"):
@@ -96,6 +96,11 @@ def _other_kind(path) -> str:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("data.pkl") for name in archive.namelist()):
                 return "what torch.save wrote, which is a pickle: save {name: tensor.numpy()} with np.savez"
+        return ""
+    if len(head) == 9 and not head.endswith(b"{"):  # a safetensors has the length of its header, eight bytes, and JSON
+        return f"another kind of file, which begins with {head}: save arrays with np.savez"
+    if len(head) < 9 or int.from_bytes(head[:8], "little") > path.stat().st_size - 8:
+        return "a .safetensors that is cut off, or another kind of file: make it again"
     return ""
 
 
