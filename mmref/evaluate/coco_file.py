@@ -65,7 +65,7 @@ def read_coco(path) -> CocoFile:
                                                 for name in ("images", "annotations", "categories")):
         raise FolderError(f"{path}: no annotations in COCO's format: it must be an object with the lists images, "
                           f"annotations and categories")
-    images, categories, annotations = {}, {}, []
+    images, categories, annotations, known = {}, {}, [], set()
     for entry in _entries(path, content, "images"):
         number = entry.whole("id")
         size = entry.whole("height", 1), entry.whole("width", 1)
@@ -74,10 +74,10 @@ def read_coco(path) -> CocoFile:
         images[number] = entry.text("file_name"), size
     for entry in _entries(path, content, "categories"):
         number, name = entry.whole("id"), entry.text("name")
-        if name in categories or number in categories.values():
+        if name in categories or number in known:
             raise entry.wrong("name" if name in categories else "id", "another one: two categories have the same")
         categories[name] = number
-    known = set(categories.values())
+        known.add(number)
     for i, entry in enumerate(_entries(path, content, "annotations")):
         if entry.whole("image_id") not in images:
             raise entry.wrong("image_id", "the id of one of its images")

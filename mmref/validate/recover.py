@@ -80,20 +80,20 @@ def recovered_eps(node, values, got, fits) -> float | None:
     parameters = [node.operands.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     if node.name != "batch_norm" or not all(isinstance(one, Constant) for one in parameters):
         return None
-    x, bn = values[node.operands["x"]], dict(zip(("weight", "bias", "running_mean", "running_var"), (
-        one.value().astype(np.float64) for one in parameters), strict=True))
+    x = values[node.operands["x"]]
+    weight, bias, mean, var = (one.value().astype(np.float64) for one in parameters)
     if x.shape != got.shape:
         return None
     along = (1, -1) + (1,) * (x.ndim - 2)
-    centred = x - bn["running_mean"].reshape(along)
+    centred = x - mean.reshape(along)
     axes = (0, *range(2, x.ndim))
-    slope = (centred * (got - bn["bias"].reshape(along))).sum(axes) / np.maximum((centred ** 2).sum(axes), 1e-300)
+    slope = (centred * (got - bias.reshape(along))).sum(axes) / np.maximum((centred ** 2).sum(axes), 1e-300)
     with np.errstate(all="ignore"):
-        each = (bn["weight"] / slope) ** 2 - bn["running_var"]
+        each = (weight / slope) ** 2 - var
         # large variances hide eps: channels count by how well they show it
-        weight = np.where(np.isfinite(each), 1 / np.maximum(bn["running_var"], 1e-12) ** 2, 0)
-        eps = float((np.where(weight > 0, each, 0) * weight).sum() / weight.sum()) if weight.any() else -1.0
-    if not 0 <= eps < np.inf or not fits(F.batch_norm(x, *bn.values(), eps)):
+        share = np.where(np.isfinite(each), 1 / np.maximum(var, 1e-12) ** 2, 0)
+        eps = float((np.where(share > 0, each, 0) * share).sum() / share.sum()) if share.any() else -1.0
+    if not 0 <= eps < np.inf or not fits(F.batch_norm(x, weight, bias, mean, var, eps)):
         return None
     return eps
 

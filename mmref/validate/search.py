@@ -220,13 +220,16 @@ class Search:
     def _recovered(self, node):
         got = self.replay.own[node]
         values = _Known(self.replay)
+
+        def fits(array):
+            return self._left(node, array) is not None
         try:
-            eps = recovered_eps(node, values, got, lambda array: self._left(node, array) is not None)
+            eps = recovered_eps(node, values, got, fits)
             if eps is not None:
                 yield Diagnosis("bn-eps", f"batch norm's eps is {eps:.2g} instead of the reference's",
                                 self.name_of[node], 0.0)
                 return
-            weights = recovered(node, values, got, lambda array: self._left(node, array) is not None)
+            weights = recovered(node, values, got, fits)
         except MmrefError:
             return
         if weights:
